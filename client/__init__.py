@@ -1,0 +1,1 @@
+"""Runs at a site: the only place where real rows are opened."""

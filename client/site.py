@@ -1,0 +1,180 @@
+"""One site: a request comes in, is checked, charged, answered and sealed. The same object in simulation and live.
+
+Order for everything that reads rows: policy -> ledger (on disk) -> noise -> sealed reply (on disk) -> answer. A request
+that was answered before gets the same bytes again and spends nothing; one that was charged and never sealed is lost and
+is not computed a second time.
+"""
+
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from client.policy import SitePolicy, SiteSettings, load_site_settings
+from client.records import read_table
+from client.trainer import train_on_request
+from client.vault import Vault
+from common.data.encoding import make_grids
+from common.errors import ExitCode, LedgerError, PolicyError, PrivShareError
+from common.privacy.events import GaussianEvent
+from common.privacy.ledger import Ledger
+from common.privacy.noise import GaussianNoise, NoiseSource
+from common.study import load_study
+from common.wire.messages import Reply, Request, refusal
+from common.wire.packing import unpack_bins
+
+_LOG = logging.getLogger(__name__)
+_KEY_BYTES = 32
+
+
+class Site:
+    """A site that answers requests about its own rows.
+
+    Guarantees: nothing that depends on a row leaves but what the vault released; a refusal carries the name of a rule,
+    and the reason stays in this site's log.
+    """
+
+    def __init__(self, settings: SiteSettings, *, noise: NoiseSource, device: torch.device) -> None:
+        """Open a site. The table is read on the first request that needs it.
+
+        Raises:
+            StudyError, PolicyError, LedgerError: the site cannot start.
+        """
+        self._settings = settings
+        self._study = load_study(settings.study)
+        self._policy = SitePolicy(settings, self._study)
+        self._grids = make_grids(self._study.features)
+        self._ledger = Ledger(
+            settings.ledger, site=settings.site, study=self._study.digest(), squared_mu=self._policy.squared_mu
+        )
+        self._noise = noise
+        self._device = device
+
+    @cached_property
+    def _vault(self) -> Vault:
+        table = read_table(self._settings.table, self._study)
+        secret = _site_key(self._settings.state)
+        return Vault(table, self._study, self._grids, secret=secret, ledger=self._ledger, noise=self._noise)
+
+    def handle(self, body: bytes) -> bytes:
+        """The reply to one request; never raises on what a coordinator may send or on what the table may hold."""
+        name = self._settings.site
+        try:
+            request = Request.decode(body)
+            self._policy.check(request)
+            answer: dict[str, Callable[[Request, str], bytes]] = {
+                "describe": self._describe,
+                "one_way": self._measure_one_way,
+                "pairs": self._measure_pairs,
+                "monitor": self._measure_scores,
+                "train": self._train,
+            }
+            return answer[request.kind](request, hashlib.sha256(body).hexdigest())
+        except PrivShareError as error:
+            _LOG.warning("site=%s event=refused rule=%s reason=%s", name, error.code.name, error)
+            return refusal(name, error.code)
+        except Exception as error:  # noqa: BLE001 (whatever went wrong, its text must not travel)
+            _LOG.warning("site=%s event=failed error=%s", name, type(error).__name__)
+            return refusal(name, ExitCode.INTERNAL)
+
+    def _describe(self, request: Request, digest: str) -> bytes:
+        del request, digest
+        facts = {"squared_mu": self._policy.squared_mu, "ledger_head": self._ledger.head()}
+        return Reply(self._settings.site, facts).encode()
+
+    def _measure_one_way(self, request: Request, digest: str) -> bytes:
+        spend = self._policy.spend_of(request)
+        return self._sealed(
+            request, digest, lambda: self._vault.one_way(spend=spend, request=request.identity, digest=digest)
+        )
+
+    def _measure_pairs(self, request: Request, digest: str) -> bytes:
+        spend, bins = self._policy.spend_of(request), self._bins(request)
+        return self._sealed(
+            request, digest, lambda: self._vault.pairs(bins, spend=spend, request=request.identity, digest=digest)
+        )
+
+    def _measure_scores(self, request: Request, digest: str) -> bytes:
+        spend, bins = self._policy.spend_of(request), self._bins(request)
+        weights = self._policy.check_weights(request, bins)
+        return self._sealed(
+            request,
+            digest,
+            lambda: self._vault.scores(bins, weights, spend=spend, request=request.identity, digest=digest),
+        )
+
+    def _train(self, request: Request, digest: str) -> bytes:
+        del digest
+        self._policy.check_training(request)
+        sizes = tuple(int(bin_of.max()) + 1 for bin_of in self._bins(request))
+        trained = train_on_request(request, self._study, sizes=sizes, device=self._device)
+        return Reply(self._settings.site, arrays=trained).encode()
+
+    def _bins(self, request: Request) -> list[np.ndarray]:
+        try:
+            bins = unpack_bins(request.arrays, len(self._grids))
+        except ValueError:
+            raise PolicyError("request.bins: expected one map a column") from None
+        return [self._policy.check_bins(bin_of, grid.n_cells) for bin_of, grid in zip(bins, self._grids, strict=True)]
+
+    def _sealed(
+        self, request: Request, digest: str, release: Callable[[], tuple[np.ndarray, GaussianEvent]]
+    ) -> bytes:
+        """The reply that was sealed for this request, or a new one, sealed before it is returned."""
+        path = self._settings.state / "replies" / hashlib.sha256(request.identity.encode()).hexdigest()
+        for charge in self._ledger.charges():
+            if charge.request == request.identity:
+                if charge.request_digest != digest:
+                    raise PolicyError("request: another request was answered under this name")
+                if not path.exists():
+                    raise LedgerError("request: was charged, and its reply was lost in a crash")
+                return path.read_bytes()
+        noised, event = release()
+        facts = {"event": event.as_dict(), "ledger_head": self._ledger.head()}
+        body = Reply(self._settings.site, facts, {"counts": noised}).encode()
+        _write_durably(path, body)
+        return body
+
+
+def open_site(path: Path, *, noise: NoiseSource | None = None, device: str = "cpu") -> Site:
+    """A site from its site.yaml. Other noise than the default is for tests, and every event says so."""
+    return Site(load_site_settings(path), noise=noise or GaussianNoise(), device=torch.device(device))
+
+
+def _site_key(state: Path) -> bytes:
+    """The site's secret key, made on first use; readable by the site's user alone."""
+    path = state / "site.key"
+    try:
+        if path.exists():
+            key = path.read_bytes()
+            if len(key) == _KEY_BYTES and path.stat().st_mode & 0o077 == 0:
+                return key
+            raise PolicyError(f"{path}: expected {_KEY_BYTES} bytes that only the site's user can read (mode 0600)")
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(key := secrets.token_bytes(_KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise PolicyError(f"{path}: the site's key cannot be read or made ({error.strerror})") from None
+    return key
+
+
+def _write_durably(path: Path, body: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = path.with_suffix(".part")
+        with temporary.open("wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise LedgerError(f"{path}: the reply cannot be sealed ({error.strerror})") from None

@@ -1,0 +1,1 @@
+"""What every party agrees on: studies, encodings, models, privacy mechanisms and messages."""

@@ -1,0 +1,134 @@
+"""Bins: which fine cells are joined, decided from noised histograms alone, so that it costs no privacy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from common.data.encoding import Grid
+from common.data.histograms import Histogram
+
+# A bin holds this many standard deviations of the noise in its own count.
+_SIGNAL = 3.0
+
+
+@dataclass(frozen=True)
+class Binning:
+    """How the cells of one column are joined into bins.
+
+    bin_of: (cells,) int64, the bin of each cell, every number in 0 .. n_bins - 1 used.
+    within: (classes, cells) float64, the released share of each cell in its bin per label class; sums to 1 in a bin.
+    """
+
+    bin_of: np.ndarray
+    within: np.ndarray
+
+    @property
+    def n_bins(self) -> int:
+        """Number of bins."""
+        return int(self.bin_of.max()) + 1
+
+    def draw_cells(self, bins: np.ndarray, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """A cell inside each bin, drawn by the released shares of the row's label class; (rows,) int64."""
+        cells = np.empty(len(bins), dtype=np.int64)
+        for label in range(self.within.shape[0]):
+            for number in range(self.n_bins):
+                rows = np.flatnonzero((bins == number) & (labels == label))
+                if len(rows):
+                    inside = np.flatnonzero(self.bin_of == number)
+                    cells[rows] = generator.choice(inside, size=len(rows), p=self.within[label, inside])
+        return cells
+
+
+def make_binning(histogram: Histogram, grid: Grid, *, max_bins: int) -> Binning:
+    """Join the cells of one column until each bin carries a signal.
+
+    An ordered column joins neighbours until a bin holds 3 standard deviations of its own noise and a fair share of the
+    units, and a cell that holds more than that alone stays alone. Categories below 3 standard deviations share one bin.
+    Missing is never joined to a value.
+
+    Args:
+        histogram: estimate of the column's cells, from a release.
+        grid: of the column.
+        max_bins: an ordered column has about this many bins at most, heavy cells aside.
+
+    Source: algorithm notes, section 3.
+    """
+    values = np.arange(grid.n_values)
+    bin_of = np.zeros(grid.n_cells, dtype=np.int64)
+    bin_of[values] = _join_neighbours(histogram, grid, max_bins) if grid.is_ordered else _join_rare(histogram, grid)
+    if grid.column.missing:
+        bin_of[-1] = bin_of[values].max() + 1
+    return Binning(bin_of, _shares_within(histogram, bin_of))
+
+
+def _join_neighbours(histogram: Histogram, grid: Grid, max_bins: int) -> np.ndarray:
+    mass = histogram.counts.sum(axis=0)[: grid.n_values]
+    everything = max(float(mass.sum()), 0.0)
+    # Heavy cells (the zeros of a zero-inflated column) stand alone and do not set the size of the others.
+    heavy = mass >= everything / max_bins
+    fair = max(everything - float(mass[heavy].sum()), 0.0) / (2 * max_bins)
+    bin_of = np.zeros(grid.n_values, dtype=np.int64)
+    start = number = 0
+    for cell in range(1, grid.n_values):
+        so_far = slice(start, cell)
+        held, needed = float(mass[so_far].sum()), _SIGNAL * histogram.deviation(so_far)
+        here = slice(cell, cell + 1)
+        alone = bool(heavy[cell]) and mass[cell] >= _SIGNAL * histogram.deviation(here)
+        if held >= needed and (held >= fair or alone):
+            start, number = cell, number + 1
+        bin_of[cell] = number
+    last = slice(start, grid.n_values)
+    if number and mass[last].sum() < _SIGNAL * histogram.deviation(last):
+        bin_of[start:] = number - 1
+    return bin_of
+
+
+def _join_rare(histogram: Histogram, grid: Grid) -> np.ndarray:
+    mass = histogram.counts.sum(axis=0)[: grid.n_values]
+    rare = mass < _SIGNAL * np.sqrt(len(histogram.counts) * np.diag(histogram.covariance)[: grid.n_values])
+    if int(rare.sum()) <= 1:
+        return np.arange(grid.n_values, dtype=np.int64)
+    bin_of = np.cumsum(~rare) - 1
+    bin_of[rare] = int((~rare).sum())
+    return bin_of.astype(np.int64)
+
+
+def _shares_within(histogram: Histogram, bin_of: np.ndarray) -> np.ndarray:
+    """Share of each cell in its bin, per class: the projection of the estimated counts on the simplex.
+
+    A class whose mass in the bin does not carry a signal borrows the shares of all classes together.
+    """
+    classes = len(histogram.counts)
+    within = np.zeros(histogram.counts.shape)
+    for number in range(int(bin_of.max()) + 1):
+        inside = np.flatnonzero(bin_of == number)
+        needed = _SIGNAL * histogram.deviation(inside) / np.sqrt(classes)
+        together = _project_to_simplex(histogram.counts[:, inside].sum(axis=0))
+        for label in range(classes):
+            own = histogram.counts[label, inside]
+            within[label, inside] = _project_to_simplex(own) if own.sum() >= needed else together
+    return within
+
+
+def _project_to_simplex(counts: np.ndarray) -> np.ndarray:
+    """The nearest non-negative counts with the same total (at least 1), as shares that sum to 1."""
+    total = max(float(counts.sum()), 1.0)
+    descending = np.sort(counts)[::-1]
+    excess = (np.cumsum(descending) - total) / np.arange(1, len(counts) + 1)
+    keep = int(np.flatnonzero(descending > excess)[-1])
+    shares = np.maximum(counts - excess[keep], 0.0)
+    return np.asarray(shares / shares.sum())
+
+
+def decode_table(
+    bins: np.ndarray, labels: np.ndarray, grids: Sequence[Grid], binnings: Sequence[Binning], generator: np.random.Generator
+) -> pd.DataFrame:
+    """A typed table from bins, (rows, columns), and label codes, (rows,): a cell of the bin, then a value of the cell."""
+    return pd.DataFrame(
+        {
+            grid.name: grid.decode(binning.draw_cells(bins[:, position], labels, generator), generator)
+            for position, (grid, binning) in enumerate(zip(grids, binnings, strict=True))
+        }
+    )

@@ -1,0 +1,124 @@
+"""Every error that an operator can act on, and its exit code.
+
+PrivShareError
+  StudyError       study.yaml or site.yaml says what it may not
+  SchemaError      a table is not what its schema says
+  PrivacyError     BudgetError (refused before any draw), LedgerError
+  ProtocolError    malformed, wrong study, wrong round; TooFewSitesError
+  PolicyError      the site said no
+  CheckpointError  a run cannot be resumed from what is on disk
+  OutputError      a result cannot be written
+
+Messages name the field and the rule. They never hold a cell, a unit's key or a count taken from a real table: errors
+end up in logs and in tickets. Programmers' slips are ValueError and TypeError and are not in this tree.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command ends with. The number is stable; Flower's own codes (0-3, 100-800) are avoided above 2.
+
+    10-19 the study, 20-29 privacy and policy, 30-49 the table, 50-59 the run, 70 a fault of ours.
+    """
+
+    OK = 0
+    USAGE = 2
+    STUDY_NOT_FOUND = 10
+    STUDY_INVALID = 11
+    EPSILON_INVALID = 12
+    DELTA_INVALID = 13
+    BUDGET_REFUSED = 20
+    POLICY_REFUSED = 21
+    LEDGER_INVALID = 22
+    TABLE_NOT_FOUND = 30
+    TABLE_EMPTY = 31
+    TABLE_WITHOUT_ROWS = 32
+    TOO_FEW_UNITS = 33
+    COLUMN_MISSING = 34
+    COLUMN_UNKNOWN = 35
+    NOT_A_NUMBER = 36
+    OUT_OF_BOUNDS = 37
+    UNLISTED_CATEGORY = 38
+    NOT_FINITE = 39
+    MISSING_NOT_ALLOWED = 40
+    CONSTANT_COLUMN = 41
+    SINGLE_CLASS_LABEL = 42
+    UNIT_REPEATED = 43
+    SPLIT_COLUMN_UNKNOWN = 44
+    MORE_SITES_THAN_UNITS = 45
+    TABLE_UNREADABLE = 46
+    OUTPUT_NOT_WRITABLE = 50
+    RESUME_IMPOSSIBLE = 51
+    TOO_FEW_SITES = 52
+    PROTOCOL = 53
+    INTERNAL = 70
+
+
+class PrivShareError(Exception):
+    """Base of the tree; `code` is what the command line exits with."""
+
+    code: ExitCode = ExitCode.INTERNAL
+
+    def __init__(self, message: str, code: ExitCode | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+
+class StudyError(PrivShareError):
+    """A study or site file says what it may not."""
+
+    code = ExitCode.STUDY_INVALID
+
+
+class SchemaError(PrivShareError):
+    """A table is not what its schema says. Names the column and the rule, never a value."""
+
+    code = ExitCode.TABLE_UNREADABLE
+
+
+class PrivacyError(PrivShareError):
+    """A privacy rule would be broken."""
+
+    code = ExitCode.BUDGET_REFUSED
+
+
+class BudgetError(PrivacyError):
+    """The spend would pass the cap. Raised before anything is drawn or written."""
+
+
+class LedgerError(PrivacyError):
+    """The ledger cannot be read, written or trusted."""
+
+    code = ExitCode.LEDGER_INVALID
+
+
+class PolicyError(PrivShareError):
+    """The site's own policy refuses the request."""
+
+    code = ExitCode.POLICY_REFUSED
+
+
+class ProtocolError(PrivShareError):
+    """A message is malformed or belongs to another study."""
+
+    code = ExitCode.PROTOCOL
+
+
+class TooFewSitesError(ProtocolError):
+    """Not enough sites answered."""
+
+    code = ExitCode.TOO_FEW_SITES
+
+
+class CheckpointError(PrivShareError):
+    """A run cannot be resumed from what is on disk."""
+
+    code = ExitCode.RESUME_IMPOSSIBLE
+
+
+class OutputError(PrivShareError):
+    """A result cannot be written where it was asked for."""
+
+    code = ExitCode.OUTPUT_NOT_WRITABLE

@@ -1,0 +1,72 @@
+"""A quality figure that a real federation can afford: how well a classifier that was trained on synthetic rows ranks
+held-out units.
+
+The coordinator fits a linear score on rows that it generated; each site counts its held-out units in a table of
+(label, score band) under its hold-out budget; the area under the ROC curve is a function of the noised table.
+"""
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from common.data.tables import TableLayout, one_way
+
+BANDS = 20
+
+
+def score_layout() -> TableLayout:
+    """One table of (not positive or positive, score band)."""
+    return one_way([BANDS], 2)
+
+
+def fit_score(bins: np.ndarray, positive: np.ndarray, sizes: tuple[int, ...], *, seed: int) -> np.ndarray:
+    """Weights of a logistic regression on one-hot bins, (sum of sizes + BANDS - 1,): weights, then band edges.
+
+    Bands are quantiles of the score over the synthetic rows, so that a good model fills all of them.
+    """
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    design = np.zeros((len(bins), sum(sizes)), dtype=np.float32)
+    design[np.arange(len(bins))[:, None], bins + starts] = 1.0
+    weights = np.zeros(design.shape[1])
+    if 0 < positive.sum() < len(positive):
+        model = LogisticRegression(C=0.1, max_iter=200, random_state=seed).fit(design, positive)
+        weights = model.coef_[0].astype(np.float64)
+    edges = np.quantile(design @ weights, np.arange(1, BANDS) / BANDS)
+    return np.concatenate([weights, edges])
+
+
+def score_cells(bins: np.ndarray, sizes: tuple[int, ...], weights: np.ndarray) -> np.ndarray:
+    """Score band of each record, (records, 1) int64.
+
+    Args:
+        bins: (records, columns) int64.
+        sizes: bins of each column.
+        weights: from `fit_score`.
+    """
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    score = weights[: sum(sizes)][bins + starts].sum(axis=1)
+    edges = np.sort(weights[sum(sizes) :])
+    return np.searchsorted(edges, score, side="right").astype(np.int64)[:, None]
+
+
+def ranking_quality(table: np.ndarray, variance: float) -> tuple[float, float] | None:
+    """Area under the ROC curve from a noised table, and the standard error that the noise alone causes.
+
+    Args:
+        table: (2, BANDS), noised counts in units, not positive first.
+        variance: of the noise in one cell, in units squared.
+
+    Returns:
+        None where the noised counts of a class are below 3 standard deviations: nothing can be said.
+    """
+    negative, positive = table
+    if min(negative.sum(), positive.sum()) < 3 * float(np.sqrt(variance * BANDS)):
+        return None
+    # Positive beats negative in a lower band; within a band they tie.
+    below = np.cumsum(negative) - negative / 2
+    above = positive.sum() - np.cumsum(positive) + positive / 2
+    pairs = float(negative.sum() * positive.sum())
+    area = float(positive @ below) / pairs
+    gradient_positive = below / pairs - area / positive.sum()
+    gradient_negative = above / pairs - area / negative.sum()
+    error = float(np.sqrt(variance * (gradient_positive @ gradient_positive + gradient_negative @ gradient_negative)))
+    return min(max(area, 0.0), 1.0), error

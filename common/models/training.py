@@ -1,0 +1,101 @@
+"""The one training loop: generator steps against the critics. Sites and coordinator run the same.
+
+It sees released statistics and random latents, never a record, so every step is post-processing.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from common.models.critics import StatisticalCritic
+from common.models.generator import Generator
+
+_WARM_UP = 5
+_CLIP_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of the training: so many steps, with the learning rate falling from `start` to `end`."""
+
+    steps: int
+    start: float
+    end: float
+    batch: int
+    seed: int
+
+
+def schedule(peak: float, *, stretches: int) -> Iterator[tuple[float, float]]:
+    """First and last learning rate of each stretch: a rise over the first tenth, then half a cosine down to zero."""
+
+    def rate(progress: float) -> float:
+        rise = min(1.0, 0.1 + progress / 0.1)
+        return peak * rise * 0.5 * (1 + np.cos(np.pi * progress))
+
+    for number in range(stretches):
+        yield rate(number / stretches), rate((number + 1) / stretches)
+
+
+def train(generator: Generator, critic: StatisticalCritic, stretch: Stretch, device: torch.device) -> float:
+    """Train a generator in place for one stretch; returns the mean loss, in noise variances a cell.
+
+    Args:
+        generator: on `device`.
+        critic: on `device`.
+        stretch: how long and how fast.
+        device: where to compute.
+    """
+    if stretch.steps == 0:
+        return float("nan")
+    random = torch.Generator(device=device).manual_seed(stretch.seed)
+    labels = torch.arange(critic.classes, device=device).repeat_interleave(stretch.batch)  # (classes * batch,)
+    optimiser = torch.optim.Adam(generator.parameters(), lr=stretch.start, betas=(0.9, 0.99))
+    total = torch.zeros((), device=device)
+    for step in range(stretch.steps):
+        fraction = step / stretch.steps
+        warm = min(1.0, (step + 1) / _WARM_UP)
+        for group in optimiser.param_groups:
+            group["lr"] = warm * (stretch.start + (stretch.end - stretch.start) * fraction)
+        latent = torch.randn(len(labels), generator.shape.latent, generator=random, device=device)
+        shares = generator(latent, labels).view(critic.classes, stretch.batch, -1)  # (classes, batch, bins)
+        loss = critic.loss(shares)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(generator.parameters(), _CLIP_NORM)
+        optimiser.step()
+        total += loss.detach()
+    return float(total / stretch.steps)
+
+
+def parameters_of(generator: Generator) -> dict[str, np.ndarray]:
+    """A generator's parameters by name, float32."""
+    return {name: value.detach().cpu().numpy().copy() for name, value in generator.state_dict().items()}
+
+
+def load_parameters(generator: Generator, arrays: Mapping[str, np.ndarray]) -> None:
+    """Replace a generator's parameters.
+
+    Raises:
+        ValueError: names, shapes or types are not the generator's own.
+    """
+    own = generator.state_dict()
+    if set(own) != set(arrays):
+        raise ValueError("generator: other parameters than expected")
+    for name, value in own.items():
+        if arrays[name].shape != tuple(value.shape) or arrays[name].dtype != np.float32:
+            raise ValueError("generator: a parameter has another shape or type than expected")
+    generator.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
+
+
+def average(parameters: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The equal-weight mean of several generators' parameters, float32.
+
+    Every site trains on the same released objective, so no site weighs more; numbers of records are private and are
+    not needed.
+    """
+    return {
+        name: np.mean([one[name].astype(np.float64) for one in parameters], axis=0).astype(np.float32)
+        for name in parameters[0]
+    }

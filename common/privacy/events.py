@@ -1,0 +1,64 @@
+"""What was released: facts that an accountant can read without having seen a record.
+
+Events are for ever. A class is never removed, its meaning never changes, new fields are optional: an old ledger must
+read the same in ten years.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+from common.errors import LedgerError
+from common.privacy import budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianEvent:
+    """One vector of integer sums over units, released with independent rounded Gaussian noise in each cell.
+
+    account: the disjoint set of units that it was computed on: "train" or "holdout". A unit is in exactly one.
+    squared_sensitivity: square of the L2 change that one unit can make, an exact integer, in grid units squared.
+    noise_stddev: of each cell, in grid units.
+    cells: length of the vector.
+    scale: grid units in one unit's count; a released value divided by it is in units.
+    noise: where the noise came from; anything but "csprng" voids the guarantee.
+    """
+
+    account: Literal["train", "holdout"]
+    squared_sensitivity: int
+    noise_stddev: float
+    cells: int
+    scale: int
+    noise: Literal["csprng", "test-seed"]
+
+    @property
+    def spend(self) -> float:
+        """Squared mu, rounded up."""
+        return budget.spend_of(squared_sensitivity=self.squared_sensitivity, noise_stddev=self.noise_stddev)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a ledger line or a message."""
+        return {"type": "gaussian", **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Read back what `as_dict` wrote.
+
+        Raises:
+            LedgerError: not an event of this kind, or a field is out of range.
+        """
+        fields = {key: value for key, value in data.items() if key != "type"}
+        try:
+            event = cls(**fields)
+        except TypeError:
+            raise LedgerError("event: not the fields of a Gaussian event") from None
+        valid = (
+            data.get("type") == "gaussian"
+            and event.account in ("train", "holdout")
+            and isinstance(event.squared_sensitivity, int)
+            and event.squared_sensitivity > 0
+            and isinstance(event.noise_stddev, float)
+            and 0 < event.noise_stddev < float("inf")
+        )
+        if not valid:
+            raise LedgerError("event: a field of a Gaussian event is out of range")
+        return event

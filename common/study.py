@@ -1,0 +1,295 @@
+"""The study file: what all parties agree on before anyone looks at a row.
+
+One YAML file, read once, frozen, hashed into every message and into the certificate. A key that is not known is refused
+with the nearest name that is.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+
+from common.data.schema import (
+    COLUMN_TYPES,
+    CategoricalColumn,
+    Column,
+    Number,
+    Section,
+    TableLayout,
+    Text,
+    Whole,
+)
+from common.errors import ExitCode, StudyError
+
+STUDY_SCHEMA: Final = "privshare.study/1"
+MAX_LABELS = 8
+
+
+class Unit(Section):
+    """Who is protected, and how much of one unit is used."""
+
+    # A word for reports: patient, account holder, person.
+    name: Text = "record"
+    # The column that tells units apart; without it every record is a unit of its own.
+    key: Text | None = None
+    # A unit weighs 1 however many of its records are used, so a larger number costs no privacy.
+    max_records: Annotated[Whole, Field(ge=1, le=16)] = 1
+    # What to do with a unit that has more records: refuse the table, or keep a keyed random choice.
+    surplus: Literal["refuse", "drop"] = "refuse"
+
+
+class Label(Section):
+    """The column that conditions every table and the generator; `positive` is the class that is predicted."""
+
+    column: Text
+    positive: Text
+
+
+def _fraction(value: float) -> float:
+    if not 0 < value < 1:
+        raise ValueError(f"{value}: expected between 0 and 1, both excluded")
+    return value
+
+
+Fraction = Annotated[Number, AfterValidator(_fraction)]
+
+
+class Privacy(Section):
+    """The guarantee per unit and site: add or remove one unit."""
+
+    epsilon: Annotated[Number, Field(gt=0, le=100)]
+    delta: Annotated[Number, Field(gt=0, lt=1)]
+    # Share of the budget for the one-way tables, from which bins are made; the rest buys the pair tables.
+    one_way_share: Fraction = 0.1
+    # Share of each site's units, chosen by keyed hash, that never trains and monitors quality on its own budget.
+    holdout: Annotated[Number, Field(ge=0, lt=0.5)] = 0.05
+
+
+class Rounds(Section):
+    """How the generator is trained; all of it is post-processing and costs no privacy."""
+
+    count: Annotated[Whole, Field(ge=1, le=10_000)] = 10
+    # Sites that train in one round, taken in turn; the work of a round does not grow with the federation.
+    trainers: Annotated[Whole, Field(ge=1)] = 4
+    local_steps: Annotated[Whole, Field(ge=0, le=10_000)] = 10
+    refine_steps: Annotated[Whole, Field(ge=0, le=10_000)] = 80
+
+
+class Model(Section):
+    """The generator's size and its optimiser."""
+
+    latent: Annotated[Whole, Field(ge=1, le=1024)] = 64
+    width: Annotated[Whole, Field(ge=8, le=4096)] = 256
+    blocks: Annotated[Whole, Field(ge=1, le=8)] = 2
+    batch: Annotated[Whole, Field(ge=8, le=65536)] = 512
+    learning_rate: Annotated[Number, Field(gt=0, le=1)] = 2e-3
+    # At most this many bins in a numeric column.
+    max_bins: Annotated[Whole, Field(ge=2, le=256)] = 32
+
+
+class Release(Section):
+    """What is published."""
+
+    # Without it, as many rows as the noised count of units.
+    rows: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
+
+
+class Study(Section):
+    """One study, whole. See docs/study.md for every key."""
+
+    schema_version: Annotated[Literal["privshare.study/1"], Field(alias="schema")] = STUDY_SCHEMA
+    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    purpose: Text = ""
+    unit: Unit = Unit()
+    label: Label
+    table: TableLayout = TableLayout()
+    columns: dict[Text, Column]
+    ignore: tuple[Text, ...] = ()
+    privacy: Privacy
+    rounds: Rounds = Rounds()
+    model: Model = Model()
+    release: Release = Release()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.columns) < 2:
+            raise ValueError("columns: at least the label and one more column are needed")
+        label = self.columns.get(self.label.column)
+        if not isinstance(label, CategoricalColumn):
+            raise ValueError(f"label.column={self.label.column}: expected a categorical column of `columns`")
+        if label.missing:
+            raise ValueError("label.column: a label cannot be missing; set `missing: false`")
+        if len(label.values) > MAX_LABELS:
+            raise ValueError(f"label.column: expected at most {MAX_LABELS} classes; join some with `groups`")
+        if self.label.positive not in label.values:
+            raise ValueError(f"label.positive={self.label.positive}: expected one of the label's categories")
+        if self.unit.key is None and self.unit.max_records > 1:
+            raise ValueError("unit.max_records: needs unit.key, the column that tells units apart")
+        if self.unit.key in self.columns:
+            raise ValueError("unit.key: the key identifies a unit and cannot be a column of the synthetic table")
+        if len(set(self.ignore)) != len(self.ignore) or len(set(self.table.header or ())) != len(self.table.header or ()):
+            raise ValueError("ignore, table.header: a name is listed twice")
+        for name in self.ignore:
+            if name in self.columns or name == self.unit.key:
+                raise ValueError(f"ignore: {name} is used as a column or as the unit key")
+        return self
+
+    @property
+    def features(self) -> dict[str, Column]:
+        """Every column but the label, in order."""
+        return {name: column for name, column in self.columns.items() if name != self.label.column}
+
+    @property
+    def label_values(self) -> tuple[str, ...]:
+        """The label's classes, in order."""
+        column = self.columns[self.label.column]
+        assert isinstance(column, CategoricalColumn)
+        return column.values
+
+    def canonical(self) -> str:
+        """The study as canonical JSON: keys in the model's order, no white space, defaults written out.
+
+        The order of columns and categories is kept: codes are positions in it.
+        """
+        return json.dumps(self.model_dump(mode="json", by_alias=True), separators=(",", ":"), allow_nan=False)
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical form, in hex; two files that mean the same have the same digest."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+    def with_overrides(self, **sections: dict[str, Any]) -> "Study":
+        """The same study with some values of some sections replaced, validated anew; None leaves a value as it is.
+
+        Raises:
+            StudyError: a value is not allowed.
+        """
+        data = self.model_dump(mode="json", by_alias=True)
+        for section, values in sections.items():
+            data[section].update({key: value for key, value in values.items() if value is not None})
+        return parse_study(data, source=self.name)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the scalars of YAML 1.2: `no` is text, 1e-6 is a number, a repeated key is an error."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (the base class's own mechanism)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, list | dict):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} is there twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|false|True|False|TRUE|FALSE", "tfTF"),
+    ("null", r"~|null|Null|NULL|", "~nN"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+):
+    _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first, *([""] if _tag == "null" else [])]
+    )
+
+
+def read_yaml(path: Path, *, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        StudyError: the file is absent, unreadable, not YAML, or not a mapping; one line, with the place.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise StudyError(f"{path}: no such {what}", ExitCode.STUDY_NOT_FOUND) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from None
+    loader = None
+    try:
+        loader = _Loader(text)
+        data = loader.get_single_data()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark is not None else ""
+        raise StudyError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or 'unreadable'}") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+    if not isinstance(data, dict):
+        raise StudyError(f"{path}: expected a mapping of keys at the top")
+    return data
+
+
+def load_study(path: Path) -> Study:
+    """Read and validate a study file.
+
+    Raises:
+        StudyError: what is wrong, by its path in the file, with the nearest known key for an unknown one.
+    """
+    return parse_study(read_yaml(path, what="study file"), source=str(path))
+
+
+def parse_study(data: dict[str, Any], *, source: str) -> Study:
+    """Validate a study that was read already; `source` names it in errors."""
+    try:
+        return Study.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise StudyError(f"{source}: {explain(first, Study)}", _code_of(first["loc"])) from None
+
+
+def explain(fault: Any, model: type[BaseModel]) -> str:
+    """One line for one pydantic fault: the path of the field, then the rule."""
+    location = [str(part) for part in fault["loc"] if part not in COLUMN_TYPES]
+    path = ".".join(location)
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(model, fault["loc"][:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"{path}: unknown key; {hint}"
+    if fault["type"] == "missing":
+        return f"{path}: the key is needed and is not there"
+    rule = fault["msg"].removeprefix("Value error, ")
+    if not path:
+        return str(rule)
+    given = fault.get("input")
+    shown = f"{path}={given}" if isinstance(given, int | float | str) else path
+    return f"{shown}: {rule[0].lower()}{rule[1:]}"
+
+
+def _code_of(location: tuple[Any, ...]) -> ExitCode:
+    return {
+        ("privacy", "epsilon"): ExitCode.EPSILON_INVALID,
+        ("privacy", "delta"): ExitCode.DELTA_INVALID,
+    }.get(location, ExitCode.STUDY_INVALID)
+
+
+def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """The keys of the section at `location`, by the names that a file uses."""
+    here: Any = model
+    for part in location:
+        if part in COLUMN_TYPES:
+            here = COLUMN_TYPES[part]
+        elif isinstance(here, type) and issubclass(here, BaseModel):
+            here = next((field.annotation for name, field in here.model_fields.items() if name == part), here)
+            options = typing.get_args(here) if isinstance(here, types.UnionType) else (here,)
+            here = next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), here)
+    if not (isinstance(here, type) and issubclass(here, BaseModel)):
+        return []
+    return [field.alias or name for name, field in here.model_fields.items()]

@@ -1,0 +1,318 @@
+"""One run at the coordinator, from the roll call to a trained generator. Resumes from its last checkpoint.
+
+It asks; every site decides for itself. Nothing here sees a row, and no guarantee rests on what happens here.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.data.encoding import make_grids
+from common.data.histograms import histogram_layout
+from common.data.tables import all_pairs
+from common.errors import CheckpointError
+from common.models.critics import StatisticalCritic, Targets
+from common.models.generator import Generator, draw_bins, initialise
+from common.models.monitor import fit_score, ranking_quality, score_layout
+from common.models.training import Stretch, average, load_parameters, parameters_of, schedule, train
+from common.privacy.events import GaussianEvent
+from common.study import Study
+from common.wire.messages import Request
+from common.wire.packing import GENERATOR, pack, pack_bins, pack_targets, shape_of, unpack
+from server.aggregation import Bins, Release, add_up, bins_from, targets_from
+from server.checkpoints import Checkpoint, load_latest, save_checkpoint, write_durably
+from server.exchange import Exchange, Roster, ask_all, call_roll
+
+# The largest share that two requests of one account may ask for together, with room for rounding.
+_WHOLE = 1 - 1e-9
+_MONITOR_ROWS = 20_000
+_RELEASE = "release."
+
+
+@dataclass(frozen=True)
+class SiteAccount:
+    """What a site said of itself: its budget (squared mu, public) and its newest ledger head."""
+
+    squared_mu: float
+    ledger_head: str
+
+
+@dataclass
+class RunState:
+    """Everything that a run has so far; what a checkpoint holds."""
+
+    run: str
+    seed: int
+    study: str
+    accounts: dict[str, SiteAccount] = field(default_factory=dict)
+    releases: dict[str, Release] = field(default_factory=dict)
+    generator: dict[str, np.ndarray] = field(default_factory=dict)
+    rounds_done: int = 0
+    monitor: dict[str, float | None] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def events(self) -> dict[str, list[GaussianEvent]]:
+        """The events of each site, in the order of the releases."""
+        return {site: [release.events[site] for release in self.releases.values()] for site in sorted(self.accounts)}
+
+    @property
+    def budget_used(self) -> float:
+        """The largest share that any site has spent of any of its accounts."""
+        shares = [0.0]
+        for site, events in self.events.items():
+            for account in ("train", "holdout"):
+                spent = sum(event.spend for event in events if event.account == account)
+                shares.append(spent / self.accounts[site].squared_mu)
+        return max(shares)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The end of a run: its state, the bins, the targets and the generator."""
+
+    state: RunState
+    bins: Bins
+    targets: Targets
+    generator: Generator
+
+
+class Coordinator:
+    """Runs one study over the sites that an exchange reaches."""
+
+    def __init__(
+        self,
+        study: Study,
+        *,
+        folder: Path,
+        run: str,
+        seed: int,
+        sites: int,
+        device: torch.device,
+        on_step: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Prepare a run, or take up the one in `folder`.
+
+        Args:
+            study: the study that the sites approved.
+            folder: of the run; checkpoints and rounds.jsonl go there.
+            run: names the run for ever.
+            seed: of models and latents, not of privacy noise.
+            sites: how many must answer.
+            device: where to refine the generator.
+            on_step: is told of every step that ended, with what rounds.jsonl gets.
+
+        Raises:
+            CheckpointError: the folder holds a run of another study, name or seed.
+        """
+        self._study = study
+        self._folder = folder
+        self._sites = sites
+        self._device = device
+        self._on_step = on_step
+        self._grids = make_grids(study.features)
+        self._classes = len(study.label_values)
+        self._state = RunState(run=run, seed=seed, study=study.digest())
+        latest = load_latest(folder / "checkpoints")
+        if latest is not None:
+            self._state = _restore(latest, expected=self._state)
+
+    def run(self, exchange: Exchange) -> Trained:
+        """The whole run, from wherever it stands."""
+        roster, replies = call_roll(exchange, self._request("describe", "describe"), expected=self._sites)
+        state = self._state
+        if state.accounts and set(state.accounts) != set(roster.names):
+            raise CheckpointError("sites: the run began with other sites")
+        for site in roster.names:
+            facts = replies[site].facts
+            state.accounts[site] = SiteAccount(float(facts["squared_mu"]), str(facts["ledger_head"]))
+        bins = self._measure_one_way(exchange, roster)
+        targets = self._measure_pairs(exchange, roster, bins)
+        generator = self._train(exchange, roster, bins, targets)
+        self._monitor(exchange, roster, bins, targets, generator)
+        return Trained(state, bins, targets, generator)
+
+    def _measure_one_way(self, exchange: Exchange, roster: Roster) -> Bins:
+        cells = histogram_layout(self._grids, self._classes).n_cells
+        options = {"share": self._study.privacy.one_way_share}
+        release = self._measure(exchange, roster, "one_way", options, {}, cells)
+        return bins_from(release, self._grids, classes=self._classes, max_bins=self._study.model.max_bins)
+
+    def _measure_pairs(self, exchange: Exchange, roster: Roster, bins: Bins) -> Targets:
+        cells = all_pairs(bins.sizes, self._classes).n_cells
+        options = {"share": (1 - self._study.privacy.one_way_share) * _WHOLE}
+        release = self._measure(exchange, roster, "pairs", options, pack_bins(bins.maps), cells)
+        return targets_from(bins, release, classes=self._classes)
+
+    def _train(self, exchange: Exchange, roster: Roster, bins: Bins, targets: Targets) -> Generator:
+        state, rounds, model = self._state, self._study.rounds, self._study.model
+        generator = initialise(shape_of(self._study, bins.sizes), seed=self._seed(0, 0)).to(self._device)
+        if state.generator:
+            load_parameters(generator, state.generator)
+        critic = StatisticalCritic(targets, self._device)
+        rates = list(schedule(model.learning_rate, stretches=rounds.count))
+        for number in range(state.rounds_done, rounds.count):
+            trainers = _in_turn(roster.names, number, rounds.trainers)
+            if rounds.local_steps:
+                self._train_at_sites(exchange, roster, trainers, bins, targets, generator, rates[number], number)
+            stretch = Stretch(rounds.refine_steps, *rates[number], model.batch, self._seed(number, len(trainers)))
+            loss = train(generator, critic, stretch, self._device)
+            state.generator, state.rounds_done = parameters_of(generator), number + 1
+            self._record(
+                {
+                    "step": "round",
+                    "round": number + 1,
+                    "rounds": rounds.count,
+                    "trainers": trainers if rounds.local_steps else [],
+                    "learning_rate": rates[number][0],
+                    "loss": loss if np.isfinite(loss) else None,
+                }
+            )
+        return generator
+
+    def _train_at_sites(
+        self,
+        exchange: Exchange,
+        roster: Roster,
+        trainers: list[str],
+        bins: Bins,
+        targets: Targets,
+        generator: Generator,
+        rates: tuple[float, float],
+        number: int,
+    ) -> None:
+        arrays = {**pack(GENERATOR, parameters_of(generator)), **pack_targets(targets), **pack_bins(bins.maps)}
+        requests = {}
+        for position, site in enumerate(trainers):
+            options = {
+                "steps": self._study.rounds.local_steps,
+                "learning_rates": [float(rate) for rate in rates],
+                "seed": self._seed(number, position),
+            }
+            requests[site] = self._request("train", f"train-{number + 1}", options, arrays)
+        replies = ask_all(exchange, roster, requests)
+        load_parameters(generator, average([unpack(GENERATOR, replies[site].arrays) for site in sorted(replies)]))
+
+    def _monitor(
+        self, exchange: Exchange, roster: Roster, bins: Bins, targets: Targets, generator: Generator
+    ) -> None:
+        state, study = self._state, self._study
+        if study.privacy.holdout == 0 or state.monitor is not None:
+            return
+        shares = targets.label_counts / targets.label_counts.sum()
+        random = np.random.default_rng(self._seed(self._study.rounds.count, 0))
+        labels = random.choice(self._classes, size=_MONITOR_ROWS, p=shares)
+        rows = draw_bins(generator, labels, seed=self._seed(study.rounds.count, 1), device=self._device)
+        positive = labels == study.label_values.index(study.label.positive)
+        weights = fit_score(rows, positive, bins.sizes, seed=0)
+        arrays = {**pack_bins(bins.maps), "weights": weights}
+        layout = score_layout()
+        release = self._measure(exchange, roster, "monitor", {"share": _WHOLE}, arrays, layout.n_cells)
+        quality = ranking_quality(next(layout.split(release.counts)), release.variance)
+        state.monitor = {"auc": quality[0] if quality else None, "standard_error": quality[1] if quality else None}
+        self._record({"step": "monitor_result", **state.monitor})
+
+    def _measure(
+        self,
+        exchange: Exchange,
+        roster: Roster,
+        kind: str,
+        options: dict[str, Any],
+        arrays: dict[str, np.ndarray],
+        cells: int,
+    ) -> Release:
+        """A release of all sites, or the one that was made before the run was interrupted."""
+        state = self._state
+        if kind not in state.releases:
+            requests = {site: self._request(kind, kind, options, arrays) for site in roster.names}
+            replies = ask_all(exchange, roster, requests)
+            state.releases[kind] = add_up(replies, cells=cells)
+            for site, reply in replies.items():
+                state.accounts[site] = SiteAccount(state.accounts[site].squared_mu, str(reply.facts["ledger_head"]))
+            stddev = {site: event.noise_stddev / event.scale for site, event in state.releases[kind].events.items()}
+            self._record({"step": kind, "cells": cells, "noise_stddev": stddev})
+        release = state.releases[kind]
+        if len(release.counts) != cells:
+            raise CheckpointError("the checkpoint's release does not fit the study")
+        return release
+
+    def _record(self, line: dict[str, Any]) -> None:
+        """Checkpoint first, then tell: what is in rounds.jsonl can be resumed from."""
+        state = self._state
+        line["budget_used"] = state.budget_used
+        state.history.append(line)
+        save_checkpoint(self._folder / "checkpoints", len(state.history), _checkpoint_of(state))
+        lines = "".join(json.dumps(one, allow_nan=False) + "\n" for one in state.history)
+        write_durably(self._folder / "rounds.jsonl", lines.encode())
+        self._on_step(line)
+
+    def _request(
+        self,
+        kind: str,
+        name: str,
+        options: dict[str, Any] | None = None,
+        arrays: dict[str, np.ndarray] | None = None,
+    ) -> Request:
+        return Request(kind, self._state.study, self._state.run, name, options or {}, arrays or {})
+
+    def _seed(self, number: int, part: int) -> int:
+        """A model seed for one part of one round; never used for privacy noise."""
+        return int(np.random.SeedSequence([self._state.seed, number, part]).generate_state(1)[0])
+
+
+def _in_turn(names: list[str], number: int, trainers: int) -> list[str]:
+    """The sites that train in a round: as many as fit, one after the other round the roster."""
+    size = min(trainers, len(names))
+    return sorted(names[(number * size + position) % len(names)] for position in range(size))
+
+
+def _checkpoint_of(state: RunState) -> Checkpoint:
+    facts = {
+        "run": state.run,
+        "seed": state.seed,
+        "study": state.study,
+        "accounts": {site: vars(account) for site, account in state.accounts.items()},
+        "releases": {
+            kind: {
+                "variance": release.variance,
+                "events": {site: event.as_dict() for site, event in release.events.items()},
+            }
+            for kind, release in state.releases.items()
+        },
+        "rounds_done": state.rounds_done,
+        "monitor": state.monitor,
+        "history": state.history,
+    }
+    releases = {kind: release.counts for kind, release in state.releases.items()}
+    return Checkpoint(facts, {**pack(_RELEASE, releases), **pack(GENERATOR, state.generator)})
+
+
+def _restore(checkpoint: Checkpoint, *, expected: RunState) -> RunState:
+    facts = checkpoint.facts
+    for name, value in (("study", expected.study), ("run", expected.run), ("seed", expected.seed)):
+        if facts.get(name) != value:
+            raise CheckpointError(f"{name}: the checkpoint belongs to another; use another folder")
+    counts = unpack(_RELEASE, checkpoint.arrays)
+    return RunState(
+        run=expected.run,
+        seed=expected.seed,
+        study=expected.study,
+        accounts={site: SiteAccount(**account) for site, account in facts["accounts"].items()},
+        releases={
+            kind: Release(
+                counts[kind],
+                release["variance"],
+                {site: GaussianEvent.from_dict(event) for site, event in release["events"].items()},
+            )
+            for kind, release in facts["releases"].items()
+        },
+        generator=unpack(GENERATOR, checkpoint.arrays),
+        rounds_done=facts["rounds_done"],
+        monitor=facts["monitor"],
+        history=facts["history"],
+    )

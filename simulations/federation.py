@@ -1,0 +1,209 @@
+"""All sites of a federation on one machine, over the same ServerApp and ClientApp as anywhere.
+
+Two engines carry the messages: `process`, a grid inside this process that starts at once, and `flower`, Flower's own
+simulation on Ray. What runs on top of them is the same code.
+"""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+# Before Flower is imported: nothing is reported to anybody.
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+import torch
+import yaml
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import make_client_app
+from client.site import Site, open_site
+from common.errors import OutputError
+from common.privacy.noise import SeededNoise
+from common.study import Study
+from server.app import make_server_app
+from server.exchange import Exchange
+
+_FIRST_NODE = 1000
+_RUN_ID = 1
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """Where a simulated site lives: its private files, and what a run keeps of it."""
+
+    name: str
+    settings: Path
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How sites compute. `noise_seed` is for tests of the engine itself: it voids the guarantee, and events say so."""
+
+    kind: str
+    device: str
+    threads: int
+    noise_seed: bytes | None = None
+
+
+def make_site_folder(
+    name: str, study_path: Path, study: Study, table: str, *, private: Path, kept: Path, seed: int
+) -> SiteFolder:
+    """Write a simulated site's files, as a real one would have them.
+
+    Args:
+        name: of the site.
+        study_path: the study file.
+        study: the same, for the digest that the site approves.
+        table: the site's records as CSV text.
+        private: folder for the records and the site file; the caller deletes it.
+        kept: the run's folder, for ledger, key and sealed replies.
+        seed: of the simulation; the site's key follows from it, so that a run can be repeated.
+
+    Raises:
+        OutputError: a folder cannot be written.
+    """
+    state = kept / "sites" / name
+    key = hashlib.blake2b(name.encode(), key=seed.to_bytes(8, "big"), digest_size=32).digest()
+    settings = {
+        "site": name,
+        "table": str(private / name / "table.csv"),
+        "study": str(study_path),
+        "approved": study.digest(),
+        "ledger": str(kept / "ledger" / f"{name}.jsonl"),
+        "state": str(state),
+        "max_epsilon": study.privacy.epsilon,
+        "max_delta": study.privacy.delta,
+    }
+    try:
+        (private / name).mkdir(parents=True, mode=0o700)
+        (private / name / "table.csv").write_text(table, encoding="utf-8")
+        path = private / name / "site.yaml"
+        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (state / "site.key").touch(mode=0o600)
+        (state / "site.key").write_bytes(key)
+    except OSError as error:
+        raise OutputError(f"{state}: cannot be written ({error.strerror})") from None
+    return SiteFolder(name, path)
+
+
+def run_federation(sites: list[SiteFolder], conduct: Callable[[Exchange], None], engine: Engine) -> None:
+    """Run a coordinator's conduct over simulated sites.
+
+    Raises:
+        PrivShareError: whatever the conduct raised.
+    """
+    torch.set_num_threads(engine.threads)
+    faults: list[Exception] = []
+
+    def guarded(exchange: Exchange) -> None:
+        # Flower logs what a ServerApp raises and goes on; the caller must see it.
+        try:
+            conduct(exchange)
+        except Exception as fault:  # noqa: BLE001
+            faults.append(fault)
+
+    server_app = make_server_app(guarded)
+    if engine.kind == "process":
+        _run_in_process(server_app, sites, engine)
+    else:
+        _run_on_ray(server_app, sites, engine)
+    if faults:
+        raise faults[0]
+
+
+def _open(folder: SiteFolder, engine: Engine) -> Site:
+    torch.set_num_threads(engine.threads)
+    noise = None
+    if engine.noise_seed is not None:
+        noise = SeededNoise(hashlib.blake2b(folder.name.encode(), key=engine.noise_seed, digest_size=32).digest())
+    return open_site(folder.settings, noise=noise, device=engine.device)
+
+
+def _run_in_process(server_app: ServerApp, sites: list[SiteFolder], engine: Engine) -> None:
+    opened = [_open(folder, engine) for folder in sites]
+    app = make_client_app(lambda context: opened[int(context.node_config["partition-id"])])
+    server_app(LocalGrid(app, len(sites)), Context(_RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), {}))
+
+
+def _run_on_ray(server_app: ServerApp, sites: list[SiteFolder], engine: Engine) -> None:
+    # Ray is an optional extra and takes seconds to import.
+    from flwr.simulation import run_simulation
+
+    run_simulation(
+        server_app=server_app,
+        client_app=make_client_app(functools.partial(_site_of_actor, sites, engine)),
+        num_supernodes=len(sites),
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+    )
+
+
+def _site_of_actor(sites: list[SiteFolder], engine: Engine, context: Context) -> Site:
+    """The site of a node, opened anew for each message: an actor serves many, and the disk is what they share."""
+    return _open(sites[int(context.node_config["partition-id"])], engine)
+
+
+class LocalGrid(Grid):
+    """Flower's grid without Flower's processes: a message is a call. Node ids and the order of replies are fixed."""
+
+    def __init__(self, app: ClientApp, nodes: int) -> None:
+        """Serve `nodes` nodes with one app; a node's `partition-id` is its position."""
+        self._app = app
+        self._contexts = {
+            _FIRST_NODE + position: Context(
+                _RUN_ID, _FIRST_NODE + position, {"partition-id": position, "num-partitions": nodes}, RecordDict(), {}
+            )
+            for position in range(nodes)
+        }
+        self._replies: dict[str, Message] = {}
+        self._sent = 0
+        # A Message asks who is speaking when it is made.
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, SUPERLINK_NODE_ID
+
+    def set_run(self, run: Run) -> None:
+        """Nothing to set: there is one run."""
+
+    @property
+    def run(self) -> Run:
+        """The one run."""
+        return Run.create_empty(_RUN_ID)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message to a node."""
+        return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> list[int]:
+        """All nodes, in order."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Deliver each message, and keep the reply until it is pulled."""
+        identities = []
+        for message in messages:
+            self._sent += 1
+            identity = f"{self._sent:012d}"
+            message.metadata.__dict__["_message_id"] = identity
+            self._replies[identity] = self._app(message=message, context=self._contexts[message.metadata.dst_node_id])
+            identities.append(identity)
+        return identities
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The replies to messages, each once."""
+        return [self._replies.pop(identity) for identity in message_ids if identity in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Deliver messages and return their replies, in the messages' order."""
+        del timeout
+        return self.pull_messages(self.push_messages(messages))

@@ -1,0 +1,333 @@
+"""A whole federation on this machine: `python simulations/run.py --sites 4`.
+
+Sites hold their own rows, what leaves them is noised and accounted, a generator learns from it, and a synthetic table
+is published and measured. Without a table of your own it simulates cross-bank transactions.
+"""
+
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from client.records import parse_text, read_text
+from common.errors import ExitCode, OutputError, PrivShareError, SchemaError, StudyError
+from common.evaluation.report import evaluate
+from common.study import Study, load_study
+from server.checkpoints import write_durably, write_json
+from server.publish import draw_table, publish, rows_to_publish
+from server.rounds import Coordinator, Trained
+from simulations.federation import Engine, SiteFolder, make_site_folder, run_federation
+from simulations.scenarios.bank import simulate_transactions
+from simulations.splits import set_aside, split, units_of
+
+_SCENARIO = Path(__file__).parent / "studies" / "bank.yaml"
+_TEST_SHARE = 0.2
+_QUICK = {"count": 3, "refine_steps": 40, "local_steps": 5}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+err = Console(stderr=True)
+
+
+class EngineKind(StrEnum):
+    """What carries messages: a call in this process, or Flower's simulation on Ray."""
+
+    PROCESS = "process"
+    FLOWER = "flower"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that fixes a run; written to options.json, and must be the same to resume it."""
+
+    sites: int
+    split: str
+    seed: int
+    quick: bool
+    data: str | None
+    test_noise_seed: int | None
+
+
+@app.command()
+def main(  # noqa: PLR0913 (one parameter an option)
+    *,
+    sites: Annotated[int, typer.Option(min=1, help="Number of sites.")] = 4,
+    study: Annotated[Path | None, typer.Option(help="Study file; needs --data. Default: simulated bank transactions.")] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="Table of the study; repeat it to join several files.")] = None,
+    split_by: Annotated[
+        str, typer.Option("--split", help="Who holds what: iid, dirichlet:A (A small: unequal labels) or column:NAME.")
+    ] = "",
+    epsilon: Annotated[float | None, typer.Option(help="Instead of the study's epsilon.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Instead of the study's delta.")] = None,
+    engine: Annotated[EngineKind, typer.Option(help="process: at once, no Ray. flower: Flower's simulation.")] = EngineKind.PROCESS,
+    seed: Annotated[int, typer.Option(min=0, help="Of splits, models and classifiers; never of privacy noise.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Compute threads.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/STUDY/TIME.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted run to go on with.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few steps: to see it work, not for good data.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Result as one JSON object on stdout.")] = False,
+    test_noise_seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="TEST MODE: noise from a seed, to compare engines. Voids the guarantee; the certificate says so."),
+    ] = None,
+) -> None:
+    """Run a federation of simulated sites and publish one synthetic table."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        if resume is not None:
+            options, chosen, folder, paths = _resumed(resume)
+        else:
+            chosen, paths = _chosen_study(study, data, epsilon=epsilon, delta=delta, quick=quick)
+            default_split = "column:bank" if study is None and sites <= 4 else "iid"
+            options = Options(
+                sites, split_by or default_split, seed, quick, json.dumps([str(path) for path in paths]), test_noise_seed
+            )
+            folder = _new_folder(out, chosen, options)
+        _run(chosen, paths, options, folder, engine=engine, device=device, threads=threads, json_output=json_output)
+    except PrivShareError as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(int(error.code)) from None
+
+
+def _chosen_study(
+    path: Path | None, data: list[Path] | None, *, epsilon: float | None, delta: float | None, quick: bool
+) -> tuple[Study, list[Path]]:
+    if (path is None) != (not data):
+        raise StudyError("--study and --data: give both, or neither for the embedded scenario", ExitCode.USAGE)
+    study = load_study(path or _SCENARIO).with_overrides(
+        privacy={"epsilon": epsilon, "delta": delta}, rounds=_QUICK if quick else {}
+    )
+    return study, list(data or [])
+
+
+def _new_folder(out: Path | None, study: Study, options: Options) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    folder = out or Path("runs") / study.name / stamp
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise OutputError(f"{folder}: is not empty; choose another --out, or --resume it")
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
+    _make_folder(folder)
+    write_durably(folder / "study.lock.yaml", yaml.safe_dump(json.loads(study.canonical()), sort_keys=False).encode())
+    write_json(folder / "options.json", vars(options))
+    return folder
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def _resumed(folder: Path) -> tuple[Options, Study, Path, list[Path]]:
+    try:
+        options = Options(**json.loads((folder / "options.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise OutputError(f"{folder}: is not the folder of a run", ExitCode.RESUME_IMPOSSIBLE) from None
+    return options, load_study(folder / "study.lock.yaml"), folder, [Path(path) for path in json.loads(options.data or "[]")]
+
+
+def _run(
+    study: Study,
+    paths: list[Path],
+    options: Options,
+    folder: Path,
+    *,
+    engine: EngineKind,
+    device: str,
+    threads: int,
+    json_output: bool,
+) -> None:
+    started = time.monotonic()
+    chosen = _device(device)
+    text = _read(study, paths, options)
+    _check_learnable(text, study)
+    units = units_of(text, study)
+    aside = set_aside(units, share=_TEST_SHARE, seed=options.seed)
+    shared = text[~aside].reset_index(drop=True)
+    positions = split(shared, study, sites=options.sites, how=options.split, seed=options.seed)
+    with tempfile.TemporaryDirectory(prefix="privshare-") as private:
+        folders = _site_folders(shared, positions, study, Path(private), folder, options)
+        trained = _conduct(study, folders, folder, options, _engine(engine, chosen, threads, options), chosen)
+    table = draw_table(trained, study, rows=rows_to_publish(trained, study), seed=options.seed, device=chosen)
+    certificate = publish(trained, study, table, folder)
+    err.print("measuring the synthetic table against real rows that no site had ...", style="dim")
+    evaluation = evaluate(table, parse_text(shared, study), parse_text(text[aside], study), study, seed=options.seed)
+    evaluation["monitor"] = trained.state.monitor
+    write_json(folder / "evaluation.json", evaluation)
+    _report(study, evaluation, certificate, folder, seconds=time.monotonic() - started, json_output=json_output)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise StudyError(f"device={name}: not a device of this machine", ExitCode.USAGE) from None
+    return device
+
+
+def _engine(kind: EngineKind, device: torch.device, threads: int, options: Options) -> Engine:
+    seed = options.test_noise_seed
+    return Engine(kind.value, str(device), threads, None if seed is None else seed.to_bytes(16, "big"))
+
+
+def _read(study: Study, paths: list[Path], options: Options) -> pd.DataFrame:
+    if not paths:
+        return simulate_transactions(seed=options.seed, banks=max(4, min(options.sites, 26)))
+    return pd.concat([read_text(path, study) for path in paths], ignore_index=True)
+
+
+def _check_learnable(text: pd.DataFrame, study: Study) -> None:
+    """Refuse a table from which nothing can be learned. Only a simulation can look at all sites' rows together.
+
+    Raises:
+        SchemaError: what the table lacks.
+    """
+    parsed = parse_text(text, study)
+    if units_of(text, study).count < 2:
+        raise SchemaError("table: at least two units are needed", ExitCode.TOO_FEW_UNITS)
+    if parsed[study.label.column].nunique() < 2:
+        raise SchemaError(f"{study.label.column}: the label has a single class", ExitCode.SINGLE_CLASS_LABEL)
+    for name in study.columns:
+        if parsed[name].nunique(dropna=False) < 2:
+            raise SchemaError(
+                f"{name}: the column holds one value only; move it to `ignore`", ExitCode.CONSTANT_COLUMN
+            )
+
+
+def _site_folders(
+    shared: pd.DataFrame, positions: list[np.ndarray], study: Study, private: Path, folder: Path, options: Options
+) -> list[SiteFolder]:
+    lock = folder / "study.lock.yaml"
+    layout = study.table
+    folders = []
+    for number, rows in enumerate(positions):
+        # The same layout as the table came in, so that a site reads its file by the same study.
+        table = shared.iloc[rows].to_csv(
+            index=False, sep=layout.delimiter, header=layout.header is None, columns=list(layout.header or shared.columns)
+        )
+        name = f"site_{number + 1:02d}"
+        folders.append(
+            make_site_folder(name, lock, study, table, private=private, kept=folder, seed=options.seed)
+        )
+    return folders
+
+
+def _conduct(
+    study: Study, sites: list[SiteFolder], folder: Path, options: Options, engine: Engine, device: torch.device
+) -> Trained:
+    results: list[Trained] = []
+    with _progress(study) as on_step:
+        coordinator = Coordinator(
+            study,
+            folder=folder,
+            run=f"{study.name}-{folder.name}",
+            seed=options.seed,
+            sites=options.sites,
+            device=device,
+            on_step=on_step,
+        )
+        run_federation(sites, lambda exchange: results.append(coordinator.run(exchange)), engine)
+    return results[0]
+
+
+class _progress:  # noqa: N801 (a context manager used as a function)
+    """Progress of a run: a bar on a terminal, a line a step elsewhere; human text goes to stderr."""
+
+    def __init__(self, study: Study) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=err
+        )
+        self._task = self._bar.add_task("measuring", total=study.rounds.count, note="")
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Callable[[dict[str, Any]], None]:
+        if err.is_terminal:
+            self._bar.start()
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        if err.is_terminal:
+            self._bar.stop()
+
+    def _show(self, line: dict[str, Any]) -> None:
+        note = f"budget {line['budget_used']:.0%}"
+        if line.get("loss") is not None:
+            note += f" loss {line['loss']:.3f}"
+        done, rounds = line.get("round", 0), line.get("rounds", 0)
+        if err.is_terminal:
+            self._bar.update(self._task, description=line["step"], completed=done or None, note=note)
+            return
+        elapsed = time.monotonic() - self._started
+        progress = f" {done}/{rounds}" if done else ""
+        err.print(f"{line['step']}{progress}  {note}  {elapsed:.0f} s", markup=False, highlight=False)
+
+
+def _report(
+    study: Study,
+    evaluation: dict[str, Any],
+    certificate: dict[str, Any],
+    folder: Path,
+    *,
+    seconds: float,
+    json_output: bool,
+) -> None:
+    if json_output:
+        summary = {
+            "folder": str(folder),
+            "seconds": round(seconds, 1),
+            "guarantee": certificate["guarantee"],
+            "utility": evaluation["utility"],
+            "fidelity": evaluation["fidelity"],
+            "monitor": evaluation["monitor"],
+        }
+        typer.echo(json.dumps(summary, allow_nan=False))
+        return
+    console = Console()
+    table = Table(title=f"{study.name}: trained on synthetic rows beside real rows, tested on units that no site had")
+    table.add_column("classifier")
+    table.add_column("measure")
+    for heading in ("synthetic", "real", "difference"):
+        table.add_column(heading, justify="right")
+    for classifier, scores in evaluation["utility"]["tstr"].items():
+        for measure in ("auc", "auprc", "accuracy", "f1", "recall"):
+            ours, real = scores[measure], evaluation["utility"]["trtr"][classifier][measure]
+            table.add_row(classifier, measure, _number(ours), _number(real), _number(ours - real if None not in (ours, real) else None))
+    console.print(table)
+    distances = evaluation["fidelity"]["synthetic_vs_train"]
+    floor = evaluation["fidelity"]["floor_train_vs_holdout"]
+    console.print(
+        f"total variation distance to the sites' rows: one-way {distances['one_way_mean']:.4f}, two-way "
+        f"{distances['two_way_mean']:.4f}; two real tables differ by {floor['one_way_mean']:.4f} and "
+        f"{floor['two_way_mean']:.4f}"
+    )
+    guarantee = certificate["guarantee"]
+    console.print(guarantee["statement"] if guarantee else f"NO GUARANTEE: {certificate['void_because']}")
+    console.print(f"{evaluation['rows']['synthetic']} rows in {folder / 'synthetic.csv'} after {seconds:.0f} s")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    app()
