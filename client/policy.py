@@ -82,7 +82,12 @@ class SitePolicy:
             PolicyError: the share is not a number in (0, 1].
         """
         share = request.options.get("share")
-        if isinstance(share, bool) or not isinstance(share, int | float) or not math.isfinite(share) or not 0 < share <= 1:
+        if (
+            isinstance(share, bool)
+            or not isinstance(share, int | float)
+            or not math.isfinite(share)
+            or not 0 < share <= 1
+        ):
             raise PolicyError("request.share: expected a number above 0, at most 1")
         return float(share) * self._squared_mu
 
@@ -95,7 +100,11 @@ class SitePolicy:
         steps, rate = request.options.get("steps"), request.options.get("learning_rates")
         if not isinstance(steps, int) or not 0 <= steps <= self._study.rounds.local_steps:
             raise PolicyError("request.steps: expected at most rounds.local_steps of the study")
-        if not isinstance(rate, list) or len(rate) != 2 or not all(isinstance(one, float) and 0 <= one <= 1 for one in rate):
+        if (
+            not isinstance(rate, list)
+            or len(rate) != 2
+            or not all(isinstance(one, float) and 0 <= one <= 1 for one in rate)
+        ):
             raise PolicyError("request.learning_rates: expected two numbers between 0 and 1")
         if not isinstance(request.options.get("seed"), int):
             raise PolicyError("request.seed: expected a whole number")

@@ -51,9 +51,7 @@ def parse_text(text: pd.DataFrame, study: Study) -> pd.DataFrame:
     Raises:
         SchemaError: a value breaks its column's rule.
     """
-    return parse_table(
-        text, study.columns, missing_markers=study.table.missing_markers, unit_key=study.unit.key
-    )
+    return parse_table(text, study.columns, missing_markers=study.table.missing_markers, unit_key=study.unit.key)
 
 
 def read_table(path: Path, study: Study) -> pd.DataFrame:

@@ -123,9 +123,7 @@ class Site:
             raise PolicyError("request.bins: expected one map a column") from None
         return [self._policy.check_bins(bin_of, grid.n_cells) for bin_of, grid in zip(bins, self._grids, strict=True)]
 
-    def _sealed(
-        self, request: Request, digest: str, release: Callable[[], tuple[np.ndarray, GaussianEvent]]
-    ) -> bytes:
+    def _sealed(self, request: Request, digest: str, release: Callable[[], tuple[np.ndarray, GaussianEvent]]) -> bytes:
         """The reply that was sealed for this request, or a new one, sealed before it is returned."""
         path = self._settings.state / "replies" / hashlib.sha256(request.identity.encode()).hexdigest()
         for charge in self._ledger.charges():

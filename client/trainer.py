@@ -15,7 +15,9 @@ from common.wire.messages import Request
 from common.wire.packing import GENERATOR, pack, shape_of, unpack, unpack_targets
 
 
-def train_on_request(request: Request, study: Study, *, sizes: tuple[int, ...], device: torch.device) -> dict[str, np.ndarray]:
+def train_on_request(
+    request: Request, study: Study, *, sizes: tuple[int, ...], device: torch.device
+) -> dict[str, np.ndarray]:
     """Load the generator that was sent, train it against the targets that were sent, return its parameters.
 
     Args:

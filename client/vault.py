@@ -28,7 +28,14 @@ class Vault:
     """A site's records as integer codes, behind the mechanism."""
 
     def __init__(
-        self, table: pd.DataFrame, study: Study, grids: Sequence[Grid], *, secret: bytes, ledger: Ledger, noise: NoiseSource
+        self,
+        table: pd.DataFrame,
+        study: Study,
+        grids: Sequence[Grid],
+        *,
+        secret: bytes,
+        ledger: Ledger,
+        noise: NoiseSource,
     ) -> None:
         """Encode a parsed table; the table itself is not kept.
 

@@ -20,7 +20,7 @@ class Release:
     """The sum of one noised vector over sites.
 
     counts: (cells,), in units.
-    variance: of the noise in one cell, in units squared; the sites' variances add up.
+    variance: of the noise in one cell, in units squared; the sites' variances add up, 1/12 each for the rounding too.
     events: by site, as the sites' ledgers have them.
     """
 
@@ -51,7 +51,7 @@ def add_up(replies: Mapping[str, Reply], *, cells: int) -> Release:
         events[site] = event
         total += counts
     scale = next(iter(events.values())).scale
-    variance = sum((event.noise_stddev / event.scale) ** 2 for event in events.values())
+    variance = sum((event.noise_stddev**2 + 1 / 12) / event.scale**2 for event in events.values())
     return Release(total / scale, variance, events)
 
 

@@ -58,7 +58,9 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
         OutputError: the folder cannot be written.
     """
     header = json.dumps({"schema": CHECKPOINT_SCHEMA, **checkpoint.facts}, allow_nan=False)
-    body = save({name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}, metadata={_HEADER: header})
+    body = save(
+        {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}, metadata={_HEADER: header}
+    )
     write_durably(folder / f"step-{step:05d}.safetensors", bytes(body))
 
 
@@ -76,7 +78,9 @@ def load_latest(folder: Path) -> Checkpoint | None:
             facts = json.loads(file.metadata()[_HEADER])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{files[-1]}: the checkpoint is damaged; delete it to go on from the one before") from None
+        raise CheckpointError(
+            f"{files[-1]}: the checkpoint is damaged; delete it to go on from the one before"
+        ) from None
     if facts.pop("schema", None) != CHECKPOINT_SCHEMA:
         raise CheckpointError(f"{files[-1]}: expected {CHECKPOINT_SCHEMA}")
     return Checkpoint(facts, arrays)

@@ -33,7 +33,9 @@ def draw_table(trained: Trained, study: Study, *, rows: int, seed: int, device: 
         device: of the generator.
     """
     random = np.random.default_rng(seed)
-    labels = random.permutation(np.repeat(np.arange(len(study.label_values)), _shares(trained.targets.label_counts, rows)))
+    labels = random.permutation(
+        np.repeat(np.arange(len(study.label_values)), _shares(trained.targets.label_counts, rows))
+    )
     bins = draw_bins(trained.generator, labels, seed=seed, device=device)
     table = decode_table(bins, labels, make_grids(study.features), trained.bins.binnings, random)
     dtype = pd.CategoricalDtype(list(study.label_values))
@@ -78,7 +80,7 @@ def _shares(counts: np.ndarray, rows: int) -> np.ndarray:
     whole = np.floor(exact).astype(np.int64)
     most = np.argsort(-(exact - whole), kind="stable")[: rows - int(whole.sum())]
     whole[most] += 1
-    return whole
+    return np.asarray(whole)
 
 
 def _generator_arrays(trained: Trained) -> dict[str, np.ndarray]:

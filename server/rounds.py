@@ -4,6 +4,7 @@ It asks; every site decides for itself. Nothing here sees a row, and no guarante
 """
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from common.data.encoding import make_grids
 from common.data.histograms import histogram_layout
 from common.data.tables import all_pairs
-from common.errors import CheckpointError
+from common.errors import CheckpointError, PolicyError
 from common.models.critics import StatisticalCritic, Targets
 from common.models.generator import Generator, draw_bins, initialise
 from common.models.monitor import fit_score, ranking_quality, score_layout
@@ -26,8 +27,9 @@ from common.wire.messages import Request
 from common.wire.packing import GENERATOR, pack, pack_bins, pack_targets, shape_of, unpack
 from server.aggregation import Bins, Release, add_up, bins_from, targets_from
 from server.checkpoints import Checkpoint, load_latest, save_checkpoint, write_durably
-from server.exchange import Exchange, Roster, ask_all, call_roll
+from server.exchange import Exchange, Roster, call_roll
 
+_LOG = logging.getLogger(__name__)
 # The largest share that two requests of one account may ask for together, with room for rounding.
 _WHOLE = 1 - 1e-9
 _MONITOR_ROWS = 20_000
@@ -117,6 +119,7 @@ class Coordinator:
         self._on_step = on_step
         self._grids = make_grids(study.features)
         self._classes = len(study.label_values)
+        self._rates = list(schedule(study.model.learning_rate, stretches=study.rounds.count))
         self._state = RunState(run=run, seed=seed, study=study.digest())
         latest = load_latest(folder / "checkpoints")
         if latest is not None:
@@ -131,36 +134,36 @@ class Coordinator:
         for site in roster.names:
             facts = replies[site].facts
             state.accounts[site] = SiteAccount(float(facts["squared_mu"]), str(facts["ledger_head"]))
-        bins = self._measure_one_way(exchange, roster)
-        targets = self._measure_pairs(exchange, roster, bins)
-        generator = self._train(exchange, roster, bins, targets)
-        self._monitor(exchange, roster, bins, targets, generator)
+        bins = self._measure_one_way(roster)
+        targets = self._measure_pairs(roster, bins)
+        generator = self._train(roster, bins, targets)
+        self._monitor(roster, bins, targets, generator)
         return Trained(state, bins, targets, generator)
 
-    def _measure_one_way(self, exchange: Exchange, roster: Roster) -> Bins:
+    def _measure_one_way(self, roster: Roster) -> Bins:
         cells = histogram_layout(self._grids, self._classes).n_cells
         options = {"share": self._study.privacy.one_way_share}
-        release = self._measure(exchange, roster, "one_way", options, {}, cells)
+        release = self._measure(roster, "one_way", options, {}, cells)
         return bins_from(release, self._grids, classes=self._classes, max_bins=self._study.model.max_bins)
 
-    def _measure_pairs(self, exchange: Exchange, roster: Roster, bins: Bins) -> Targets:
+    def _measure_pairs(self, roster: Roster, bins: Bins) -> Targets:
         cells = all_pairs(bins.sizes, self._classes).n_cells
         options = {"share": (1 - self._study.privacy.one_way_share) * _WHOLE}
-        release = self._measure(exchange, roster, "pairs", options, pack_bins(bins.maps), cells)
+        release = self._measure(roster, "pairs", options, pack_bins(bins.maps), cells)
         return targets_from(bins, release, classes=self._classes)
 
-    def _train(self, exchange: Exchange, roster: Roster, bins: Bins, targets: Targets) -> Generator:
+    def _train(self, roster: Roster, bins: Bins, targets: Targets) -> Generator:
         state, rounds, model = self._state, self._study.rounds, self._study.model
         generator = initialise(shape_of(self._study, bins.sizes), seed=self._seed(0, 0)).to(self._device)
         if state.generator:
             load_parameters(generator, state.generator)
         critic = StatisticalCritic(targets, self._device)
-        rates = list(schedule(model.learning_rate, stretches=rounds.count))
+        common = {**pack_targets(targets), **pack_bins(bins.maps)}
         for number in range(state.rounds_done, rounds.count):
             trainers = _in_turn(roster.names, number, rounds.trainers)
             if rounds.local_steps:
-                self._train_at_sites(exchange, roster, trainers, bins, targets, generator, rates[number], number)
-            stretch = Stretch(rounds.refine_steps, *rates[number], model.batch, self._seed(number, len(trainers)))
+                self._train_at_sites(roster, trainers, generator, common, number)
+            stretch = Stretch(rounds.refine_steps, *self._rates[number], model.batch, self._seed(number, len(trainers)))
             loss = train(generator, critic, stretch, self._device)
             state.generator, state.rounds_done = parameters_of(generator), number + 1
             self._record(
@@ -169,38 +172,27 @@ class Coordinator:
                     "round": number + 1,
                     "rounds": rounds.count,
                     "trainers": trainers if rounds.local_steps else [],
-                    "learning_rate": rates[number][0],
+                    "learning_rate": self._rates[number][0],
                     "loss": loss if np.isfinite(loss) else None,
                 }
             )
         return generator
 
     def _train_at_sites(
-        self,
-        exchange: Exchange,
-        roster: Roster,
-        trainers: list[str],
-        bins: Bins,
-        targets: Targets,
-        generator: Generator,
-        rates: tuple[float, float],
-        number: int,
+        self, roster: Roster, trainers: list[str], generator: Generator, common: dict[str, np.ndarray], number: int
     ) -> None:
-        arrays = {**pack(GENERATOR, parameters_of(generator)), **pack_targets(targets), **pack_bins(bins.maps)}
+        """Local steps at some sites from the same generator, then the mean of theirs."""
+        arrays = {**pack(GENERATOR, parameters_of(generator)), **common}
+        rates = [float(rate) for rate in self._rates[number]]
         requests = {}
         for position, site in enumerate(trainers):
-            options = {
-                "steps": self._study.rounds.local_steps,
-                "learning_rates": [float(rate) for rate in rates],
-                "seed": self._seed(number, position),
-            }
+            seed = self._seed(number, position)
+            options = {"steps": self._study.rounds.local_steps, "learning_rates": rates, "seed": seed}
             requests[site] = self._request("train", f"train-{number + 1}", options, arrays)
-        replies = ask_all(exchange, roster, requests)
+        replies = roster.ask(requests)
         load_parameters(generator, average([unpack(GENERATOR, replies[site].arrays) for site in sorted(replies)]))
 
-    def _monitor(
-        self, exchange: Exchange, roster: Roster, bins: Bins, targets: Targets, generator: Generator
-    ) -> None:
+    def _monitor(self, roster: Roster, bins: Bins, targets: Targets, generator: Generator) -> None:
         state, study = self._state, self._study
         if study.privacy.holdout == 0 or state.monitor is not None:
             return
@@ -212,14 +204,18 @@ class Coordinator:
         weights = fit_score(rows, positive, bins.sizes, seed=0)
         arrays = {**pack_bins(bins.maps), "weights": weights}
         layout = score_layout()
-        release = self._measure(exchange, roster, "monitor", {"share": _WHOLE}, arrays, layout.n_cells)
-        quality = ranking_quality(next(layout.split(release.counts)), release.variance)
+        try:
+            release = self._measure(roster, "monitor", {"share": _WHOLE}, arrays, layout.n_cells)
+            quality = ranking_quality(next(layout.split(release.counts)), release.variance)
+        except PolicyError as refused:
+            # A figure about the generator, not a part of it: the run is good without.
+            _LOG.warning("event=unmonitored reason=%s", refused)
+            quality = None
         state.monitor = {"auc": quality[0] if quality else None, "standard_error": quality[1] if quality else None}
         self._record({"step": "monitor_result", **state.monitor})
 
     def _measure(
         self,
-        exchange: Exchange,
         roster: Roster,
         kind: str,
         options: dict[str, Any],
@@ -230,7 +226,7 @@ class Coordinator:
         state = self._state
         if kind not in state.releases:
             requests = {site: self._request(kind, kind, options, arrays) for site in roster.names}
-            replies = ask_all(exchange, roster, requests)
+            replies = roster.ask(requests)
             state.releases[kind] = add_up(replies, cells=cells)
             for site, reply in replies.items():
                 state.accounts[site] = SiteAccount(state.accounts[site].squared_mu, str(reply.facts["ledger_head"]))

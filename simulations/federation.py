@@ -138,7 +138,7 @@ def _run_in_process(server_app: ServerApp, sites: list[SiteFolder], engine: Engi
 
 def _run_on_ray(server_app: ServerApp, sites: list[SiteFolder], engine: Engine) -> None:
     # Ray is an optional extra and takes seconds to import.
-    from flwr.simulation import run_simulation
+    from flwr.simulation import run_simulation  # noqa: PLC0415
 
     run_simulation(
         server_app=server_app,

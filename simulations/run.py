@@ -67,14 +67,20 @@ class Options:
 def main(  # noqa: PLR0913 (one parameter an option)
     *,
     sites: Annotated[int, typer.Option(min=1, help="Number of sites.")] = 4,
-    study: Annotated[Path | None, typer.Option(help="Study file; needs --data. Default: simulated bank transactions.")] = None,
-    data: Annotated[list[Path] | None, typer.Option(help="Table of the study; repeat it to join several files.")] = None,
+    study: Annotated[
+        Path | None, typer.Option(help="Study file; needs --data. Default: simulated bank transactions.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Table of the study; repeat it to join several files.")
+    ] = None,
     split_by: Annotated[
         str, typer.Option("--split", help="Who holds what: iid, dirichlet:A (A small: unequal labels) or column:NAME.")
     ] = "",
     epsilon: Annotated[float | None, typer.Option(help="Instead of the study's epsilon.")] = None,
     delta: Annotated[float | None, typer.Option(help="Instead of the study's delta.")] = None,
-    engine: Annotated[EngineKind, typer.Option(help="process: at once, no Ray. flower: Flower's simulation.")] = EngineKind.PROCESS,
+    engine: Annotated[
+        EngineKind, typer.Option(help="process: at once, no Ray. flower: Flower's simulation.")
+    ] = EngineKind.PROCESS,
     seed: Annotated[int, typer.Option(min=0, help="Of splits, models and classifiers; never of privacy noise.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Compute threads.")] = 2,
@@ -84,7 +90,10 @@ def main(  # noqa: PLR0913 (one parameter an option)
     json_output: Annotated[bool, typer.Option("--json", help="Result as one JSON object on stdout.")] = False,
     test_noise_seed: Annotated[
         int | None,
-        typer.Option(min=0, help="TEST MODE: noise from a seed, to compare engines. Voids the guarantee; the certificate says so."),
+        typer.Option(
+            min=0,
+            help="TEST MODE: noise from a seed, to compare engines. Voids the guarantee; the certificate says so.",
+        ),
     ] = None,
 ) -> None:
     """Run a federation of simulated sites and publish one synthetic table."""
@@ -96,7 +105,12 @@ def main(  # noqa: PLR0913 (one parameter an option)
             chosen, paths = _chosen_study(study, data, epsilon=epsilon, delta=delta, quick=quick)
             default_split = "column:bank" if study is None and sites <= 4 else "iid"
             options = Options(
-                sites, split_by or default_split, seed, quick, json.dumps([str(path) for path in paths]), test_noise_seed
+                sites,
+                split_by or default_split,
+                seed,
+                quick,
+                json.dumps([str(path) for path in paths]),
+                test_noise_seed,
             )
             folder = _new_folder(out, chosen, options)
         _run(chosen, paths, options, folder, engine=engine, device=device, threads=threads, json_output=json_output)
@@ -142,7 +156,12 @@ def _resumed(folder: Path) -> tuple[Options, Study, Path, list[Path]]:
         options = Options(**json.loads((folder / "options.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise OutputError(f"{folder}: is not the folder of a run", ExitCode.RESUME_IMPOSSIBLE) from None
-    return options, load_study(folder / "study.lock.yaml"), folder, [Path(path) for path in json.loads(options.data or "[]")]
+    return (
+        options,
+        load_study(folder / "study.lock.yaml"),
+        folder,
+        [Path(path) for path in json.loads(options.data or "[]")],
+    )
 
 
 def _run(
@@ -209,9 +228,7 @@ def _check_learnable(text: pd.DataFrame, study: Study) -> None:
         raise SchemaError(f"{study.label.column}: the label has a single class", ExitCode.SINGLE_CLASS_LABEL)
     for name in study.columns:
         if parsed[name].nunique(dropna=False) < 2:
-            raise SchemaError(
-                f"{name}: the column holds one value only; move it to `ignore`", ExitCode.CONSTANT_COLUMN
-            )
+            raise SchemaError(f"{name}: the column holds one value only; move it to `ignore`", ExitCode.CONSTANT_COLUMN)
 
 
 def _site_folders(
@@ -223,12 +240,13 @@ def _site_folders(
     for number, rows in enumerate(positions):
         # The same layout as the table came in, so that a site reads its file by the same study.
         table = shared.iloc[rows].to_csv(
-            index=False, sep=layout.delimiter, header=layout.header is None, columns=list(layout.header or shared.columns)
+            index=False,
+            sep=layout.delimiter,
+            header=layout.header is None,
+            columns=list(layout.header or shared.columns),
         )
         name = f"site_{number + 1:02d}"
-        folders.append(
-            make_site_folder(name, lock, study, table, private=private, kept=folder, seed=options.seed)
-        )
+        folders.append(make_site_folder(name, lock, study, table, private=private, kept=folder, seed=options.seed))
     return folders
 
 
@@ -255,7 +273,11 @@ class _progress:  # noqa: N801 (a context manager used as a function)
 
     def __init__(self, study: Study) -> None:
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=err
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=err,
         )
         self._task = self._bar.add_task("measuring", total=study.rounds.count, note="")
         self._started = time.monotonic()
@@ -311,7 +333,13 @@ def _report(
     for classifier, scores in evaluation["utility"]["tstr"].items():
         for measure in ("auc", "auprc", "accuracy", "f1", "recall"):
             ours, real = scores[measure], evaluation["utility"]["trtr"][classifier][measure]
-            table.add_row(classifier, measure, _number(ours), _number(real), _number(ours - real if None not in (ours, real) else None))
+            table.add_row(
+                classifier,
+                measure,
+                _number(ours),
+                _number(real),
+                _number(ours - real if None not in (ours, real) else None),
+            )
     console.print(table)
     distances = evaluation["fidelity"]["synthetic_vs_train"]
     floor = evaluation["fidelity"]["floor_train_vs_holdout"]

@@ -10,7 +10,7 @@ from common.data.encoding import Grid
 from common.data.histograms import Histogram
 
 # A bin holds this many standard deviations of the noise in its own count.
-_SIGNAL = 3.0
+_SIGNAL = 2.0
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Binning:
 def make_binning(histogram: Histogram, grid: Grid, *, max_bins: int) -> Binning:
     """Join the cells of one column until each bin carries a signal.
 
-    An ordered column joins neighbours until a bin holds 3 standard deviations of its own noise and a fair share of the
-    units, and a cell that holds more than that alone stays alone. Categories below 3 standard deviations share one bin.
+    An ordered column joins neighbours until a bin holds 2 standard deviations of its own noise and a fair share of the
+    units, and a cell that holds more than that alone stays alone. Categories below 2 standard deviations share one bin.
     Missing is never joined to a value.
 
     Args:
@@ -123,9 +123,13 @@ def _project_to_simplex(counts: np.ndarray) -> np.ndarray:
 
 
 def decode_table(
-    bins: np.ndarray, labels: np.ndarray, grids: Sequence[Grid], binnings: Sequence[Binning], generator: np.random.Generator
+    bins: np.ndarray,
+    labels: np.ndarray,
+    grids: Sequence[Grid],
+    binnings: Sequence[Binning],
+    generator: np.random.Generator,
 ) -> pd.DataFrame:
-    """A typed table from bins, (rows, columns), and label codes, (rows,): a cell of the bin, then a value of the cell."""
+    """A typed table from bins, (rows, columns), and labels, (rows,): a cell of each bin, then a value of the cell."""
     return pd.DataFrame(
         {
             grid.name: grid.decode(binning.draw_cells(bins[:, position], labels, generator), generator)

@@ -68,7 +68,9 @@ class Grid:
         if isinstance(self.column, IntegerColumn):
             drawn = pd.Series(generator.integers(lower.astype(np.int64), upper.astype(np.int64)), name=self.name)
             return drawn.astype("Int64").mask(absent) if self.column.missing else drawn
-        values = lower + (upper - lower) * generator.random(len(cells))
+        # A special value's cell is one float wide: the value itself, not one beside it.
+        wide = upper > np.nextafter(lower, np.inf)
+        values = np.where(wide, lower + (upper - lower) * generator.random(len(cells)), lower)
         if self.column.decimals is not None:
             values = np.round(values, self.column.decimals)
         values = np.clip(values, self.column.min, self.column.max)
@@ -83,14 +85,20 @@ def make_grid(name: str, column: Column) -> Grid:
     ends = column.to_scale(np.array([minimum, top]), minimum)
     edges = column.from_scale(np.linspace(ends[0], ends[1], column.cells + 1), minimum)
     edges[0], edges[-1] = minimum, top
+    special = np.array(column.special, dtype=np.float64)
     if isinstance(column, ContinuousColumn):
-        return Grid(name, column, edges)
+        apart = np.concatenate([special, np.nextafter(special, np.inf)])
+        return Grid(name, column, _distinct(np.concatenate([edges, apart]), top))
     # Whole numbers: every cell starts at one, and the last ends after the maximum. Where the scale has room for
     # each number to have a cell of its own, it has.
     if column.max - column.min < column.cells:
         return Grid(name, column, np.arange(column.min, column.max + 2, dtype=np.float64))
-    whole = np.unique(np.append(np.ceil(edges[:-1]), column.max + 1.0))
-    return Grid(name, column, whole)
+    return Grid(name, column, np.unique(np.concatenate([np.ceil(edges[:-1]), [top + 1], special, special + 1])))
+
+
+def _distinct(edges: np.ndarray, top: float) -> np.ndarray:
+    """Sorted edges up to the maximum, which closes the last cell."""
+    return np.unique(np.minimum(edges, top))
 
 
 def make_grids(columns: Mapping[str, Column]) -> tuple[Grid, ...]:

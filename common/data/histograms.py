@@ -58,7 +58,9 @@ def histogram_layout(grids: Sequence[Grid], classes: int) -> TableLayout:
 
 def histogram_codes(cells: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:
     """Codes of each record at every resolution of every column, (records, tables) int64."""
-    return np.column_stack([table[cells[:, position]] for position, grid in enumerate(grids) for table in resolutions(grid)])
+    return np.column_stack(
+        [table[cells[:, position]] for position, grid in enumerate(grids) for table in resolutions(grid)]
+    )
 
 
 def estimate_histograms(

@@ -112,8 +112,10 @@ class _NumericColumn(Section):
     scale_unit: Annotated[Number, Field(gt=0)] = 1.0
     # 128 cells: finer ones drown in the noise of one release at epsilon 1 and 10^4 units.
     cells: Annotated[Whole, Field(ge=2, le=MAX_CELLS)] = 128
-    # Most cells hold few units (heavy tails, many zeros): count them on coarser cells too. By default where the scale is
-    # not linear; it costs budget, so a well-filled column should not have it.
+    # Values with a meaning of their own (0 for "none", 999 for "never"): each has a cell to itself.
+    special: tuple[Number, ...] = ()
+    # Most cells hold few units (heavy tails, many zeros): count them on coarser cells too. By default where the scale
+    # is not linear; it costs budget, so a well-filled column should not have it.
     sparse: bool | None = None
     outside: Literal["refuse", "clip"] = "refuse"
     missing: bool = False
@@ -153,6 +155,9 @@ class IntegerColumn(_NumericColumn):
             raise ValueError(f"max={self.max}: expected > min={self.min}")
         if max(abs(self.min), abs(self.max)) > 2**53:
             raise ValueError("min, max: expected within +-2^53")
+        if any(value != int(value) for value in self.special):
+            raise ValueError("special: expected whole numbers")
+        _check_special(self)
         return self
 
 
@@ -168,7 +173,18 @@ class ContinuousColumn(_NumericColumn):
     def _check(self) -> Self:
         if self.max <= self.min:
             raise ValueError(f"max={self.max}: expected > min={self.min}")
+        _check_special(self)
         return self
+
+
+def _check_special(column: IntegerColumn | ContinuousColumn) -> None:
+    for value in column.special:
+        # The last cell of a continuous column is closed by the maximum, which so cannot be apart from it.
+        below = value <= column.max if isinstance(column, IntegerColumn) else value < column.max
+        if not (column.min <= value and below):
+            raise ValueError("special: expected values from min to max; below max in a continuous column")
+    if len(set(column.special)) != len(column.special):
+        raise ValueError("special: a value is listed twice")
 
 
 Column = Annotated[CategoricalColumn | IntegerColumn | ContinuousColumn, Field(discriminator="type")]
@@ -187,7 +203,11 @@ class TableLayout(Section):
 
 
 def parse_table(
-    text: pd.DataFrame, columns: Mapping[str, Column], *, missing_markers: tuple[str, ...] = (), unit_key: str | None = None
+    text: pd.DataFrame,
+    columns: Mapping[str, Column],
+    *,
+    missing_markers: tuple[str, ...] = (),
+    unit_key: str | None = None,
 ) -> pd.DataFrame:
     """Typed columns from a table of text, in the schema's order, the unit key (text) first when there is one.
 
@@ -243,15 +263,19 @@ def _category(column: CategoricalColumn, value: str) -> str | None:
 
 
 def _in_code_range(value: str, member: str) -> bool:
-    """Whether a numeric code, its decimals dropped, lies in a range such as "390-459"; a plain code is its own range."""
-    head = value.split(".")[0]
+    """Whether a numeric code, its decimals dropped, lies in a range such as "390-459"; a plain code is one too."""
+    head = value.partition(".")[0]
     span = _code_range(member)
-    return bool(span) and head.isascii() and head.isdigit() and len(head) <= _CODE_DIGITS and span[0] <= int(head) <= span[1]
+    return (
+        bool(span)
+        and head.isascii()
+        and head.isdigit()
+        and len(head) <= _CODE_DIGITS
+        and span[0] <= int(head) <= span[1]
+    )
 
 
-def _parse_numbers(
-    name: str, column: IntegerColumn | ContinuousColumn, raw: pd.Series, absent: pd.Series
-) -> pd.Series:
+def _parse_numbers(name: str, column: IntegerColumn | ContinuousColumn, raw: pd.Series, absent: pd.Series) -> pd.Series:
     present = raw[~absent]
     # pandas reads "nan", "inf" and their kin as numbers: they are named for what they are.
     numbers = pd.to_numeric(present, errors="coerce").astype("float64")
@@ -296,4 +320,3 @@ def check_columns(text: pd.DataFrame, expected: list[str], ignored: list[str]) -
                 f"column {position} of the table is not in the study; add it to `columns` or to `ignore`",
                 ExitCode.COLUMN_UNKNOWN,
             )
-

@@ -5,6 +5,7 @@ generator's distribution is then one matrix product, with no sampled one-hot and
 """
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -91,9 +92,6 @@ def draw_bins(
         classes = torch.from_numpy(np.ascontiguousarray(labels[begin : begin + chunk])).to(device)
         latent = torch.randn(len(classes), generator.shape.latent, generator=random, device=device)
         shares = generator(latent, classes)
-        drawn = [
-            torch.multinomial(shares[:, start:end], 1, generator=random)[:, 0]
-            for start, end in zip(starts[:-1], starts[1:], strict=True)
-        ]
+        drawn = [torch.multinomial(shares[:, start:end], 1, generator=random)[:, 0] for start, end in pairwise(starts)]
         parts.append(torch.stack(drawn, dim=1).cpu().numpy())
     return np.concatenate(parts) if parts else np.empty((0, len(sizes)), dtype=np.int64)

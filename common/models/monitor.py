@@ -1,5 +1,4 @@
-"""A quality figure that a real federation can afford: how well a classifier that was trained on synthetic rows ranks
-held-out units.
+"""A quality figure that a real federation can afford: how well synthetic rows teach to rank held-out units.
 
 The coordinator fits a linear score on rows that it generated; each site counts its held-out units in a table of
 (label, score band) under its hold-out budget; the area under the ROC curve is a function of the noised table.
@@ -31,7 +30,7 @@ def fit_score(bins: np.ndarray, positive: np.ndarray, sizes: tuple[int, ...], *,
         model = LogisticRegression(C=0.1, max_iter=200, random_state=seed).fit(design, positive)
         weights = model.coef_[0].astype(np.float64)
     edges = np.quantile(design @ weights, np.arange(1, BANDS) / BANDS)
-    return np.concatenate([weights, edges])
+    return np.asarray(np.concatenate([weights, edges]))
 
 
 def score_cells(bins: np.ndarray, sizes: tuple[int, ...], weights: np.ndarray) -> np.ndarray:
@@ -45,7 +44,8 @@ def score_cells(bins: np.ndarray, sizes: tuple[int, ...], weights: np.ndarray) -
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     score = weights[: sum(sizes)][bins + starts].sum(axis=1)
     edges = np.sort(weights[sum(sizes) :])
-    return np.searchsorted(edges, score, side="right").astype(np.int64)[:, None]
+    bands: np.ndarray = np.searchsorted(edges, score, side="right").astype(np.int64)[:, None]
+    return bands
 
 
 def ranking_quality(table: np.ndarray, variance: float) -> tuple[float, float] | None:

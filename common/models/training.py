@@ -32,7 +32,7 @@ def schedule(peak: float, *, stretches: int) -> Iterator[tuple[float, float]]:
 
     def rate(progress: float) -> float:
         rise = min(1.0, 0.1 + progress / 0.1)
-        return peak * rise * 0.5 * (1 + np.cos(np.pi * progress))
+        return float(peak * rise * 0.5 * (1 + np.cos(np.pi * progress)))
 
     for number in range(stretches):
         yield rate(number / stretches), rate((number + 1) / stretches)

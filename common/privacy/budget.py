@@ -10,6 +10,7 @@ Koskela, Tobaben and Honkela 2023 (filter).
 """
 
 import math
+from fractions import Fraction
 
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
@@ -86,10 +87,10 @@ def check_spend(spends: list[float], new: float, *, budget: float) -> None:
     """
     if not (new > 0 and math.isfinite(new)):
         raise ValueError(f"spend={new}: expected a positive, finite number")
-    after = total([*spends, new])
-    if after > budget:
+    # Exact, so that a spend of just what is left is granted and one bit more is not; a budget of NaN grants nothing.
+    if not (math.isfinite(budget) and sum(map(Fraction, [*spends, new])) <= budget):
         raise BudgetError(
-            f"budget: the request needs {new / budget:.4g} of it and {max(0.0, 1 - total(spends) / budget):.4g} is left; "
+            f"budget: the request needs {new / budget:.4g} of it, {max(0.0, 1 - total(spends) / budget):.4g} is left; "
             "refused, nothing was drawn"
         )
 
@@ -100,7 +101,12 @@ def noise_stddev_for(*, squared_sensitivity: int, spend: float) -> float:
     Args:
         squared_sensitivity: the square of the L2 sensitivity, an exact integer.
         spend: squared mu; > 0.
+
+    Raises:
+        ValueError: `spend` is not a positive number.
     """
+    if not (spend > 0 and math.isfinite(spend)):
+        raise ValueError(f"spend={spend}: expected a positive, finite number")
     stddev = math.sqrt(squared_sensitivity / spend)
     while spend_of(squared_sensitivity=squared_sensitivity, noise_stddev=stddev) > spend:
         stddev = math.nextafter(stddev, math.inf)
@@ -109,4 +115,5 @@ def noise_stddev_for(*, squared_sensitivity: int, spend: float) -> float:
 
 def spend_of(*, squared_sensitivity: int, noise_stddev: float) -> float:
     """Squared mu of one Gaussian mechanism, rounded up."""
-    return math.nextafter(squared_sensitivity / noise_stddev / noise_stddev, math.inf)
+    # Three roundings of at most 2^-53 each lie below the true value.
+    return math.nextafter(squared_sensitivity / noise_stddev / noise_stddev * (1 + 2**-50), math.inf)

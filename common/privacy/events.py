@@ -58,6 +58,11 @@ class GaussianEvent:
             and event.squared_sensitivity > 0
             and isinstance(event.noise_stddev, float)
             and 0 < event.noise_stddev < float("inf")
+            and isinstance(event.cells, int)
+            and event.cells > 0
+            and isinstance(event.scale, int)
+            and event.scale > 0
+            and event.noise in ("csprng", "test-seed")
         )
         if not valid:
             raise LedgerError("event: a field of a Gaussian event is out of range")

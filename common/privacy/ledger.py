@@ -53,7 +53,13 @@ class Ledger:
             LedgerError: the file is damaged, or belongs to another site, study or budget.
         """
         self._path = path
-        self._opening = {"schema": LEDGER_SCHEMA, "type": "open", "site": site, "study": study, "squared_mu": squared_mu}
+        self._opening = {
+            "schema": LEDGER_SCHEMA,
+            "type": "open",
+            "site": site,
+            "study": study,
+            "squared_mu": squared_mu,
+        }
         with self._locked() as file:
             entries = _read(file, path)
             if not entries:
@@ -144,10 +150,14 @@ def _parse(data: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
         try:
             entry = json.loads(line)
             claimed = entry.pop("hash")
-            whole = entry["sequence"] == number and entry["previous"] == (entries[-1]["hash"] if entries else _GENESIS)
+            whole = (
+                entry["sequence"] == number
+                and entry["previous"] == (entries[-1]["hash"] if entries else _GENESIS)
+                and claimed == hashlib.sha256(canonical(entry)).hexdigest()
+            )
         except (ValueError, KeyError, TypeError, AttributeError):
             raise LedgerError(f"{path}:{number + 1}: not a ledger entry") from None
-        if not whole or claimed != hashlib.sha256(canonical(entry)).hexdigest():
+        if not whole:
             raise LedgerError(f"{path}:{number + 1}: the hash chain is broken")
         entries.append({**entry, "hash": claimed})
     return entries, end

@@ -10,10 +10,11 @@ from typing import Literal
 
 import numpy as np
 
+from common.errors import BudgetError
 from common.privacy import budget
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Charge, Ledger
-from common.privacy.noise import NoiseSource
+from common.privacy.noise import MAXIMUM_STDDEV, NoiseSource
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,14 @@ class CountMechanism:
         return (len(self.offsets) - 1) * self.unit_weight**2
 
     def plan(self, *, spend: float, account: Literal["train", "holdout"], noise: NoiseSource) -> GaussianEvent:
-        """The event that a spend of `spend` (squared mu) buys."""
+        """The event that a spend of `spend` (squared mu) buys.
+
+        Raises:
+            BudgetError: the spend is so small that its noise would not fit the integers.
+        """
         stddev = budget.noise_stddev_for(squared_sensitivity=self.squared_sensitivity, spend=spend)
+        if stddev > MAXIMUM_STDDEV:
+            raise BudgetError("budget: the share is too small to buy a release; refused, nothing was drawn")
         return GaussianEvent(
             account=account,
             squared_sensitivity=self.squared_sensitivity,
@@ -79,8 +86,11 @@ class CountMechanism:
             BudgetError, LedgerError: from the ledger; nothing was drawn.
             ValueError: a unit contributes more than it may, or the event is not this mechanism's: a fault of ours.
         """
-        if event.squared_sensitivity != self.squared_sensitivity or event.cells != int(self.offsets[-1]):
+        planned = (self.squared_sensitivity, int(self.offsets[-1]), self.unit_weight)
+        if (event.squared_sensitivity, event.cells, event.scale) != planned:
             raise ValueError("event: was not planned by this mechanism")
+        if not 0 < event.noise_stddev <= MAXIMUM_STDDEV:
+            raise ValueError("event: noise that cannot be drawn")
         if event.noise != noise.kind:
             raise ValueError("event: states another source of noise")
         self._check(contributions)
@@ -88,7 +98,8 @@ class CountMechanism:
         for table in range(contributions.indices.shape[1]):
             np.add.at(sums, contributions.indices[:, table], contributions.weights)
         ledger.authorise(Charge(request, request_digest, event))
-        return sums + noise.draw(event.cells, noise_stddev=event.noise_stddev, context=request)
+        noised: np.ndarray = sums + noise.draw(event.cells, noise_stddev=event.noise_stddev, context=request)
+        return noised
 
     def _check(self, contributions: Contributions) -> None:
         units, indices, weights = contributions.units, contributions.indices, contributions.weights
@@ -102,6 +113,9 @@ class CountMechanism:
             raise ValueError("contributions: a record hits a cell outside its table")
         if bool((weights < 0).any()):
             raise ValueError("contributions: a weight is negative")
+        # One by one first: a sum of weights that are too large could wrap round.
+        if int(weights.max()) > self.unit_weight:
+            raise ValueError("contributions: a record weighs more than its unit may")
         if int(units.min()) < 0:
             raise ValueError("contributions: a unit's number is negative")
         per_unit = np.zeros(int(units.max()) + 1, dtype=np.int64)

@@ -17,8 +17,11 @@ import mpmath
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
+MAXIMUM_STDDEV = 2.0**40
+"""Above this a draw (at most 22 standard deviations) nears 2^53, where float64 skips integers: the low bits of a sum, and
+beyond 2^63 all of it, would go out without noise. No useful release comes near."""
+
 _EXTRA_WORDS = 4
-_MINIMUM_STDDEV = 4.0
 # float64 and the vector libraries behind numpy are good to 2^-50 here; the bound is 2^-46, sixteen times wider.
 _RELATIVE_DOUBT = 2.0**-46
 
@@ -42,7 +45,7 @@ class GaussianNoise:
         """`size` independent draws of round(N(0, noise_stddev^2)), int64.
 
         Raises:
-            ValueError: noise_stddev is below 4 grid units, where rounding would no longer be negligible.
+            ValueError: noise_stddev is not above 0 and at most `MAXIMUM_STDDEV`.
         """
         del context  # the key is fresh, whatever the message
         return _rounded_gaussians(size, noise_stddev=noise_stddev, key=secrets.token_bytes(32))
@@ -66,8 +69,8 @@ class SeededNoise:
 
 
 def _rounded_gaussians(size: int, *, noise_stddev: float, key: bytes) -> np.ndarray:
-    if not (np.isfinite(noise_stddev) and noise_stddev >= _MINIMUM_STDDEV):
-        raise ValueError(f"noise_stddev={noise_stddev}: expected >= {_MINIMUM_STDDEV}")
+    if not 0 < noise_stddev <= MAXIMUM_STDDEV:
+        raise ValueError(f"noise_stddev={noise_stddev}: expected > 0, at most 2^40")
     words = _keystream(size * (2 + 2 * _EXTRA_WORDS), key).reshape(size, 2 + 2 * _EXTRA_WORDS)
     # U = (word + 1/2) / 2^64 stands for every U that starts with these 64 bits.
     uniform = (words[:, :2].astype(np.float64) + 0.5) * 2.0**-64
@@ -88,7 +91,8 @@ def _decide(words: np.ndarray, noise_stddev: float) -> int:
     parts = [int(word) for word in words]
     with mpmath.workprec(64 * (1 + _EXTRA_WORDS)):
         first, second = (
-            mpmath.mpf(2 * _join([parts[which], *parts[2 + which :: 2]]) + 1) / mpmath.mpf(2) ** (64 * (1 + _EXTRA_WORDS) + 1)
+            mpmath.mpf(2 * _join([parts[which], *parts[2 + which :: 2]]) + 1)
+            / mpmath.mpf(2) ** (64 * (1 + _EXTRA_WORDS) + 1)
             for which in (0, 1)
         )
         value = mpmath.mpf(noise_stddev) * mpmath.sqrt(-2 * mpmath.log(first)) * mpmath.cos(2 * mpmath.pi * second)

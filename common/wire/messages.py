@@ -95,7 +95,11 @@ class Reply:
         """
         header, arrays = _decode(body)
         site, facts, refused = header.get("site"), header.get("facts"), header.get("refused")
-        if not isinstance(site, str) or not isinstance(facts, dict) or not (refused is None or isinstance(refused, str)):
+        if (
+            not isinstance(site, str)
+            or not isinstance(facts, dict)
+            or not (refused is None or isinstance(refused, str))
+        ):
             raise ProtocolError("reply: site, facts and refused are not of their kinds")
         return cls(site, facts, arrays, refused)
 

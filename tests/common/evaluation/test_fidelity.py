@@ -154,6 +154,21 @@ def test_a_value_that_a_tenth_shares_is_a_cell_of_its_own() -> None:
         assert measure_fidelity(moved, real, STUDY, edges_from=real).columns["age"] == pytest.approx(0.01)
 
 
+def test_the_largest_value_stands_alone_too_when_a_tenth_shares_it() -> None:
+    reference = parse([("red", "0", str(amount), "no") for amount in range(10)])
+    beside, largest = parse([("red", "0", "8.5", "no")]), parse([("red", "0", "9", "no")])
+    assert measure_fidelity(beside, largest, STUDY, edges_from=reference).columns["amount"] == 1
+
+
+def test_a_decile_begins_the_cell_that_follows_it() -> None:
+    reference = parse([("red", str(age), "0", "no") for age in range(1, 101)])
+    # A tenth of the reference is at or below 10, two tenths at or below 20, and so on.
+    for age in range(1, 100):
+        first, second = (parse([("red", str(number), "0", "no")]) for number in (age, age + 1))
+        crosses = (age + 1) % 10 == 0 and age + 1 < 100
+        assert measure_fidelity(first, second, STUDY, edges_from=reference).columns["age"] == crosses
+
+
 def test_both_tables_are_cut_at_the_edges_of_the_reference() -> None:
     coarse = parse([("red", str(age), "0", "no") for age in range(0, 100, 10)])
     first = parse([("red", str(age), "0", "no") for age in range(11, 20)])
