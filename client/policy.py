@@ -1,6 +1,5 @@
 """The site's own rules. The coordinator may ask; what this file does not allow is refused before anything is spent."""
 
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -82,12 +81,8 @@ class SitePolicy:
             PolicyError: the share is not a number in (0, 1].
         """
         share = request.options.get("share")
-        if (
-            isinstance(share, bool)
-            or not isinstance(share, int | float)
-            or not math.isfinite(share)
-            or not 0 < share <= 1
-        ):
+        # NaN compares as false; a whole number may be too long to ask whether it is finite.
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise PolicyError("request.share: expected a number above 0, at most 1")
         return float(share) * self._squared_mu
 

@@ -1,16 +1,19 @@
 """Opens a site's table. The only file, with the vault, that touches real rows."""
 
+import csv
+import gzip
+import zlib
 from pathlib import Path
 
 import pandas as pd
 
-from common.data.schema import check_columns, parse_table
+from common.data.schema import TableLayout, check_columns, parse_table
 from common.errors import ExitCode, SchemaError
 from common.study import Study
 
 
 def read_text(path: Path, study: Study) -> pd.DataFrame:
-    """A delimited file as a table of text, its columns those that the study lists or ignores.
+    """A delimited file, plain or .gz, as a table of text; its columns are those that the study lists or ignores.
 
     Raises:
         SchemaError: the file is absent, empty, has no rows, is not such a table, or has other columns.
@@ -19,8 +22,10 @@ def read_text(path: Path, study: Study) -> pd.DataFrame:
     if not path.is_file():
         raise SchemaError(f"{path}: no such table", ExitCode.TABLE_NOT_FOUND)
     try:
+        _check_widths(path, layout)
         text = pd.read_csv(
             path,
+            compression="gzip" if _is_packed(path) else None,
             dtype=str,
             keep_default_na=False,
             sep=layout.delimiter,
@@ -34,7 +39,7 @@ def read_text(path: Path, study: Study) -> pd.DataFrame:
     except pd.errors.EmptyDataError:
         raise SchemaError(f"{path}: the table is empty, not even a header", ExitCode.TABLE_EMPTY) from None
     # pandas names the cell that it stumbled over: its text is not passed on.
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, csv.Error, zlib.error) as error:
         raise SchemaError(
             f"{path}: not a table of delimited UTF-8 text ({type(error).__name__})", ExitCode.TABLE_UNREADABLE
         ) from None
@@ -43,6 +48,27 @@ def read_text(path: Path, study: Study) -> pd.DataFrame:
     if text.empty:
         raise SchemaError(f"{path}: the table has a header and no rows", ExitCode.TABLE_WITHOUT_ROWS)
     return text.fillna("")
+
+
+def _is_packed(path: Path) -> bool:
+    return path.suffix == ".gz"
+
+
+def _check_widths(path: Path, layout: TableLayout) -> None:
+    """Refuse a file whose rows differ in length: pandas fills up short ones and may cut long ones, in silence.
+
+    Raises:
+        SchemaError: a row has another number of cells than the first, or than `table.header`.
+    """
+    opened = gzip.open if _is_packed(path) else open
+    with opened(path, "rt", encoding="utf-8", newline="") as file:
+        lines = (line.split(layout.comment)[0] if layout.comment else line for line in file)
+        rows = csv.reader(lines, delimiter=layout.delimiter, skipinitialspace=True)
+        widths = {len(row) for row in rows if any(map(str.strip, row))}
+    if layout.header:
+        widths.add(len(layout.header))
+    if len(widths) > 1:
+        raise SchemaError(f"{path}: a row has more or fewer cells than there are columns", ExitCode.TABLE_UNREADABLE)
 
 
 def parse_text(text: pd.DataFrame, study: Study) -> pd.DataFrame:

@@ -59,7 +59,7 @@ class Site:
     @cached_property
     def _vault(self) -> Vault:
         table = read_table(self._settings.table, self._study)
-        secret = _site_key(self._settings.state)
+        secret = _site_key(self._settings.state, may_make=not self._ledger.charges())
         return Vault(table, self._study, self._grids, secret=secret, ledger=self._ledger, noise=self._noise)
 
     def handle(self, body: bytes) -> bytes:
@@ -145,8 +145,12 @@ def open_site(path: Path, *, noise: NoiseSource | None = None, device: str = "cp
     return Site(load_site_settings(path), noise=noise or GaussianNoise(), device=torch.device(device))
 
 
-def _site_key(state: Path) -> bytes:
-    """The site's secret key, made on first use; readable by the site's user alone."""
+def _site_key(state: Path, *, may_make: bool) -> bytes:
+    """The site's secret key, made on first use; readable by the site's user alone.
+
+    Once something was charged a lost key is not replaced: another one splits units off otherwise, and a unit could then
+    pay from both accounts.
+    """
     path = state / "site.key"
     try:
         if path.exists():
@@ -154,6 +158,8 @@ def _site_key(state: Path) -> bytes:
             if len(key) == _KEY_BYTES and path.stat().st_mode & 0o077 == 0:
                 return key
             raise PolicyError(f"{path}: expected {_KEY_BYTES} bytes that only the site's user can read (mode 0600)")
+        if not may_make:
+            raise PolicyError(f"{path}: the site's key is gone, and the ledger's charges rest on it; restore it")
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:

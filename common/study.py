@@ -80,7 +80,7 @@ class Rounds(Section):
     # Sites that train in one round, taken in turn; the work of a round does not grow with the federation.
     trainers: Annotated[Whole, Field(ge=1)] = 4
     local_steps: Annotated[Whole, Field(ge=0, le=10_000)] = 10
-    refine_steps: Annotated[Whole, Field(ge=0, le=10_000)] = 80
+    refine_steps: Annotated[Whole, Field(ge=0, le=10_000)] = 40
 
 
 class Model(Section):
@@ -136,8 +136,8 @@ class Study(Section):
     def _check(self) -> Self:
         if self.draft:
             raise ValueError("draft: replace what was read off the rows by public knowledge, then delete `draft: true`")
-        if len(self.columns) < 3:
-            raise ValueError("columns: at least the label and two more columns are needed")
+        if len(self.columns) < 2:
+            raise ValueError("columns: at least the label and one more column are needed")
         _check_label(self.label, self.columns.get(self.label.column))
         if self.unit.key is None and self.unit.max_records > 1:
             raise ValueError("unit.max_records: needs unit.key, the column that tells units apart")

@@ -149,7 +149,12 @@ class Coordinator:
     def _measure_pairs(self, roster: Roster, bins: Bins) -> Targets:
         cells = all_pairs(bins.sizes, self._classes).n_cells
         options = {"share": (1 - self._study.privacy.one_way_share) * _WHOLE}
-        release = self._measure(roster, "pairs", options, pack_bins(bins.maps), cells)
+        # A table of one column and the label has no pairs: its one-way table says everything.
+        release = (
+            self._measure(roster, "pairs", options, pack_bins(bins.maps), cells)
+            if cells
+            else Release(np.zeros(0), 1.0, {})
+        )
         return targets_from(bins, release, classes=self._classes)
 
     def _train(self, roster: Roster, bins: Bins, targets: Targets) -> Generator:

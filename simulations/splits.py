@@ -24,7 +24,8 @@ def units_of(text: pd.DataFrame, study: Study) -> Units:
     """Number the units of a table of text."""
     if study.unit.key is None:
         return Units(np.arange(len(text), dtype=np.int64), len(text))
-    codes, names = pd.factorize(text[study.unit.key])
+    # As the parsed table has it: a space at its end does not make another unit.
+    codes, names = pd.factorize(text[study.unit.key].str.strip())
     return Units(codes.astype(np.int64), len(names))
 
 

@@ -82,7 +82,7 @@ class Ledger:
         """
         with self._locked() as file:
             entries = _read(file, self._path)
-            charges = _charges(entries)
+            charges = _charges(entries, self._path)
             if any(earlier.request == charge.request for earlier in charges):
                 raise LedgerError(f"request {charge.request}: was charged before; a request is released once")
             spends = [earlier.event.spend for earlier in charges if earlier.event.account == charge.event.account]
@@ -98,7 +98,7 @@ class Ledger:
     def charges(self) -> list[Charge]:
         """Every charge so far, oldest first."""
         with self._locked() as file:
-            return _charges(_read(file, self._path))
+            return _charges(_read(file, self._path), self._path)
 
     def head(self) -> str:
         """Hash of the last entry."""
@@ -124,7 +124,7 @@ def read_charges(path: Path) -> list[Charge]:
     """
     try:
         with path.open("rb") as file:
-            return _charges(_parse(file.read(), path)[0])
+            return _charges(_parse(file.read(), path)[0], path)
     except OSError as error:
         raise LedgerError(f"{path}: the ledger cannot be read ({error.strerror})") from None
 
@@ -146,7 +146,7 @@ def _parse(data: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
     """The entries of a ledger and the length of what is whole; the chain is checked."""
     end = data.rfind(b"\n") + 1
     entries: list[dict[str, Any]] = []
-    for number, line in enumerate(data[:end].splitlines()):
+    for number, line in enumerate(data[:end].split(b"\n")[:-1]):
         try:
             entry = json.loads(line)
             claimed = entry.pop("hash")
@@ -163,12 +163,17 @@ def _parse(data: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
     return entries, end
 
 
-def _charges(entries: list[dict[str, Any]]) -> list[Charge]:
-    return [
-        Charge(str(entry["request"]), str(entry["request_digest"]), GaussianEvent.from_dict(entry["event"]))
-        for entry in entries
-        if entry["type"] == "charge"
-    ]
+def _charges(entries: list[dict[str, Any]], path: Path) -> list[Charge]:
+    """Every charge. An entry of a kind that is not known could be a spend: it is refused, not skipped."""
+    try:
+        if any(entry["type"] != ("charge" if number else "open") for number, entry in enumerate(entries)):
+            raise LedgerError(f"{path}: an entry is of a kind that is not known here")
+        return [
+            Charge(str(entry["request"]), str(entry["request_digest"]), GaussianEvent.from_dict(entry["event"]))
+            for entry in entries[1:]
+        ]
+    except (KeyError, TypeError, AttributeError):
+        raise LedgerError(f"{path}: an entry lacks what its kind has") from None
 
 
 def _append(file: BinaryIO, entry: dict[str, Any], *, previous: str, sequence: int) -> None:

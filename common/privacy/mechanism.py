@@ -5,6 +5,7 @@ What it claims (the event) and what it runs are made from the same fields. Nothi
 noise.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,7 +57,9 @@ class CountMechanism:
         Raises:
             BudgetError: the spend is so small that its noise would not fit the integers.
         """
-        stddev = budget.noise_stddev_for(squared_sensitivity=self.squared_sensitivity, spend=spend)
+        stddev = math.inf
+        if spend > 0:
+            stddev = budget.noise_stddev_for(squared_sensitivity=self.squared_sensitivity, spend=spend)
         if stddev > MAXIMUM_STDDEV:
             raise BudgetError("budget: the share is too small to buy a release; refused, nothing was drawn")
         return GaussianEvent(

@@ -18,8 +18,8 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 MAXIMUM_STDDEV = 2.0**40
-"""Above this a draw (at most 22 standard deviations) nears 2^53, where float64 skips integers: the low bits of a sum, and
-beyond 2^63 all of it, would go out without noise. No useful release comes near."""
+"""Draws reach 22 standard deviations, and from 2^53 on float64 skips integers: the low bits of a sum, and beyond 2^63
+all of it, would go out without noise. No useful release comes near."""
 
 _EXTRA_WORDS = 4
 # float64 and the vector libraries behind numpy are good to 2^-50 here; the bound is 2^-46, sixteen times wider.

@@ -112,7 +112,7 @@ def refusal(site: str, code: ExitCode) -> bytes:
 def _encode(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
     text = json.dumps({"schema": MESSAGE_SCHEMA, **header}, sort_keys=True, allow_nan=False)
     # safetensors writes memory as it lies: a transposed view would arrive scrambled.
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     return bytes(save(whole, metadata={_HEADER: text}))
 
 
@@ -123,7 +123,8 @@ def _decode(body: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         arrays = dict(load(body))
         length = int.from_bytes(body[:8], "little")
         header = json.loads(json.loads(body[8 : 8 + length])["__metadata__"][_HEADER])
-    except (SafetensorError, ValueError, KeyError, TypeError):
+        json.dumps(header, allow_nan=False)  # NaN and 1e999 are read without complaint
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         raise ProtocolError("message: not a privshare message") from None
     if not isinstance(header, dict) or header.get("schema") != MESSAGE_SCHEMA:
         raise ProtocolError(f"message: expected {MESSAGE_SCHEMA}")
