@@ -6,8 +6,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.site import Site
-
-RECORD = "privshare"
+from common.wire.messages import RECORD
 
 
 def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:

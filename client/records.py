@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from common.data.schema import TableLayout, check_columns, parse_table
+from common.data.schema import FileLayout, check_columns, parse_table
 from common.errors import ExitCode, SchemaError
 from common.study import Study
 
@@ -54,7 +54,7 @@ def _is_packed(path: Path) -> bool:
     return path.suffix == ".gz"
 
 
-def _check_widths(path: Path, layout: TableLayout) -> None:
+def _check_widths(path: Path, layout: FileLayout) -> None:
     """Refuse a file whose rows differ in length: pandas fills up short ones and may cut long ones, in silence.
 
     Raises:

@@ -21,7 +21,8 @@ from client.records import read_table
 from client.trainer import train_on_request
 from client.vault import Vault
 from common.data.encoding import make_grids
-from common.errors import ExitCode, LedgerError, PolicyError, PrivShareError
+from common.errors import ExitCode, LedgerError, PolicyError, PrivShareError, SchemaError
+from common.files import write_durably
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Ledger
 from common.privacy.noise import GaussianNoise, NoiseSource
@@ -76,6 +77,10 @@ class Site:
                 "train": self._train,
             }
             return answer[request.kind](request, hashlib.sha256(body).hexdigest())
+        except SchemaError as error:
+            # Whether the table is as it should be depends on its rows, so even that stays here.
+            _LOG.warning("site=%s event=table_refused reason=%s", name, error)
+            return refusal(name, ExitCode.INTERNAL)
         except PrivShareError as error:
             _LOG.warning("site=%s event=refused rule=%s reason=%s", name, error.code.name, error)
             return refusal(name, error.code)
@@ -136,7 +141,10 @@ class Site:
         noised, event = release()
         facts = {"event": event.as_dict(), "ledger_head": self._ledger.head()}
         body = Reply(self._settings.site, facts, {"counts": noised}).encode()
-        _write_durably(path, body)
+        try:
+            write_durably(path, body)
+        except OSError as error:
+            raise LedgerError(f"{path}: the reply cannot be sealed ({error.strerror})") from None
         return body
 
 
@@ -169,16 +177,3 @@ def _site_key(state: Path, *, may_make: bool) -> bytes:
     except OSError as error:
         raise PolicyError(f"{path}: the site's key cannot be read or made ({error.strerror})") from None
     return key
-
-
-def _write_durably(path: Path, body: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = path.with_suffix(".part")
-        with temporary.open("wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise LedgerError(f"{path}: the reply cannot be sealed ({error.strerror})") from None

@@ -20,9 +20,9 @@ from common.data.schema import (
     COLUMN_TYPES,
     CategoricalColumn,
     Column,
+    FileLayout,
     Number,
     Section,
-    TableLayout,
     Text,
     Whole,
 )
@@ -64,7 +64,8 @@ Fraction = Annotated[Number, AfterValidator(_fraction)]
 class Privacy(Section):
     """The guarantee per unit and site: add or remove one unit."""
 
-    epsilon: Annotated[Number, Field(gt=0, le=100)]
+    # Ten thousand is no protection at all; it shows what the noise costs.
+    epsilon: Annotated[Number, Field(gt=0, le=10_000)]
     delta: Annotated[Number, Field(gt=0, lt=1)]
     # Share of the budget for the one-way tables, from which bins are made; the rest buys the pair tables.
     # Fine one-way tables carry what pairs of coarse bins cannot; from 0.2 to 0.5 the outcome hardly differs.
@@ -124,7 +125,7 @@ class Study(Section):
     purpose: Text = ""
     unit: Unit = Unit()
     label: Label
-    table: TableLayout = TableLayout()
+    table: FileLayout = FileLayout()
     columns: dict[Text, Column]
     ignore: tuple[Text, ...] = ()
     privacy: Privacy

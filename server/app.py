@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from common.wire.messages import RECORD
 from server.exchange import Exchange
-
-RECORD = "privshare"
 
 
 class GridExchange:

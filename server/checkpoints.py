@@ -4,7 +4,6 @@ safetensors with a JSON header; no pickle. Everything in it was released or made
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from common.errors import CheckpointError, OutputError
+from common.files import write_durably
 
 CHECKPOINT_SCHEMA = "privshare.checkpoint/1"
 _HEADER = "privshare"
@@ -28,27 +28,21 @@ class Checkpoint:
     arrays: dict[str, np.ndarray]
 
 
-def write_durably(path: Path, body: bytes) -> None:
-    """Write a file whole: to a temporary name, to disk, then under its own name.
+def write_file(path: Path, body: bytes) -> None:
+    """Write a file of a run, whole or not at all.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        with temporary.open("wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_durably(path, body)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write JSON, indented, without NaN."""
-    write_durably(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
+    write_file(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
 
 
 def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
@@ -61,7 +55,7 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
     body = save(
         {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}, metadata={_HEADER: header}
     )
-    write_durably(folder / f"step-{step:05d}.safetensors", bytes(body))
+    write_file(folder / f"step-{step:05d}.safetensors", bytes(body))
 
 
 def load_latest(folder: Path) -> Checkpoint | None:

@@ -13,7 +13,7 @@ from common.data.histograms import histogram_layout
 from common.errors import OutputError, PrivShareError
 from common.privacy.budget import mu_of, noise_stddev_for
 from common.study import Study, load_study
-from server.checkpoints import write_durably
+from server.checkpoints import write_file
 from server.drafts import draft_study
 
 app = typer.Typer(
@@ -39,7 +39,7 @@ def init(
         if out.exists():
             raise OutputError(f"{out}: exists already; choose another --out")
         draft = draft_study(from_csv, label=label, delimiter=delimiter)
-        write_durably(out, draft.encode())
+        write_file(out, draft.encode())
     except PrivShareError as error:
         _fail(error)
     marked = draft.count("REPLACE: ")

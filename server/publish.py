@@ -16,7 +16,7 @@ from common.data.encoding import make_grids
 from common.models.generator import draw_bins
 from common.models.training import parameters_of
 from common.study import Study
-from server.checkpoints import write_durably, write_json
+from server.checkpoints import write_file, write_json
 from server.rounds import Trained
 
 GENERATOR_SCHEMA = "privshare.generator/1"
@@ -60,7 +60,7 @@ def publish(trained: Trained, study: Study, table: pd.DataFrame, folder: Path) -
         "generator/generator.json": _generator_facts(trained, study),
     }
     for name, body in files.items():
-        write_durably(folder / name, body)
+        write_file(folder / name, body)
     state = trained.state
     certificate = make_certificate(
         study,

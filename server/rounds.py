@@ -26,7 +26,7 @@ from common.study import Study
 from common.wire.messages import Request
 from common.wire.packing import GENERATOR, pack, pack_bins, pack_targets, shape_of, unpack
 from server.aggregation import Bins, Release, add_up, bins_from, targets_from
-from server.checkpoints import Checkpoint, load_latest, save_checkpoint, write_durably
+from server.checkpoints import Checkpoint, load_latest, save_checkpoint, write_file
 from server.exchange import Exchange, Roster, call_roll
 
 _LOG = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ class Coordinator:
         state.history.append(line)
         save_checkpoint(self._folder / "checkpoints", len(state.history), _checkpoint_of(state))
         lines = "".join(json.dumps(one, allow_nan=False) + "\n" for one in state.history)
-        write_durably(self._folder / "rounds.jsonl", lines.encode())
+        write_file(self._folder / "rounds.jsonl", lines.encode())
         self._on_step(line)
 
     def _request(

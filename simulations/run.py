@@ -29,11 +29,11 @@ from client.records import parse_text, read_text
 from common.errors import ExitCode, OutputError, PrivShareError, SchemaError, StudyError
 from common.evaluation.report import evaluate
 from common.study import Study, load_study
-from server.checkpoints import write_durably, write_json
+from server.checkpoints import write_file, write_json
 from server.publish import draw_table, publish, rows_to_publish
 from server.rounds import Coordinator, Trained
 from simulations.federation import Engine, SiteFolder, make_site_folder, run_federation
-from simulations.scenarios.bank import simulate_transactions
+from simulations.scenarios.bank import MOST_BANKS, simulate_transactions
 from simulations.splits import set_aside, split, units_of
 
 _SCENARIO = Path(__file__).parent / "studies" / "bank.yaml"
@@ -60,6 +60,7 @@ class Options:
     seed: int
     quick: bool
     data: str | None
+    accounts: int
     test_noise_seed: int | None
 
 
@@ -73,8 +74,14 @@ def main(  # noqa: PLR0913 (one parameter an option)
     data: Annotated[
         list[Path] | None, typer.Option(help="Table of the study; repeat it to join several files.")
     ] = None,
+    accounts: Annotated[int, typer.Option(min=100, help="Accounts of the embedded scenario.")] = 100_000,
     split_by: Annotated[
-        str, typer.Option("--split", help="Who holds what: iid, dirichlet:A (A small: unequal labels) or column:NAME.")
+        str,
+        typer.Option(
+            "--split",
+            help="Who holds what: iid, dirichlet:A (small A: unequal labels) or column:NAME. Default: iid, but the "
+            "scenario by bank.",
+        ),
     ] = "",
     epsilon: Annotated[float | None, typer.Option(help="Instead of the study's epsilon.")] = None,
     delta: Annotated[float | None, typer.Option(help="Instead of the study's delta.")] = None,
@@ -103,13 +110,14 @@ def main(  # noqa: PLR0913 (one parameter an option)
             options, chosen, folder, paths = _resumed(resume)
         else:
             chosen, paths = _chosen_study(study, data, epsilon=epsilon, delta=delta, quick=quick)
-            default_split = "column:bank" if study is None and sites <= 4 else "iid"
+            default_split = "column:bank" if study is None and sites <= MOST_BANKS else "iid"
             options = Options(
                 sites,
                 split_by or default_split,
                 seed,
                 quick,
                 json.dumps([str(path) for path in paths]),
+                accounts,
                 test_noise_seed,
             )
             folder = _new_folder(out, chosen, options)
@@ -139,7 +147,7 @@ def _new_folder(out: Path | None, study: Study, options: Options) -> Path:
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
     _make_folder(folder)
-    write_durably(folder / "study.lock.yaml", yaml.safe_dump(json.loads(study.canonical()), sort_keys=False).encode())
+    write_file(folder / "study.lock.yaml", yaml.safe_dump(json.loads(study.canonical()), sort_keys=False).encode())
     write_json(folder / "options.json", vars(options))
     return folder
 
@@ -211,7 +219,9 @@ def _engine(kind: EngineKind, device: torch.device, threads: int, options: Optio
 
 def _read(study: Study, paths: list[Path], options: Options) -> pd.DataFrame:
     if not paths:
-        return simulate_transactions(seed=options.seed, banks=max(4, min(options.sites, 26)))
+        return simulate_transactions(
+            seed=options.seed, accounts=options.accounts, banks=max(4, min(options.sites, MOST_BANKS))
+        )
     return pd.concat([read_text(path, study) for path in paths], ignore_index=True)
 
 
@@ -254,7 +264,7 @@ def _conduct(
     study: Study, sites: list[SiteFolder], folder: Path, options: Options, engine: Engine, device: torch.device
 ) -> Trained:
     results: list[Trained] = []
-    with _progress(study) as on_step:
+    with _Progress(study) as on_step:
         coordinator = Coordinator(
             study,
             folder=folder,
@@ -268,10 +278,11 @@ def _conduct(
     return results[0]
 
 
-class _progress:  # noqa: N801 (a context manager used as a function)
-    """Progress of a run: a bar on a terminal, a line a step elsewhere; human text goes to stderr."""
+class _Progress:
+    """Progress of a run on standard error: a bar on a terminal, a line a step elsewhere."""
 
     def __init__(self, study: Study) -> None:
+        self._rounds = study.rounds.count
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -279,7 +290,7 @@ class _progress:  # noqa: N801 (a context manager used as a function)
             TimeRemainingColumn(),
             console=err,
         )
-        self._task = self._bar.add_task("measuring", total=study.rounds.count, note="")
+        self._task = self._bar.add_task("measuring", total=self._rounds, note="")
         self._started = time.monotonic()
 
     def __enter__(self) -> Callable[[dict[str, Any]], None]:
@@ -292,16 +303,19 @@ class _progress:  # noqa: N801 (a context manager used as a function)
             self._bar.stop()
 
     def _show(self, line: dict[str, Any]) -> None:
+        done = line.get("round")
         note = f"budget {line['budget_used']:.0%}"
         if line.get("loss") is not None:
-            note += f" loss {line['loss']:.3f}"
-        done, rounds = line.get("round", 0), line.get("rounds", 0)
+            note += f"  loss {line['loss']:.3f}"
         if err.is_terminal:
-            self._bar.update(self._task, description=line["step"], completed=done or None, note=note)
+            self._bar.update(self._task, description=line["step"].replace("_", " "), completed=done, note=note)
             return
         elapsed = time.monotonic() - self._started
-        progress = f" {done}/{rounds}" if done else ""
-        err.print(f"{line['step']}{progress}  {note}  {elapsed:.0f} s", markup=False, highlight=False)
+        left = f", about {elapsed / done * (self._rounds - done):.0f} s left" if done else ""
+        place = f" {done}/{self._rounds}" if done else ""
+        err.print(
+            f"{line['step'].replace('_', ' ')}{place}  {note}  {elapsed:.0f} s{left}", markup=False, highlight=False
+        )
 
 
 def _report(

@@ -191,7 +191,7 @@ Column = Annotated[CategoricalColumn | IntegerColumn | ContinuousColumn, Field(d
 COLUMN_TYPES = {"categorical": CategoricalColumn, "integer": IntegerColumn, "continuous": ContinuousColumn}
 
 
-class TableLayout(Section):
+class FileLayout(Section):
     """How the text file is written. Public, like the rest of the schema."""
 
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from common.errors import LedgerError
+from common.files import sync_folder
 from common.privacy import budget
 from common.privacy.events import GaussianEvent
 
@@ -64,7 +65,7 @@ class Ledger:
             entries = _read(file, path)
             if not entries:
                 _append(file, self._opening, previous=_GENESIS, sequence=0)
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
             elif any(entries[0].get(key) != value for key, value in self._opening.items()):
                 raise LedgerError(f"{path}: the ledger belongs to another site, study or budget")
 
@@ -183,11 +184,3 @@ def _append(file: BinaryIO, entry: dict[str, Any], *, previous: str, sequence: i
     file.write(line)
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,6 +18,8 @@ from common.errors import ExitCode, ProtocolError
 MESSAGE_SCHEMA = "privshare.message/1"
 MAX_BODY = 256 * 1024 * 1024
 KINDS = ("describe", "one_way", "pairs", "train", "monitor")
+RECORD = "privshare"
+"""What a transport that names its parts calls the one that holds the body."""
 _HEADER = "privshare"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from client.site import Site, open_site
 from common.data.encoding import make_grids
 from common.data.histograms import histogram_layout
 from common.data.tables import all_pairs
+from common.data.units import bound_units
 from common.errors import LedgerError, PolicyError, StudyError
 from common.models.critics import Targets
 from common.models.generator import initialise
@@ -790,9 +792,11 @@ def test_everything_but_the_released_numbers_is_the_same_where_each_record_is_a_
 def test_everything_but_the_released_numbers_is_the_same_when_the_last_unit_of_an_account_goes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Under this key p0 trains and p2 is held out; without either, one account is empty.
-    rows = [row for row in ROWS if row[0] in ("p0", "p2")]
-    for leaver in ("p0", "p2"):
+    pair = pd.DataFrame({"patient": ["p0", "p3"]})
+    split = bound_units(pair, key="patient", max_records=2, drop_surplus=True, holdout=0.3, secret=KEY)
+    assert split.holdout.tolist() == [False, True]
+    rows = [row for row in ROWS if row[0] in ("p0", "p3")]
+    for leaver in ("p0", "p3"):
         check_record_play(tmp_path / leaver, caplog, rows, [row for row in rows if row[0] != leaver])
 
 

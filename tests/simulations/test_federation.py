@@ -1,0 +1,577 @@
+"""Whole runs through the command: what they leave behind, what they spend, what they draw, and how they go on."""
+
+import hashlib
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+from scipy.optimize import brentq
+from scipy.stats import chi2, norm
+from threadpoolctl import threadpool_limits
+from typer.testing import CliRunner, Result
+
+from client.records import read_table
+from client.site import Site
+from client.vault import Vault
+from common.data.encoding import make_grids
+from common.data.schema import parse_table
+from common.privacy.events import GaussianEvent
+from common.privacy.ledger import Charge, Ledger, read_charges
+from common.study import Study, load_study
+from common.wire.messages import Reply, Request
+from common.wire.packing import unpack_bins
+from server.rounds import Coordinator
+from simulations.federation import make_site_folder
+from simulations.run import app
+
+STUDY = """\
+schema: privshare.study/1
+name: tiny
+unit: {name: person, key: person, max_records: 2, surplus: drop}
+label: {column: outcome, positive: bad}
+ignore: [region]
+columns:
+  amount: {type: continuous, min: 0, max: 100, decimals: 1, cells: 24}
+  visits: {type: integer, min: 0, max: 9, missing: true}
+  channel: {type: categorical, categories: [desk, phone, web]}
+  outcome: {type: categorical, categories: [good, bad]}
+privacy: {epsilon: 1, delta: 1.0e-5, holdout: 0.2}
+rounds: {count: 2, trainers: 2, local_steps: 2, refine_steps: 3}
+model: {latent: 4, width: 8, blocks: 1, batch: 16, max_bins: 4}
+"""
+EPSILON, DELTA = 1.0, 1e-5
+UNITS = 400
+SITES = (1, 2, 7, 32)
+RELEASES = ("monitor", "one_way", "pairs")
+# No statistical test below fails by chance more often than this.
+FALSE_ALARM = 1e-9
+
+
+def people() -> pd.DataFrame:
+    """A table of text: one to three records a unit, keys that occur nowhere else."""
+    random = np.random.default_rng(11)
+    records = []
+    for unit in range(UNITS):
+        key = f"KEY{hashlib.sha256(bytes([unit % 256, unit // 256])).hexdigest()[:12]}"
+        for _ in range(int(random.integers(1, 4))):
+            is_bad = random.random() < 0.3
+            amount = f"{random.uniform(0, 60) + 30 * is_bad:.1f}"
+            visits = "" if random.random() < 0.1 else str(random.integers(0, 10))
+            channel = str(random.choice(["desk", "phone", "web"]))
+            records.append((key, amount, visits, channel, "bad" if is_bad else "good", f"region {unit % 5}"))
+    return pd.DataFrame(records, columns=["person", "amount", "visits", "channel", "outcome", "region"], dtype="str")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A request that a site answered, and its answer."""
+
+    site: str
+    request: Request
+    reply: Reply
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run: its folder, what it printed, what went to and fro, and the files that its sites were given."""
+
+    folder: Path
+    result: Result
+    answers: list[Answered]
+    tables: Path
+
+    @property
+    def study(self) -> Study:
+        return load_study(self.folder / "study.lock.yaml")
+
+    @property
+    def certificate(self) -> dict[str, Any]:
+        return read_json(self.folder / "certificate.json")
+
+    @property
+    def sites(self) -> list[str]:
+        return sorted(path.stem for path in (self.folder / "ledger").glob("*.jsonl"))
+
+    def charges(self, site: str) -> list[Charge]:
+        return read_charges(self.folder / "ledger" / f"{site}.jsonl")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """JSON without NaN."""
+
+    def refuse(word: str) -> None:
+        pytest.fail(f"{path}: {word}")
+
+    content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    assert isinstance(content, dict)
+    return content
+
+
+def sorted_json(data: dict[str, Any]) -> str:
+    return json.dumps(data, sort_keys=True)
+
+
+def invoke(folder: Path, *options: str) -> Result:
+    """A run over the tiny table, the result into `folder`."""
+    inputs = folder.parent
+    (inputs / "study.yaml").write_text(STUDY, encoding="utf-8")
+    people().to_csv(inputs / "table.csv", index=False)
+    asked = ["--study", str(inputs / "study.yaml"), "--data", str(inputs / "table.csv"), "--out", str(folder)]
+    return CliRunner().invoke(app, [*asked, "--threads", "1", "--json", *options])
+
+
+def resume(folder: Path) -> Result:
+    return CliRunner().invoke(app, ["--resume", str(folder), "--threads", "1", "--json"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for a busy core make a tiny run fifty times slower."""
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Finished]:
+    """A finished run with real noise over some number of sites; each is made once."""
+    made: dict[int, Finished] = {}
+
+    def run(sites: int) -> Finished:
+        if sites not in made:
+            made[sites] = finish(tmp_path_factory.mktemp(f"sites-{sites}"), sites)
+        return made[sites]
+
+    return run
+
+
+def finish(inputs: Path, sites: int) -> Finished:
+    """Run, and keep what sites were given and what they answered."""
+    answers = []
+    handle = Site.handle
+
+    def recorded(site: Site, body: bytes) -> bytes:
+        reply = handle(site, body)
+        answers.append(Answered(site._settings.site, Request.decode(body), Reply.decode(reply)))
+        return reply
+
+    def kept(*arguments: Any, private: Path, **others: Any) -> object:
+        return make_site_folder(*arguments, private=inputs / "private", **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Site, "handle", recorded)
+        patch.setattr("simulations.run.make_site_folder", kept)
+        result = invoke(inputs / "run", "--sites", str(sites))
+    assert result.exit_code == 0, result.stderr
+    return Finished(inputs / "run", result, answers, inputs / "private")
+
+
+def exact_spend(charges: list[Charge], account: str) -> Fraction:
+    """Squared mu of an account, without rounding."""
+    return sum(
+        (
+            Fraction(charge.event.squared_sensitivity) / Fraction(charge.event.noise_stddev) ** 2
+            for charge in charges
+            if charge.event.account == account
+        ),
+        Fraction(0),
+    )
+
+
+def delta_of(mu: float, epsilon: float) -> float:
+    """What mu-GDP means at epsilon. Source: Dong, Roth and Su 2022, Corollary 1."""
+    return float(norm.cdf(mu / 2 - epsilon / mu) - np.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu))
+
+
+# What a run leaves behind
+
+
+@pytest.mark.parametrize("sites", SITES)
+def test_a_run_leaves_its_files(runs: Callable[[int], Finished], sites: int) -> None:
+    run = runs(sites)
+    names = {str(path.relative_to(run.folder)) for path in run.folder.glob("**/*") if path.is_file()}
+    expected = {
+        "study.lock.yaml",
+        "rounds.jsonl",
+        "synthetic.csv",
+        "evaluation.json",
+        "certificate.json",
+        "generator/generator.json",
+        "generator/generator.safetensors",
+        "checkpoints/step-00001.safetensors",
+        *(f"ledger/site_{number + 1:02d}.jsonl" for number in range(sites)),
+    }
+    assert expected <= names
+    assert len(run.sites) == sites
+    assert not [name for name in names if name.endswith((".part", ".pkl", ".pickle"))]
+
+
+def test_every_json_file_is_without_nan_and_every_line_of_rounds_is_a_step(runs: Callable[[int], Finished]) -> None:
+    run = runs(7)
+    for path in run.folder.glob("**/*.json"):
+        read_json(path)
+    lines = (run.folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == ["one_way", "pairs", "round", "round", "monitor", "monitor_result"]
+    shares = [json.loads(line)["budget_used"] for line in lines]
+    assert shares == sorted(shares)
+    assert 0.99 < shares[-1] <= 1
+
+
+def test_the_result_on_stdout_is_one_json_object(runs: Callable[[int], Finished]) -> None:
+    run = runs(2)
+    result = json.loads(run.result.stdout)
+    assert result["folder"] == str(run.folder)
+    assert result["guarantee"] == run.certificate["guarantee"]
+    assert result["utility"] == read_json(run.folder / "evaluation.json")["utility"]
+
+
+def test_the_files_that_the_certificate_lists_have_the_sums_that_it_states(runs: Callable[[int], Finished]) -> None:
+    run = runs(7)
+    files = run.certificate["files"]
+    assert {"synthetic.csv", "generator/generator.safetensors"} <= set(files)
+    for name, digest in files.items():
+        assert hashlib.sha256((run.folder / name).read_bytes()).hexdigest() == digest
+
+
+def test_no_key_of_a_unit_is_in_what_a_run_leaves_or_prints(runs: Callable[[int], Finished]) -> None:
+    run = runs(7)
+    keys = people()["person"].unique()
+    written = [path.read_bytes() for path in run.folder.glob("**/*") if path.is_file()]
+    printed = run.result.output.encode()
+    assert not [key for key in keys if any(key.encode() in body for body in [*written, printed])]
+    # The same search finds them where they must be: four units in five are at sites.
+    tables = b"".join(path.read_bytes() for path in run.tables.glob("*/table.csv"))
+    assert sum(key.encode() in tables for key in keys) == UNITS * 4 // 5
+
+
+def test_a_simulated_sites_rows_are_gone_when_the_run_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    assert invoke(tmp_path / "run", "--sites", "2").exit_code == 0
+    key = people()["person"].iloc[0].encode()
+    left = [path for path in (tmp_path / "scratch").glob("**/*") if path.is_file() and key in path.read_bytes()]
+    assert not left
+
+
+# The table
+
+
+@pytest.mark.parametrize("sites", SITES)
+def test_the_synthetic_table_is_one_that_the_study_accepts(runs: Callable[[int], Finished], sites: int) -> None:
+    run = runs(sites)
+    text = pd.read_csv(run.folder / "synthetic.csv", dtype=str, keep_default_na=False)
+    assert list(text.columns) == list(run.study.columns)
+    typed = parse_table(text, run.study.columns)
+    assert {name: str(dtype) for name, dtype in typed.dtypes.items()} == {
+        "amount": "float64",
+        "visits": "Int64",
+        "channel": "category",
+        "outcome": "category",
+    }
+    assert text["amount"].str.fullmatch(r"\d+\.\d").all()
+    assert text["visits"].str.fullmatch(r"\d?").all()
+
+
+@pytest.mark.parametrize("sites", SITES)
+def test_the_labels_of_the_synthetic_table_have_the_released_shares(
+    runs: Callable[[int], Finished], sites: int
+) -> None:
+    run = runs(sites)
+    table = pd.read_csv(run.folder / "synthetic.csv")
+    released = load_file(run.folder / "generator" / "generator.safetensors")["label_counts"]
+    assert len(table) == round(released.sum())
+    counts = table["outcome"].value_counts().reindex(list(run.study.label_values), fill_value=0).to_numpy()
+    # Whole rows, by the largest remainder: none is a row away.
+    assert np.abs(counts - released / released.sum() * len(table)).max() < 1
+
+
+# What was spent
+
+
+@pytest.mark.parametrize("sites", SITES)
+def test_a_site_spends_at_most_its_budget_and_nearly_all_of_it(runs: Callable[[int], Finished], sites: int) -> None:
+    run = runs(sites)
+    for site in run.sites:
+        opening = json.loads((run.folder / "ledger" / f"{site}.jsonl").read_text(encoding="utf-8").splitlines()[0])
+        budget = Fraction(opening["squared_mu"])
+        # The budget itself is no more than epsilon and delta of the study allow.
+        assert delta_of(float(budget) ** 0.5, EPSILON) <= DELTA
+        charges = run.charges(site)
+        assert [charge.event.account for charge in charges] == ["train", "train", "holdout"]
+        for account in ("train", "holdout"):
+            assert Fraction(999, 1000) * budget < exact_spend(charges, account) <= budget
+
+
+@pytest.mark.parametrize("sites", SITES)
+def test_certificate_ledgers_and_replies_state_the_same_events(runs: Callable[[int], Finished], sites: int) -> None:
+    run = runs(sites)
+    sealed: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for path in run.folder.glob("sites/*/replies/*"):
+        reply = Reply.decode(path.read_bytes())
+        sealed[reply.site].append(reply.facts["event"])
+    sent: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for answered in run.answers:
+        if "event" in answered.reply.facts:
+            sent[answered.site].append(answered.reply.facts["event"])
+    assert sorted(run.certificate["sites"]) == sorted(sent) == sorted(sealed) == run.sites
+    for site in run.sites:
+        events = [charge.event.as_dict() for charge in run.charges(site)]
+        assert run.certificate["sites"][site]["events"] == events == sent[site]
+        assert sorted(map(sorted_json, sealed[site])) == sorted(map(sorted_json, events))
+        assert {event["noise"] for event in events} == {"csprng"}
+
+
+@pytest.mark.parametrize("sites", SITES)
+def test_the_certificate_names_the_last_entry_of_every_ledger(runs: Callable[[int], Finished], sites: int) -> None:
+    run = runs(sites)
+    for site in run.sites:
+        last = (run.folder / "ledger" / f"{site}.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        assert run.certificate["sites"][site]["ledger_head"] == json.loads(last)["hash"]
+
+
+@pytest.mark.parametrize("sites", SITES)
+def test_the_epsilon_of_the_certificate_is_recomputed_from_the_ledgers_and_within_the_study(
+    runs: Callable[[int], Finished], sites: int
+) -> None:
+    run = runs(sites)
+    recomputed = []
+    for site in run.sites:
+        charges = run.charges(site)
+        mu = float(max(exact_spend(charges, account) for account in ("train", "holdout"))) ** 0.5
+        epsilon = brentq(lambda value, mu=mu: delta_of(mu, value) - DELTA, 0, 50, xtol=1e-13)
+        stated = run.certificate["sites"][site]
+        assert stated["delta"] == DELTA
+        # Rounded up, by no more than a millionth.
+        assert epsilon * (1 - 1e-9) <= stated["epsilon"] <= epsilon * (1 + 1e-6)
+        recomputed.append(stated["epsilon"])
+    guarantee = run.certificate["guarantee"]
+    assert guarantee["epsilon"] == max(recomputed) <= EPSILON == guarantee["limit_epsilon"]
+    assert guarantee["delta"] == DELTA
+    assert run.certificate["void_because"] is None
+
+
+# What was drawn
+
+
+class NoNoise:
+    """Noise that is none, so that a vault's sums come out as they are."""
+
+    kind = "csprng"
+
+    def draw(self, size: int, *, noise_stddev: float, context: str) -> np.ndarray:
+        return np.zeros(size, dtype=np.int64)
+
+
+def noiseless(run: Finished, site: str, folder: Path) -> Vault:
+    """The vault of a simulated site, without noise and with a ledger that forbids nothing."""
+    study = run.study
+    table = read_table(run.tables / site / "table.csv", study)
+    ledger = Ledger(folder / f"{site}.jsonl", site=site, study=study.digest(), squared_mu=1e9)
+    secret = (run.folder / "sites" / site / "site.key").read_bytes()
+    return Vault(table, study, make_grids(study.features), secret=secret, ledger=ledger, noise=NoNoise())
+
+
+def sums_of(vault: Vault, request: Request, columns: int) -> np.ndarray:
+    """What a site would have sent without noise."""
+    identity = {"spend": 1.0, "request": request.identity, "digest": ""}
+    if request.kind == "one_way":
+        return vault.one_way(**identity)[0]
+    bins = unpack_bins(request.arrays, columns)
+    if request.kind == "pairs":
+        return vault.pairs(bins, **identity)[0]
+    return vault.scores(bins, request.arrays["weights"], **identity)[0]
+
+
+@pytest.fixture(scope="module")
+def residuals(
+    runs: Callable[[int], Finished], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, np.ndarray]]:
+    """The noise that 32 sites drew, in the standard deviations that their events state; by release, then site."""
+    run = runs(32)
+    folder = tmp_path_factory.mktemp("noiseless")
+    vaults = {site: noiseless(run, site, folder) for site in run.sites}
+    drawn: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    for answered in run.answers:
+        if answered.request.kind in RELEASES:
+            event = GaussianEvent.from_dict(answered.reply.facts["event"])
+            sums = sums_of(vaults[answered.site], answered.request, len(run.study.features))
+            noise = answered.reply.arrays["counts"] - sums
+            assert noise.shape == (event.cells,)
+            # Rounding to whole numbers adds a twelfth to the variance.
+            drawn[answered.request.kind][answered.site] = noise / np.sqrt(event.noise_stddev**2 + 1 / 12)
+    return drawn
+
+
+def assert_standard_normal(values: np.ndarray) -> None:
+    """Mean 0 and variance 1, by tests that together raise a false alarm with the stated probability."""
+    size, share = values.size, FALSE_ALARM / 4
+    assert chi2.ppf(share, size) < float((values**2).sum()) < chi2.isf(share, size)
+    assert abs(float(values.sum())) < norm.isf(share) * size**0.5
+
+
+@pytest.mark.parametrize("kind", RELEASES)
+@pytest.mark.statistical
+def test_the_noise_that_was_drawn_is_what_the_ledger_says(
+    residuals: dict[str, dict[str, np.ndarray]], kind: str
+) -> None:
+    # Noised tables decide how many bins there are, but never fewer than one a column: 6 cells at each of 32 sites. A
+    # standard deviation that is a third off is seen in so few, one that is a tenth off in the one-way tables.
+    values = np.concatenate(list(residuals[kind].values()))
+    assert values.size >= 6 * 32
+    assert_standard_normal(values)
+
+
+@pytest.mark.parametrize("kind", RELEASES)
+@pytest.mark.statistical
+def test_every_site_draws_noise_of_its_own(residuals: dict[str, dict[str, np.ndarray]], kind: str) -> None:
+    # Sums over sites of the same noise would have 32 times the variance; false alarm 1e-9.
+    drawn = np.stack(list(residuals[kind].values()))
+    assert len(drawn) == 32
+    assert_standard_normal(drawn.sum(axis=0) / 32**0.5)
+
+
+@pytest.mark.statistical
+def test_every_release_draws_noise_of_its_own(residuals: dict[str, dict[str, np.ndarray]]) -> None:
+    # Cell by cell the first draws of two releases are independent; false alarm 1e-9.
+    for first, second in (("one_way", "pairs"), ("one_way", "monitor"), ("pairs", "monitor")):
+        shared = min(len(next(iter(residuals[kind].values()))) for kind in (first, second))
+        sums = [residuals[first][site][:shared] + residuals[second][site][:shared] for site in residuals[first]]
+        assert_standard_normal(np.concatenate(sums) / 2**0.5)
+
+
+# The same again
+
+
+def test_the_same_seeds_give_the_same_bytes_in_test_mode_and_no_guarantee(tmp_path: Path) -> None:
+    tables = []
+    for name in ("once", "again"):
+        (tmp_path / name).mkdir()
+        result = invoke(tmp_path / name / "run", "--sites", "3", "--seed", "4", "--test-noise-seed", "9")
+        assert result.exit_code == 0, result.stderr
+        tables.append((tmp_path / name / "run" / "synthetic.csv").read_bytes())
+    assert tables[0] == tables[1]
+    certificate = read_json(tmp_path / "once" / "run" / "certificate.json")
+    assert certificate["guarantee"] is None
+    assert "test" in certificate["void_because"]
+    assert json.loads(result.stdout)["guarantee"] is None
+
+
+@pytest.mark.parametrize("options", [("--seed", "5"), ("--test-noise-seed", "8")], ids=" ".join)
+def test_another_seed_gives_other_bytes(options: tuple[str, str], tmp_path: Path) -> None:
+    tables = []
+    for name, changed in (("once", ()), ("other", options)):
+        (tmp_path / name).mkdir()
+        chosen = {"--seed": "4", "--test-noise-seed": "9", **dict([changed] if changed else [])}
+        flat = [part for pair in chosen.items() for part in pair]
+        assert invoke(tmp_path / name / "run", "--sites", "2", *flat).exit_code == 0
+        tables.append((tmp_path / name / "run" / "synthetic.csv").read_bytes())
+    assert tables[0] != tables[1]
+
+
+def test_the_seed_does_not_fix_the_noise_of_a_real_run(tmp_path: Path) -> None:
+    released = []
+    for name in ("once", "again"):
+        (tmp_path / name).mkdir()
+        assert invoke(tmp_path / name / "run", "--sites", "2", "--seed", "4").exit_code == 0
+        replies = (tmp_path / name / "run" / "sites" / "site_01" / "replies").glob("*")
+        released.append({path.name: Reply.decode(path.read_bytes()).arrays["counts"] for path in replies})
+    # The same folder name, so the same requests by name. A twentieth of the cells may agree by chance.
+    assert set(released[0]) == set(released[1])
+    for name, counts in released[0].items():
+        other = released[1][name]
+        assert len(counts) != len(other) or np.mean(counts == other) < 0.5
+
+
+# Interrupted, then resumed
+
+TEST_MODE = ("--sites", "3", "--seed", "4", "--test-noise-seed", "9")
+
+
+class Interrupted(Exception):  # noqa: N818 (what happens to a machine is no error)
+    """The machine stops."""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in test mode from end to end."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert invoke(folder, *TEST_MODE).exit_code == 0
+    return folder
+
+
+def interrupt(folder: Path, step: str, number: int, *, is_written: bool, options: tuple[str, ...] = TEST_MODE) -> None:
+    """A run that stops at a step: after its checkpoint is on disk, or just before."""
+    record = Coordinator._record
+
+    def stop(coordinator: Coordinator, line: dict[str, Any]) -> None:
+        is_here = line["step"] == step and line.get("round", number) == number
+        if is_written or not is_here:
+            record(coordinator, line)
+        if is_here:
+            raise Interrupted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Coordinator, "_record", stop)
+        result = invoke(folder, *options)
+    assert result.exit_code != 0
+    assert not (folder / "synthetic.csv").exists()
+
+
+@pytest.mark.parametrize("is_written", [True, False], ids=["after its checkpoint", "before its checkpoint"])
+@pytest.mark.parametrize(
+    ("step", "number", "charged"),
+    [("one_way", 0, 1), ("pairs", 0, 2), ("round", 1, 2), ("round", 2, 2), ("monitor", 0, 3), ("monitor_result", 0, 3)],
+)
+def test_a_resumed_run_spends_nothing_twice_and_ends_as_one_that_was_not_interrupted(
+    tmp_path: Path, uninterrupted: Path, step: str, number: int, charged: int, *, is_written: bool
+) -> None:
+    interrupt(tmp_path / "run", step, number, is_written=is_written)
+    ledgers = sorted((tmp_path / "run" / "ledger").glob("*.jsonl"))
+    before = {path: path.read_bytes() for path in ledgers}
+    assert [len(read_charges(path)) for path in ledgers] == [charged] * 3
+    result = resume(tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    for path in ledgers:
+        assert path.read_bytes().startswith(before[path])
+        assert path.read_bytes() == (uninterrupted / "ledger" / path.name).read_bytes()
+    for name in ("synthetic.csv", "generator/generator.safetensors", "certificate.json", "rounds.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+
+
+def test_a_resumed_run_uses_the_replies_that_were_sealed_and_draws_no_fresh_noise(tmp_path: Path) -> None:
+    # Real noise: a second draw would not agree with the first.
+    interrupt(tmp_path / "run", "pairs", 0, is_written=False, options=("--sites", "3"))
+    sealed = {path: path.read_bytes() for path in (tmp_path / "run" / "sites").glob("*/replies/*")}
+    assert len(sealed) == 6
+    assert resume(tmp_path / "run").exit_code == 0
+    assert all(path.read_bytes() == body for path, body in sealed.items())
+    for ledger in (tmp_path / "run" / "ledger").glob("*.jsonl"):
+        assert len(read_charges(ledger)) == 3
+
+
+def test_a_run_that_is_over_is_resumed_without_asking_for_anything(tmp_path: Path) -> None:
+    assert invoke(tmp_path / "run", *TEST_MODE).exit_code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("**/*") if path.is_file()}
+    assert resume(tmp_path / "run").exit_code == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "run").glob("**/*") if path.is_file()} == before
+
+
+def test_the_folder_of_a_run_is_not_taken_for_another(tmp_path: Path) -> None:
+    interrupt(tmp_path / "run", "pairs", 0, is_written=True)
+    ledgers = {path: path.read_bytes() for path in (tmp_path / "run" / "ledger").glob("*")}
+    assert invoke(tmp_path / "run", *TEST_MODE, "--epsilon", "2").exit_code == 50
+    lock = tmp_path / "run" / "study.lock.yaml"
+    lock.write_text(lock.read_text(encoding="utf-8").replace("epsilon: 1.0", "epsilon: 2.0"), encoding="utf-8")
+    result = resume(tmp_path / "run")
+    assert result.exit_code == 51
+    assert "belongs to another" in result.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "run" / "ledger").glob("*")} == ledgers
