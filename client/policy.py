@@ -13,6 +13,8 @@ from common.privacy.budget import mu_of
 from common.study import Study, explain, read_yaml
 from common.wire.messages import Request
 
+MAX_CELLS = 20_000_000
+
 
 class SiteSettings(Section):
     """site.yaml: a site's own paths and limits. It may narrow the study, never widen it."""
@@ -116,6 +118,15 @@ class SitePolicy:
         if not valid or int(bin_of.min()) != 0 or len(np.unique(bin_of)) != int(bin_of.max()) + 1:
             raise PolicyError("request.bins: expected a bin for each cell, numbered from 0 without gaps")
         return bin_of
+
+    def check_size(self, cells: int) -> None:
+        """Bound the memory that one release may take.
+
+        Raises:
+            PolicyError: more cells than any useful release has.
+        """
+        if cells > MAX_CELLS:
+            raise PolicyError(f"request.bins: expected at most {MAX_CELLS} cells in one release")
 
     def check_weights(self, request: Request, bins: list[np.ndarray]) -> np.ndarray:
         """The weights of a linear score, if they fit the bins.

@@ -21,6 +21,7 @@ from client.records import read_table
 from client.trainer import train_on_request
 from client.vault import Vault
 from common.data.encoding import make_grids
+from common.data.tables import all_pairs
 from common.errors import ExitCode, LedgerError, PolicyError, PrivShareError, SchemaError
 from common.files import write_durably
 from common.privacy.events import GaussianEvent
@@ -101,6 +102,8 @@ class Site:
 
     def _measure_pairs(self, request: Request, digest: str) -> bytes:
         spend, bins = self._policy.spend_of(request), self._bins(request)
+        sizes = [int(bin_of.max()) + 1 for bin_of in bins]
+        self._policy.check_size(all_pairs(sizes, len(self._study.label_values)).n_cells)
         return self._sealed(
             request, digest, lambda: self._vault.pairs(bins, spend=spend, request=request.identity, digest=digest)
         )

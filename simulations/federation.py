@@ -6,6 +6,7 @@ simulation on Ray. What runs on top of them is the same code.
 
 import functools
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the default warns at every start
 
 import torch
 import yaml
@@ -113,7 +115,8 @@ def run_federation(sites: list[SiteFolder], conduct: Callable[[Exchange], None],
         except Exception as fault:  # noqa: BLE001
             faults.append(fault)
 
-    server_app = make_server_app(guarded)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    server_app = make_server_app(guarded, nodes=len(sites))
     if engine.kind == "process":
         _run_in_process(server_app, sites, engine)
     else:

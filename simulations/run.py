@@ -59,9 +59,25 @@ class Options:
     split: str
     seed: int
     quick: bool
-    data: str | None
+    data: list[str]
     accounts: int
     test_noise_seed: int | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its study, what fixes it, where it lives, and whether it has yet to be begun."""
+
+    study: Study
+    options: Options
+    folder: Path
+    is_new: bool
+
+    @property
+    def name(self) -> str:
+        """Names the run for ever. In test mode the noise follows from it, so it must not depend on the folder."""
+        seed = self.options.test_noise_seed
+        return f"{self.study.name}-{self.folder.name if seed is None else f'test-{seed}'}"
 
 
 @app.command()
@@ -105,26 +121,24 @@ def main(  # noqa: PLR0913 (one parameter an option)
 ) -> None:
     """Run a federation of simulated sites and publish one synthetic table."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    run = None
     try:
         if resume is not None:
-            options, chosen, folder, paths = _resumed(resume)
+            run = _resumed(resume)
         else:
             chosen, paths = _chosen_study(study, data, epsilon=epsilon, delta=delta, quick=quick)
-            default_split = "column:bank" if study is None and sites <= MOST_BANKS else "iid"
-            options = Options(
-                sites,
-                split_by or default_split,
-                seed,
-                quick,
-                json.dumps([str(path) for path in paths]),
-                accounts,
-                test_noise_seed,
-            )
-            folder = _new_folder(out, chosen, options)
-        _run(chosen, paths, options, folder, engine=engine, device=device, threads=threads, json_output=json_output)
+            default = "column:bank" if study is None and sites <= MOST_BANKS else "iid"
+            names = [str(path) for path in paths]
+            options = Options(sites, split_by or default, seed, quick, names, accounts, test_noise_seed)
+            run = Run(chosen, options, out or _default_folder(chosen), is_new=True)
+        _run(run, engine=engine, device=device, threads=threads, json_output=json_output)
     except PrivShareError as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(int(error.code)) from None
+    except KeyboardInterrupt:
+        hint = f"; go on with --resume {run.folder}" if run is not None and run.folder.exists() else ""
+        err.print(f"interrupted{hint}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
 
 
 def _chosen_study(
@@ -138,69 +152,58 @@ def _chosen_study(
     return study, list(data or [])
 
 
-def _new_folder(out: Path | None, study: Study, options: Options) -> Path:
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder = out or Path("runs") / study.name / stamp
-    try:
-        if folder.exists() and any(folder.iterdir()):
-            raise OutputError(f"{folder}: is not empty; choose another --out, or --resume it")
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
-    _make_folder(folder)
-    write_file(folder / "study.lock.yaml", yaml.safe_dump(json.loads(study.canonical()), sort_keys=False).encode())
-    write_json(folder / "options.json", vars(options))
-    return folder
+def _default_folder(study: Study) -> Path:
+    return Path("runs") / study.name / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
-
-
-def _resumed(folder: Path) -> tuple[Options, Study, Path, list[Path]]:
+def _resumed(folder: Path) -> Run:
     try:
         options = Options(**json.loads((folder / "options.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise OutputError(f"{folder}: is not the folder of a run", ExitCode.RESUME_IMPOSSIBLE) from None
-    return (
-        options,
-        load_study(folder / "study.lock.yaml"),
-        folder,
-        [Path(path) for path in json.loads(options.data or "[]")],
-    )
+    return Run(load_study(folder / "study.lock.yaml"), options, folder, is_new=False)
 
 
-def _run(
-    study: Study,
-    paths: list[Path],
-    options: Options,
-    folder: Path,
-    *,
-    engine: EngineKind,
-    device: str,
-    threads: int,
-    json_output: bool,
-) -> None:
+def _open_folder(run: Run) -> None:
+    """Make the folder of a new run, and write what is needed to resume it.
+
+    Raises:
+        OutputError: it holds something already, or cannot be written.
+    """
+    if not run.is_new:
+        return
+    folder = run.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        occupied = any(folder.iterdir())
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
+    if occupied:
+        raise OutputError(f"{folder}: is not empty; choose another --out, or --resume it")
+    write_file(folder / "study.lock.yaml", yaml.safe_dump(json.loads(run.study.canonical()), sort_keys=False).encode())
+    write_json(folder / "options.json", vars(run.options))
+
+
+def _run(run: Run, *, engine: EngineKind, device: str, threads: int, json_output: bool) -> None:
     started = time.monotonic()
+    study, options, folder = run.study, run.options, run.folder
     chosen = _device(device)
-    text = _read(study, paths, options)
+    text = _read(study, options)
     _check_learnable(text, study)
-    units = units_of(text, study)
-    aside = set_aside(units, share=_TEST_SHARE, seed=options.seed)
+    aside = set_aside(units_of(text, study), share=_TEST_SHARE, seed=options.seed)
     shared = text[~aside].reset_index(drop=True)
     positions = split(shared, study, sites=options.sites, how=options.split, seed=options.seed)
+    _open_folder(run)
     with tempfile.TemporaryDirectory(prefix="privshare-") as private:
-        folders = _site_folders(shared, positions, study, Path(private), folder, options)
-        trained = _conduct(study, folders, folder, options, _engine(engine, chosen, threads, options), chosen)
+        sites = _site_folders(shared, positions, run, Path(private))
+        trained = _conduct(run, sites, _engine(engine, chosen, threads, options), chosen)
     table = draw_table(trained, study, rows=rows_to_publish(trained, study), seed=options.seed, device=chosen)
     certificate = publish(trained, study, table, folder)
     err.print("measuring the synthetic table against real rows that no site had ...", style="dim")
     evaluation = evaluate(table, parse_text(shared, study), parse_text(text[aside], study), study, seed=options.seed)
     evaluation["monitor"] = trained.state.monitor
     write_json(folder / "evaluation.json", evaluation)
-    _report(study, evaluation, certificate, folder, seconds=time.monotonic() - started, json_output=json_output)
+    _report(run, evaluation, certificate, seconds=time.monotonic() - started, json_output=json_output)
 
 
 def _device(name: str) -> torch.device:
@@ -217,12 +220,12 @@ def _engine(kind: EngineKind, device: torch.device, threads: int, options: Optio
     return Engine(kind.value, str(device), threads, None if seed is None else seed.to_bytes(16, "big"))
 
 
-def _read(study: Study, paths: list[Path], options: Options) -> pd.DataFrame:
-    if not paths:
+def _read(study: Study, options: Options) -> pd.DataFrame:
+    if not options.data:
         return simulate_transactions(
             seed=options.seed, accounts=options.accounts, banks=max(4, min(options.sites, MOST_BANKS))
         )
-    return pd.concat([read_text(path, study) for path in paths], ignore_index=True)
+    return pd.concat([read_text(Path(path), study) for path in options.data], ignore_index=True)
 
 
 def _check_learnable(text: pd.DataFrame, study: Study) -> None:
@@ -241,11 +244,8 @@ def _check_learnable(text: pd.DataFrame, study: Study) -> None:
             raise SchemaError(f"{name}: the column holds one value only; move it to `ignore`", ExitCode.CONSTANT_COLUMN)
 
 
-def _site_folders(
-    shared: pd.DataFrame, positions: list[np.ndarray], study: Study, private: Path, folder: Path, options: Options
-) -> list[SiteFolder]:
-    lock = folder / "study.lock.yaml"
-    layout = study.table
+def _site_folders(shared: pd.DataFrame, positions: list[np.ndarray], run: Run, private: Path) -> list[SiteFolder]:
+    lock, layout = run.folder / "study.lock.yaml", run.study.table
     folders = []
     for number, rows in enumerate(positions):
         # The same layout as the table came in, so that a site reads its file by the same study.
@@ -255,22 +255,20 @@ def _site_folders(
             header=layout.header is None,
             columns=list(layout.header or shared.columns),
         )
-        name = f"site_{number + 1:02d}"
-        folders.append(make_site_folder(name, lock, study, table, private=private, kept=folder, seed=options.seed))
+        name, seed = f"site_{number + 1:02d}", run.options.seed
+        folders.append(make_site_folder(name, lock, run.study, table, private=private, kept=run.folder, seed=seed))
     return folders
 
 
-def _conduct(
-    study: Study, sites: list[SiteFolder], folder: Path, options: Options, engine: Engine, device: torch.device
-) -> Trained:
+def _conduct(run: Run, sites: list[SiteFolder], engine: Engine, device: torch.device) -> Trained:
     results: list[Trained] = []
-    with _Progress(study) as on_step:
+    with _Progress(run.study) as on_step:
         coordinator = Coordinator(
-            study,
-            folder=folder,
-            run=f"{study.name}-{folder.name}",
-            seed=options.seed,
-            sites=options.sites,
+            run.study,
+            folder=run.folder,
+            run=run.name,
+            seed=run.options.seed,
+            sites=run.options.sites,
             device=device,
             on_step=on_step,
         )
@@ -319,14 +317,9 @@ class _Progress:
 
 
 def _report(
-    study: Study,
-    evaluation: dict[str, Any],
-    certificate: dict[str, Any],
-    folder: Path,
-    *,
-    seconds: float,
-    json_output: bool,
+    run: Run, evaluation: dict[str, Any], certificate: dict[str, Any], *, seconds: float, json_output: bool
 ) -> None:
+    study, folder = run.study, run.folder
     if json_output:
         summary = {
             "folder": str(folder),

@@ -283,7 +283,7 @@ STUDY_CASES = {
         options=() if place == "the study" else (f"--{name}", value.removeprefix(".")),
     )
     for name, standing, values in (
-        ("epsilon", "1", ("0", "-1", "101", "1e309", ".nan", ".inf")),
+        ("epsilon", "1", ("0", "-1", "1e9", "1e309", ".nan", ".inf")),
         ("delta", "1.0e-5", ("0", "-1", "1", "1.5", "1e-400", ".nan")),
     )
     for value in values
@@ -783,7 +783,7 @@ DAMAGES = {
     ),
     "a checkpoint of another study": Damage(
         C.RESUME_IMPOSSIBLE,
-        ("study", "belongs to another"),
+        ("checkpoint",),
         lambda run: remade(newest(run), lambda facts: {**facts, "study": "0" * 64}),
     ),
     "a study that was changed": Damage(

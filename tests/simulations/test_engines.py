@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from common.errors import ExitCode
 from simulations import run
 
 pytestmark = pytest.mark.slow
@@ -57,6 +58,17 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+
+
 def conduct(engine: str, inputs: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """One run in test mode. Both runs have one name, since requests are named by it and seeded noise by requests."""
     asked = {
@@ -69,15 +81,7 @@ def conduct(engine: str, inputs: Path, folder: Path) -> subprocess.CompletedProc
         "--threads": 1,
         "--out": folder / engine / "run",
     }
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), "--json", *(str(part) for pair in asked.items() for part in pair)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
+    return command("--json", *(part for pair in asked.items() for part in pair))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: it is the extra `ray`")
@@ -96,20 +100,13 @@ def test_flower_and_process_publish_the_same_bytes(inputs: Path, tmp_path: Path)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: it is the extra `ray`")
-def test_a_site_that_refuses_under_flower_ends_the_run_with_its_code(inputs: Path, tmp_path: Path) -> None:
-    done = conduct("flower", inputs, tmp_path)
-    assert done.returncode == 0, done.stderr
-    ledger = tmp_path / "flower" / "run" / "ledger" / "site_02.jsonl"
+def test_a_site_that_cannot_start_ends_either_engine_with_its_code(inputs: Path, tmp_path: Path) -> None:
+    assert conduct("process", inputs, tmp_path).returncode == 0
+    ledger = tmp_path / "process" / "run" / "ledger" / "site_02.jsonl"
     ledger.write_text("no entry\n", encoding="utf-8")
-    resumed = subprocess.run(
-        [sys.executable, str(SCRIPT), "--resume", str(ledger.parents[1]), "--engine", "flower"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert resumed.returncode not in (0, 1)
-    (line,) = [line for line in resumed.stderr.splitlines() if line.startswith("error: ")]
-    assert "site" in line
-    assert "Traceback" not in resumed.stderr
+    for engine in ("process", "flower"):
+        resumed = command("--resume", ledger.parents[1], "--engine", engine)
+        assert resumed.returncode == ExitCode.LEDGER_INVALID, resumed.stderr
+        assert "Traceback" not in resumed.stderr
+        (line,) = [line for line in resumed.stderr.splitlines() if line.startswith("error: ")]
+        assert "site_02.jsonl" in line
