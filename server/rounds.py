@@ -16,7 +16,7 @@ import torch
 from common.data.encoding import make_grids
 from common.data.histograms import histogram_layout
 from common.data.tables import all_pairs
-from common.errors import CheckpointError, PolicyError
+from common.errors import CheckpointError, PolicyError, ProtocolError
 from common.models.critics import StatisticalCritic, Targets
 from common.models.generator import Generator, draw_bins, initialise
 from common.models.monitor import fit_score, ranking_quality, score_layout
@@ -34,6 +34,7 @@ _LOG = logging.getLogger(__name__)
 _WHOLE = 1 - 1e-9
 _MONITOR_ROWS = 20_000
 _RELEASE = "release."
+_AVERAGED = "averaged."
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class RunState:
     accounts: dict[str, SiteAccount] = field(default_factory=dict)
     releases: dict[str, Release] = field(default_factory=dict)
     generator: dict[str, np.ndarray] = field(default_factory=dict)
+    averaged: dict[str, np.ndarray] = field(default_factory=dict)
     rounds_done: int = 0
     monitor: dict[str, float | None] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -159,9 +161,11 @@ class Coordinator:
 
     def _train(self, roster: Roster, bins: Bins, targets: Targets) -> Generator:
         state, rounds, model = self._state, self._study.rounds, self._study.model
-        generator = initialise(shape_of(self._study, bins.sizes), seed=self._seed(0, 0)).to(self._device)
+        shape = shape_of(self._study, bins.sizes)
+        generator, averaged = (initialise(shape, seed=self._seed(0, 0)).to(self._device) for _ in range(2))
         if state.generator:
             load_parameters(generator, state.generator)
+            load_parameters(averaged, state.averaged)
         critic = StatisticalCritic(targets, self._device)
         common = {**pack_targets(targets), **pack_bins(bins.maps)}
         for number in range(state.rounds_done, rounds.count):
@@ -169,8 +173,9 @@ class Coordinator:
             if rounds.local_steps:
                 self._train_at_sites(roster, trainers, generator, common, number)
             stretch = Stretch(rounds.refine_steps, *self._rates[number], model.batch, self._seed(number, len(trainers)))
-            loss = train(generator, critic, stretch, self._device)
-            state.generator, state.rounds_done = parameters_of(generator), number + 1
+            loss = train(generator, critic, stretch, self._device, averaged=averaged)
+            state.generator, state.averaged = parameters_of(generator), parameters_of(averaged)
+            state.rounds_done = number + 1
             self._record(
                 {
                     "step": "round",
@@ -181,7 +186,7 @@ class Coordinator:
                     "loss": loss if np.isfinite(loss) else None,
                 }
             )
-        return generator
+        return averaged if rounds.refine_steps else generator
 
     def _train_at_sites(
         self, roster: Roster, trainers: list[str], generator: Generator, common: dict[str, np.ndarray], number: int
@@ -195,7 +200,10 @@ class Coordinator:
             options = {"steps": self._study.rounds.local_steps, "learning_rates": rates, "seed": seed}
             requests[site] = self._request("train", f"train-{number + 1}", options, arrays)
         replies = roster.ask(requests)
-        load_parameters(generator, average([unpack(GENERATOR, replies[site].arrays) for site in sorted(replies)]))
+        try:
+            load_parameters(generator, average([unpack(GENERATOR, replies[site].arrays) for site in sorted(replies)]))
+        except (ValueError, KeyError):
+            raise ProtocolError("sites: a generator that came back does not fit the study") from None
 
     def _monitor(self, roster: Roster, bins: Bins, targets: Targets, generator: Generator) -> None:
         state, study = self._state, self._study
@@ -290,7 +298,9 @@ def _checkpoint_of(state: RunState) -> Checkpoint:
         "history": state.history,
     }
     releases = {kind: release.counts for kind, release in state.releases.items()}
-    return Checkpoint(facts, {**pack(_RELEASE, releases), **pack(GENERATOR, state.generator)})
+    return Checkpoint(
+        facts, {**pack(_RELEASE, releases), **pack(GENERATOR, state.generator), **pack(_AVERAGED, state.averaged)}
+    )
 
 
 def _restore(checkpoint: Checkpoint, *, expected: RunState) -> RunState:
@@ -313,6 +323,7 @@ def _restore(checkpoint: Checkpoint, *, expected: RunState) -> RunState:
             for kind, release in facts["releases"].items()
         },
         generator=unpack(GENERATOR, checkpoint.arrays),
+        averaged=unpack(_AVERAGED, checkpoint.arrays),
         rounds_done=facts["rounds_done"],
         monitor=facts["monitor"],
         history=facts["history"],

@@ -14,6 +14,8 @@ from common.models.generator import Generator
 
 _WARM_UP = 5
 _CLIP_NORM = 1.0
+# A window of about twenty steps: shorter than the shortest run, so that nothing of the random start is left.
+_EMA_DECAY = 0.95
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,14 @@ def schedule(peak: float, *, stretches: int) -> Iterator[tuple[float, float]]:
         yield rate(number / stretches), rate((number + 1) / stretches)
 
 
-def train(generator: Generator, critic: StatisticalCritic, stretch: Stretch, device: torch.device) -> float:
+def train(
+    generator: Generator,
+    critic: StatisticalCritic,
+    stretch: Stretch,
+    device: torch.device,
+    *,
+    averaged: Generator | None = None,
+) -> float:
     """Train a generator in place for one stretch; returns the mean loss, in noise variances a cell.
 
     Args:
@@ -46,6 +55,7 @@ def train(generator: Generator, critic: StatisticalCritic, stretch: Stretch, dev
         critic: on `device`.
         stretch: how long and how fast.
         device: where to compute.
+        averaged: on `device`; follows the generator as an exponential moving average, which is what is published.
     """
     if stretch.steps == 0:
         return float("nan")
@@ -66,7 +76,15 @@ def train(generator: Generator, critic: StatisticalCritic, stretch: Stretch, dev
         torch.nn.utils.clip_grad_norm_(generator.parameters(), _CLIP_NORM)
         optimiser.step()
         total += loss.detach()
+        if averaged is not None:
+            _follow(averaged, generator)
     return float(total / stretch.steps)
+
+
+@torch.no_grad()
+def _follow(averaged: Generator, generator: Generator) -> None:
+    for mean, value in zip(averaged.parameters(), generator.parameters(), strict=True):
+        mean.lerp_(value, 1 - _EMA_DECAY)
 
 
 def parameters_of(generator: Generator) -> dict[str, np.ndarray]:
