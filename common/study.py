@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from common.data.schema import (
     COLUMN_TYPES,
@@ -27,9 +28,13 @@ from common.data.schema import (
     Whole,
 )
 from common.errors import ExitCode, StudyError
+from common.privacy.budget import mu_of
 
 STUDY_SCHEMA: Final = "privshare.study/1"
 MAX_LABELS = 8
+_UNATTAINABLE = "epsilon_unattainable"
+_SHOWN = 80
+"""Characters of a wrong value that an error repeats."""
 
 
 class Unit(Section):
@@ -140,6 +145,12 @@ class Study(Section):
         if len(self.columns) < 2:
             raise ValueError("columns: at least the label and one more column are needed")
         _check_label(self.label, self.columns.get(self.label.column))
+        try:
+            mu_of(epsilon=self.privacy.epsilon, delta=self.privacy.delta)
+        except ValueError:
+            raise PydanticCustomError(
+                _UNATTAINABLE, "privacy.epsilon: with this delta no practical noise level gives it"
+            ) from None
         if self.unit.key is None and self.unit.max_records > 1:
             raise ValueError("unit.max_records: needs unit.key, the column that tells units apart")
         if self.unit.key in self.columns:
@@ -241,6 +252,8 @@ def read_yaml(path: Path, *, what: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark is not None else ""
         raise StudyError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or 'unreadable'}") from None
+    except (ValueError, RecursionError):
+        raise StudyError(f"{path}: not valid YAML: a value cannot be read as what it is marked") from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -264,7 +277,7 @@ def parse_study(data: dict[str, Any], *, source: str) -> Study:
         return Study.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        raise StudyError(f"{source}: {explain(first, Study)}", _code_of(first["loc"])) from None
+        raise StudyError(f"{source}: {explain(first, Study)}", _code_of(first)) from None
 
 
 def explain(fault: Any, model: type[BaseModel]) -> str:
@@ -282,15 +295,19 @@ def explain(fault: Any, model: type[BaseModel]) -> str:
     if not path:
         return str(rule)
     given = fault.get("input")
-    shown = f"{path}={given}" if isinstance(given, int | float | str) else path
-    return f"{shown}: {rule[0].lower()}{rule[1:]}"
+    if isinstance(given, int | float | str):
+        # Escaped and cut: an error is one line, whatever the file holds.
+        path = f"{path}={str(given).encode('unicode_escape').decode()[:_SHOWN]}"
+    return f"{path}: {rule[0].lower()}{rule[1:]}"
 
 
-def _code_of(location: tuple[Any, ...]) -> ExitCode:
+def _code_of(fault: Any) -> ExitCode:
+    if fault["type"] == _UNATTAINABLE:
+        return ExitCode.EPSILON_INVALID
     return {
         ("privacy", "epsilon"): ExitCode.EPSILON_INVALID,
         ("privacy", "delta"): ExitCode.DELTA_INVALID,
-    }.get(location, ExitCode.STUDY_INVALID)
+    }.get(fault["loc"], ExitCode.STUDY_INVALID)
 
 
 def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

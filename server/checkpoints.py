@@ -3,6 +3,7 @@
 safetensors with a JSON header; no pickle. Everything in it was released or made from what was released.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from common.files import write_durably
 
 CHECKPOINT_SCHEMA = "privshare.checkpoint/1"
 _HEADER = "privshare"
+_DAMAGED = "{}: the checkpoint is damaged; delete it to go on from the one before"
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,9 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
     Raises:
         OutputError: the folder cannot be written.
     """
-    header = json.dumps({"schema": CHECKPOINT_SCHEMA, **checkpoint.facts}, allow_nan=False)
-    body = save(
-        {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}, metadata={_HEADER: header}
-    )
+    arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
+    header = {**checkpoint.facts, "schema": CHECKPOINT_SCHEMA, "digest": _digest(checkpoint.facts, arrays)}
+    body = save(arrays, metadata={_HEADER: json.dumps(header, allow_nan=False)})
     write_file(folder / f"step-{step:05d}.safetensors", bytes(body))
 
 
@@ -69,12 +70,21 @@ def load_latest(folder: Path) -> Checkpoint | None:
         return None
     try:
         with safe_open(files[-1], framework="numpy") as file:
-            facts = json.loads(file.metadata()[_HEADER])
+            facts = dict(json.loads(file.metadata()[_HEADER]))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(
-            f"{files[-1]}: the checkpoint is damaged; delete it to go on from the one before"
-        ) from None
-    if facts.pop("schema", None) != CHECKPOINT_SCHEMA:
+        raise CheckpointError(_DAMAGED.format(files[-1])) from None
+    if (schema := facts.pop("schema", None)) != CHECKPOINT_SCHEMA and schema is not None:
         raise CheckpointError(f"{files[-1]}: expected {CHECKPOINT_SCHEMA}")
+    if facts.pop("digest", None) != _digest(facts, arrays):
+        raise CheckpointError(_DAMAGED.format(files[-1]))
     return Checkpoint(facts, arrays)
+
+
+def _digest(facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over everything: the format itself would take a flipped bit for a number."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()

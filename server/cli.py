@@ -23,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Plan a study that sites can join.",
 )
-_err = Console(stderr=True)
+_err = Console(stderr=True, emoji=False)
 
 
 @app.command()

@@ -143,6 +143,10 @@ def _run_on_ray(server_app: ServerApp, sites: list[SiteFolder], engine: Engine) 
     # Ray is an optional extra and takes seconds to import.
     from flwr.simulation import run_simulation  # noqa: PLC0415
 
+    # An actor's fault reaches nobody but Flower's log: what keeps a site from starting is found here.
+    for folder in sites:
+        _open(folder, engine)
+
     run_simulation(
         server_app=server_app,
         client_app=make_client_app(functools.partial(_site_of_actor, sites, engine)),

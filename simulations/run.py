@@ -6,6 +6,7 @@ is published and measured. Without a table of your own it simulates cross-bank t
 
 import json
 import logging
+import re
 import sys
 import tempfile
 import time
@@ -21,11 +22,13 @@ import pandas as pd
 import torch
 import typer
 import yaml
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from client.records import parse_text, read_text
+from common.data.units import check_surplus
 from common.errors import ExitCode, OutputError, PrivShareError, SchemaError, StudyError
 from common.evaluation.report import evaluate
 from common.study import Study, load_study
@@ -38,10 +41,11 @@ from simulations.splits import set_aside, split, units_of
 
 _SCENARIO = Path(__file__).parent / "studies" / "bank.yaml"
 _TEST_SHARE = 0.2
+_MOST_SEED = 2**32 - 1
 _QUICK = {"count": 3, "refine_steps": 40, "local_steps": 5}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-err = Console(stderr=True)
+err = Console(stderr=True, emoji=False)
 
 
 class EngineKind(StrEnum):
@@ -104,7 +108,9 @@ def main(  # noqa: PLR0913 (one parameter an option)
     engine: Annotated[
         EngineKind, typer.Option(help="process: at once, no Ray. flower: Flower's simulation.")
     ] = EngineKind.PROCESS,
-    seed: Annotated[int, typer.Option(min=0, help="Of splits, models and classifiers; never of privacy noise.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=_MOST_SEED, help="Of splits, models and classifiers; never of privacy noise.")
+    ] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Compute threads.")] = 2,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/STUDY/TIME.")] = None,
@@ -115,6 +121,7 @@ def main(  # noqa: PLR0913 (one parameter an option)
         int | None,
         typer.Option(
             min=0,
+            max=_MOST_SEED,
             help="TEST MODE: noise from a seed, to compare engines. Voids the guarantee; the certificate says so.",
         ),
     ] = None,
@@ -158,8 +165,8 @@ def _default_folder(study: Study) -> Path:
 
 def _resumed(folder: Path) -> Run:
     try:
-        options = Options(**json.loads((folder / "options.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        options = TypeAdapter(Options).validate_json((folder / "options.json").read_bytes(), strict=True)
+    except (OSError, ValueError):
         raise OutputError(f"{folder}: is not the folder of a run", ExitCode.RESUME_IMPOSSIBLE) from None
     return Run(load_study(folder / "study.lock.yaml"), options, folder, is_new=False)
 
@@ -207,12 +214,14 @@ def _run(run: Run, *, engine: EngineKind, device: str, threads: int, json_output
 
 
 def _device(name: str) -> torch.device:
+    usable = re.fullmatch(r"cpu|cuda(:\d+)?", name) is not None
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=name if usable else "cpu")
     except (RuntimeError, AssertionError):
-        raise StudyError(f"device={name}: not a device of this machine", ExitCode.USAGE) from None
-    return device
+        usable = False
+    if not usable:
+        raise StudyError(f"device={name}: not a device of this machine; expected cpu, cuda or cuda:N", ExitCode.USAGE)
+    return torch.device(name)
 
 
 def _engine(kind: EngineKind, device: torch.device, threads: int, options: Options) -> Engine:
@@ -235,7 +244,10 @@ def _check_learnable(text: pd.DataFrame, study: Study) -> None:
         SchemaError: what the table lacks.
     """
     parsed = parse_text(text, study)
-    if units_of(text, study).count < 2:
+    units = units_of(text, study)
+    if study.unit.surplus == "refuse":
+        check_surplus(units.number, key=study.unit.key, max_records=study.unit.max_records)
+    if units.count < 2:
         raise SchemaError("table: at least two units are needed", ExitCode.TOO_FEW_UNITS)
     if parsed[study.label.column].nunique() < 2:
         raise SchemaError(f"{study.label.column}: the label has a single class", ExitCode.SINGLE_CLASS_LABEL)

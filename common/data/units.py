@@ -71,11 +71,8 @@ def bound_units(
     starts = np.flatnonzero(np.r_[True, sorted_units[1:] != sorted_units[:-1]]) if len(order) else np.array([], int)
     counts = np.diff(np.r_[starts, len(order)])
     rank = np.arange(len(order)) - np.repeat(starts, counts)
-    if not drop_surplus and bool((rank >= max_records).any()):
-        raise SchemaError(
-            f"{key}: a unit has more records than unit.max_records={max_records}; raise it, or set unit.surplus: drop",
-            ExitCode.UNIT_REPEATED,
-        )
+    if not drop_surplus:
+        check_surplus(units, key=key, max_records=max_records)
     kept = order[rank < max_records]
     whole = unit_weight(max_records)
     used = np.minimum(np.repeat(counts, counts), max_records)[rank < max_records]
@@ -87,6 +84,24 @@ def bound_units(
         holdout=np.asarray(held_out, dtype=bool),
         unit_weight=whole,
     )
+
+
+def check_surplus(units: np.ndarray, *, key: str | None, max_records: int) -> None:
+    """Refuse a table in which a unit has more records than the study says.
+
+    Args:
+        units: (records,) int64, the unit of each record.
+        key: the column that tells units apart.
+        max_records: the most that a unit may have.
+
+    Raises:
+        SchemaError: names the key and the rule.
+    """
+    if len(units) and int(np.bincount(units).max()) > max_records:
+        raise SchemaError(
+            f"{key}: a unit has more records than unit.max_records={max_records}; raise it, or set unit.surplus: drop",
+            ExitCode.UNIT_REPEATED,
+        )
 
 
 def _hashes(values: np.ndarray, secret: bytes, purpose: bytes) -> np.ndarray:

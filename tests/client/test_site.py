@@ -16,12 +16,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from client import policy
 from client.site import Site, open_site
 from common.data.encoding import make_grids
 from common.data.histograms import histogram_layout
 from common.data.tables import all_pairs
 from common.data.units import bound_units
-from common.errors import LedgerError, PolicyError, StudyError
+from common.errors import ExitCode, LedgerError, PolicyError, StudyError
 from common.models.critics import Targets
 from common.models.generator import initialise
 from common.models.monitor import BANDS
@@ -31,7 +32,7 @@ from common.privacy.events import GaussianEvent
 from common.privacy.ledger import read_charges
 from common.privacy.noise import NoiseSource, SeededNoise
 from common.study import Study, parse_study
-from common.wire.messages import MESSAGE_SCHEMA, Reply, Request
+from common.wire.messages import MESSAGE_SCHEMA, Reply, Request, refusal
 from common.wire.packing import GENERATOR, pack, pack_bins, pack_targets, shape_of, unpack
 
 KEY = bytes(range(32))
@@ -464,6 +465,18 @@ def test_a_map_that_is_absent_is_refused_and_spends_nothing(home: Home, kind: st
     assert home.charged == []
 
 
+def test_bins_that_make_more_cells_than_a_site_will_hold_are_refused_and_spend_nothing(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = all_pairs(SIZES, 2).n_cells
+    monkeypatch.setattr(policy, "MAX_CELLS", cells - 1)
+    site = home.open(Forbidden())  # type: ignore[arg-type]
+    assert refused(site.handle(home.ask("pairs").encode())) == "POLICY_REFUSED"
+    assert home.charged == []
+    monkeypatch.setattr(policy, "MAX_CELLS", cells)
+    assert refused(home.open().handle(home.ask("pairs").encode())) is None
+
+
 @pytest.mark.parametrize(
     "weights",
     [
@@ -568,29 +581,32 @@ PLANTED_TEXT = "GEHEIM-4711"
 PLANTED_NUMBER = "918273645"
 GOOD_ROW = ("p1", "red", "3", "1.0", "no")
 DIRTY: dict[str, tuple[list[Sequence[str]], str]] = {
-    "text in a whole number": ([("p1", "red", PLANTED_TEXT, "1.0", "no")], "NOT_A_NUMBER"),
-    "text in a number": ([("p1", "red", "3", PLANTED_TEXT, "no")], "NOT_A_NUMBER"),
-    "a fraction in a whole number": ([("p1", "red", f"{PLANTED_NUMBER}.5", "1.0", "no")], "NOT_A_NUMBER"),
-    "an infinite number": ([("p1", "red", "3", "1e999", "no")], "NOT_FINITE"),
-    "a number out of bounds": ([("p1", "red", "3", PLANTED_NUMBER, "no")], "OUT_OF_BOUNDS"),
-    "a whole number out of bounds": ([("p1", "red", PLANTED_NUMBER, "1.0", "no")], "OUT_OF_BOUNDS"),
-    "a category that is not listed": ([("p1", PLANTED_TEXT, "3", "1.0", "no")], "UNLISTED_CATEGORY"),
-    "a label that is not listed": ([("p1", "red", "3", "1.0", PLANTED_TEXT)], "UNLISTED_CATEGORY"),
-    "a label that is missing": ([(PLANTED_TEXT, "red", "3", "1.0", "")], "MISSING_NOT_ALLOWED"),
-    "a unit key that is missing": ([("", PLANTED_TEXT, "3", "1.0", "no")], "MISSING_NOT_ALLOWED"),
-    "a row too long": ([("p1", "red", "3", "1.0", "no", PLANTED_TEXT)], "TABLE_UNREADABLE"),
-    "a row too short": ([(PLANTED_TEXT, "red", "3")], "TABLE_UNREADABLE"),
-    "a quote that does not end": ([("p1", f'"{PLANTED_TEXT}', "3", "1.0", "no")], "TABLE_UNREADABLE"),
-    "a unit with too many records": ([(PLANTED_TEXT, *GOOD_ROW[1:])] * 3, "UNIT_REPEATED"),
-    "a row where the header should be": ([], "COLUMN_MISSING"),
+    "text in a whole number": ([("p1", "red", PLANTED_TEXT, "1.0", "no")], "age: a value is not a number"),
+    "text in a number": ([("p1", "red", "3", PLANTED_TEXT, "no")], "amount: a value is not a number"),
+    "a fraction in a whole number": (
+        [("p1", "red", f"{PLANTED_NUMBER}.5", "1.0", "no")],
+        "age: a value is not a whole number",
+    ),
+    "an infinite number": ([("p1", "red", "3", "1e999", "no")], "amount: a value is NaN or infinite"),
+    "a number out of bounds": ([("p1", "red", "3", PLANTED_NUMBER, "no")], "amount: a value is outside"),
+    "a whole number out of bounds": ([("p1", "red", PLANTED_NUMBER, "1.0", "no")], "age: a value is outside"),
+    "a category that is not listed": ([("p1", PLANTED_TEXT, "3", "1.0", "no")], "colour: a value is not among"),
+    "a label that is not listed": ([("p1", "red", "3", "1.0", PLANTED_TEXT)], "ill: a value is not among"),
+    "a label that is missing": ([(PLANTED_TEXT, "red", "3", "1.0", "")], "ill: a value is missing"),
+    "a unit key that is missing": ([("", PLANTED_TEXT, "3", "1.0", "no")], "patient: the unit key is missing"),
+    "a row too long": ([("p1", "red", "3", "1.0", "no", PLANTED_TEXT)], "a row has more or fewer cells"),
+    "a row too short": ([(PLANTED_TEXT, "red", "3")], "a row has more or fewer cells"),
+    "a quote that does not end": ([("p1", f'"{PLANTED_TEXT}', "3", "1.0", "no")], "table.csv: "),
+    "a unit with too many records": ([(PLANTED_TEXT, *GOOD_ROW[1:])] * 3, "patient: a unit has more records"),
+    "a row where the header should be": ([], "patient: the column is in the study but not in the table"),
 }
 
 
 @pytest.mark.parametrize("fault", DIRTY)
-def test_a_dirty_table_is_refused_by_rule_and_its_text_reaches_neither_reply_nor_log(
+def test_what_is_wrong_with_a_table_stays_at_the_site_and_its_text_reaches_not_even_the_log(
     fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    rows, rule = DIRTY[fault]
+    rows, reason = DIRTY[fault]
     study = {**STUDY, "unit": {**STUDY["unit"], "surplus": "refuse"}}
     header = "patient,colour,age,amount,ill" if rows else f"{PLANTED_TEXT},red,3,1.0,no"
     home = make_home(tmp_path / "north", [GOOD_ROW, *rows], header=header, study=study)
@@ -598,11 +614,11 @@ def test_a_dirty_table_is_refused_by_rule_and_its_text_reaches_neither_reply_nor
     with caplog.at_level(logging.DEBUG):
         bodies = [site.handle(home.ask(kind).encode()) for kind in ("one_way", "pairs", "monitor", "one_way")]
     printed = capfd.readouterr()
-    assert caplog.records
     log = "\n".join(logging.Formatter().format(record) for record in caplog.records)
-    for body in bodies:
-        assert refused(body) == rule
-        assert body == bodies[0]
+    assert [record.getMessage().startswith("site=north event=table_refused") for record in caplog.records] == [True] * 4
+    assert log.count(reason) == 4
+    # The coordinator learns that something went wrong, and the same whatever it was.
+    assert bodies == [refusal("north", ExitCode.INTERNAL)] * 4
     for secret in (PLANTED_TEXT, PLANTED_NUMBER, "4711"):
         assert secret.encode() not in bodies[0]
         assert secret not in log
@@ -674,7 +690,7 @@ def test_a_request_with_changed_bytes_never_raises_and_never_passes_the_budget(
 def test_a_site_that_lost_its_table_or_its_ledger_refuses(home: Home) -> None:
     site = home.open(Forbidden())  # type: ignore[arg-type]
     (home.folder / "table.csv").unlink()
-    assert refused(site.handle(home.ask("one_way").encode())) == "TABLE_NOT_FOUND"
+    assert refused(site.handle(home.ask("one_way").encode())) == "INTERNAL"
     home.ledger.write_bytes(home.ledger.read_bytes().replace(b"north", b"south"))
     for kind in ("describe", "one_way"):
         assert refused(site.handle(home.ask(kind).encode())) == "LEDGER_INVALID"

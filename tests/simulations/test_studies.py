@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from common.data.encoding import encode_table, make_grids
-from common.data.schema import CategoricalColumn, TableLayout, check_columns, parse_table
+from common.data.schema import CategoricalColumn, FileLayout, check_columns, parse_table
 from common.study import Study, load_study
 
 STUDIES = Path(__file__).resolve().parents[2] / "simulations" / "studies"
@@ -46,7 +46,7 @@ def find_files(real_data: Path, name: str) -> list[Path]:
     return found
 
 
-def read_text(files: list[Path], layout: TableLayout) -> pd.DataFrame:
+def read_text(files: list[Path], layout: FileLayout) -> pd.DataFrame:
     """A table of text, as the layout says."""
     parts = [
         pd.read_csv(

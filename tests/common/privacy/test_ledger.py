@@ -1,6 +1,7 @@
 """The ledger: on disk before any noise, refused without a trace, and never read when it was tampered with."""
 
 import hashlib
+import json
 import multiprocessing
 import os
 import subprocess
@@ -280,6 +281,19 @@ GOOD_ENTRY = {
     "request_digest": "ab" * 32,
     "event": GOLDEN_CHARGES[0].event.as_dict(),
 }
+
+
+def test_a_rewritten_line_with_its_hash_right_breaks_the_chain_behind_it(golden: Path) -> None:
+    lines = GOLDEN.splitlines(keepends=True)
+    body = json.loads(lines[1])
+    del body["hash"]
+    body["event"]["noise_stddev"] = 900.0
+    lines[1] = canonical({**body, "hash": hashlib.sha256(canonical(body)).hexdigest()}) + b"\n"
+    golden.write_bytes(b"".join(lines))
+    assert is_refused(golden)
+    # Alone it cannot be told from a true one: whoever owns the host can do this.
+    golden.write_bytes(b"".join(lines[:2]))
+    assert not is_refused(golden)
 
 
 def test_an_entry_of_a_kind_that_is_not_known_is_not_skipped(golden: Path) -> None:
