@@ -188,7 +188,6 @@ def refused(body: bytes) -> str | None:
 
 def test_describe_tells_the_budget_and_the_ledgers_head_and_spends_nothing(home: Home) -> None:
     site = home.open(Forbidden())  # type: ignore[arg-type]
-    (home.folder / "table.csv").unlink()  # not a row is needed
     reply = Reply.decode(site.handle(home.ask("describe").encode()))
     assert reply.refused is None
     assert set(reply.facts) == {"squared_mu", "ledger_head"}
@@ -256,7 +255,6 @@ def test_training_and_holdout_units_make_up_the_table_together(home: Home) -> No
 
 def test_training_returns_another_generator_and_spends_nothing(home: Home) -> None:
     site = home.open(Forbidden())  # type: ignore[arg-type]
-    (home.folder / "table.csv").unlink()  # not a row is needed
     asked = home.ask("train")
     reply = Reply.decode(site.handle(asked.encode()))
     assert reply.refused is None
@@ -689,8 +687,12 @@ def test_a_request_with_changed_bytes_never_raises_and_never_passes_the_budget(
 
 def test_a_site_that_lost_its_table_or_its_ledger_refuses(home: Home) -> None:
     site = home.open(Forbidden())  # type: ignore[arg-type]
+    table = (home.folder / "table.csv").read_bytes()
     (home.folder / "table.csv").unlink()
-    assert refused(site.handle(home.ask("one_way").encode())) == "INTERNAL"
+    # At the roll call already: no other site spends for a round that cannot be.
+    for kind in ("describe", "one_way"):
+        assert refused(site.handle(home.ask(kind).encode())) == "INTERNAL"
+    (home.folder / "table.csv").write_bytes(table)
     home.ledger.write_bytes(home.ledger.read_bytes().replace(b"north", b"south"))
     for kind in ("describe", "one_way"):
         assert refused(site.handle(home.ask(kind).encode())) == "LEDGER_INVALID"
