@@ -61,7 +61,8 @@ class PrivShareError(Exception):
     code: ExitCode = ExitCode.INTERNAL
 
     def __init__(self, message: str, code: ExitCode | None = None) -> None:
-        super().__init__(message)
+        # One line, whatever name or value is in it: a key of a study or a site's name may hold anything.
+        super().__init__("".join(letter if letter.isprintable() else " " for letter in message))
         if code is not None:
             self.code = code
 

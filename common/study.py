@@ -207,13 +207,14 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, list | dict):
+            if not isinstance(key, str | int | float | None):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
-            if key in seen:
+            # Names are text: 1 and "1" are one column.
+            if str(key) in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key} is there twice", key_node.start_mark
                 )
-            seen.add(key)
+            seen.add(str(key))
         return super().construct_mapping(node, deep)
 
 
@@ -252,8 +253,9 @@ def read_yaml(path: Path, *, what: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark is not None else ""
         raise StudyError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or 'unreadable'}") from None
-    except (ValueError, RecursionError):
-        raise StudyError(f"{path}: not valid YAML: a value cannot be read as what it is marked") from None
+    # PyYAML's own constructors raise these on `!!int x`, on a number of 5,000 digits, on brackets 1,000 deep.
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise StudyError(f"{path}: not valid YAML: unreadable ({type(error).__name__})") from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -282,7 +284,9 @@ def parse_study(data: dict[str, Any], *, source: str) -> Study:
 
 def explain(fault: Any, model: type[BaseModel]) -> str:
     """One line for one pydantic fault: the path of the field, then the rule."""
-    location = [str(part) for part in fault["loc"] if part not in COLUMN_TYPES]
+    # ("columns", name, type, key): the type is not a level of the file, but a column may be called like one.
+    tagged = fault["loc"][:1] == ("columns",) and fault["loc"][2:3] and fault["loc"][2] in COLUMN_TYPES
+    location = [str(part) for at, part in enumerate(fault["loc"]) if not (tagged and at == 2)]
     path = ".".join(location)
     if fault["type"] == "extra_forbidden":
         known = _known_keys(model, fault["loc"][:-1])

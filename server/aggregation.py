@@ -9,7 +9,7 @@ from common.data.binning import Binning, make_binning
 from common.data.encoding import Grid
 from common.data.histograms import Histogram, estimate_histograms, histogram_layout
 from common.data.tables import TableLayout, all_pairs
-from common.errors import ProtocolError
+from common.errors import LedgerError, ProtocolError
 from common.models.critics import Targets, assemble
 from common.privacy.events import GaussianEvent
 from common.wire.messages import Reply
@@ -43,7 +43,10 @@ def add_up(replies: Mapping[str, Reply], *, cells: int) -> Release:
         counts, fact = replies[site].arrays.get("counts"), replies[site].facts.get("event")
         if counts is None or counts.dtype != np.int64 or counts.shape != (cells,) or not isinstance(fact, dict):
             raise ProtocolError(f"site {site}: expected {cells} whole numbers and an event")
-        event = GaussianEvent.from_dict(fact)
+        try:
+            event = GaussianEvent.from_dict(fact)
+        except LedgerError as error:
+            raise ProtocolError(f"site {site}: {error}") from None
         if event.cells != cells or event.scale <= 0:
             raise ProtocolError(f"site {site}: the event does not describe the vector")
         if events and event.scale != next(iter(events.values())).scale:

@@ -6,6 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from common.data.encoding import make_grids
@@ -70,7 +71,7 @@ def check(
         return
     table = Table(title=f"{loaded.name}: valid", show_header=False)
     for name, value in plan.items():
-        table.add_row(name.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else str(value))
+        table.add_row(name.replace("_", " "), escape(f"{value:,.4g}" if isinstance(value, float) else str(value)))
     Console().print(table)
 
 

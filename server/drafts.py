@@ -4,11 +4,13 @@ What it reads off the rows (bounds, categories) is private until a human has rep
 says so beside each such line, and no command accepts it while its `draft: true` is there.
 """
 
-import json
 import math
+import re
+import zlib
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from common.errors import ExitCode, SchemaError
 
@@ -57,30 +59,39 @@ def draft_study(path: Path, *, label: str | None, delimiter: str) -> str:
     if kinds[chosen] != "categorical":
         kinds[chosen] = "categorical"
     values = _values(text[chosen])
-    name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in path.name.split(".")[0])
-    lines = [
-        _HEADER.format(name=json.dumps(name or "study"), label=json.dumps(chosen), positive=json.dumps(values[-1]))
-    ]
+    if len(values) < _FEW_NUMBERS:
+        raise SchemaError(f"{chosen}: the label has less than two values", ExitCode.SINGLE_CLASS_LABEL)
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", path.name.split(".")[0]).lstrip("._-")[:64]
+    lines = [_HEADER.format(name=_quoted(name or "study"), label=_quoted(chosen), positive=_quoted(values[-1]))]
     if delimiter != ",":
-        lines.append(f"table:\n  delimiter: {json.dumps(delimiter)}\n")
+        lines.append(f"table:\n  delimiter: {_quoted(delimiter)}\n")
     lines.append("columns:\n")
     lines += [_column(column, text[column], kind) for column, kind in kinds.items() if kind != "ignored"]
     ignored = [column for column, kind in kinds.items() if kind == "ignored"]
     if ignored:
         lines.append("ignore: # constant, or too many different texts: identifiers, names, notes\n")
-        lines += [f"  - {json.dumps(column)}\n" for column in ignored]
+        lines += [f"  - {_quoted(column)}\n" for column in ignored]
     return "".join(lines)
 
 
+def _quoted(text: str) -> str:
+    """Text as a quoted scalar on one line."""
+    return yaml.safe_dump(text, default_style='"', width=math.inf).rstrip("\n")
+
+
 def _read(path: Path, delimiter: str) -> pd.DataFrame:
+    if len(delimiter) != 1:
+        raise SchemaError("delimiter: expected one character", ExitCode.USAGE)
     if not path.is_file():
         raise SchemaError(f"{path}: no such table", ExitCode.TABLE_NOT_FOUND)
     try:
         text = pd.read_csv(path, dtype=str, keep_default_na=False, sep=delimiter, skipinitialspace=True)
     except pd.errors.EmptyDataError:
         raise SchemaError(f"{path}: the table is empty, not even a header", ExitCode.TABLE_EMPTY) from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise SchemaError(f"{path}: not a table of delimited UTF-8 text ({type(error).__name__})") from None
+    if not isinstance(text.index, pd.RangeIndex):
+        raise SchemaError(f"{path}: a row has more cells than there are columns")
     if text.empty:
         raise SchemaError(f"{path}: the table has a header and no rows", ExitCode.TABLE_WITHOUT_ROWS)
     return text
@@ -118,9 +129,9 @@ def _guess_label(text: pd.DataFrame, kinds: dict[str, str]) -> str | None:
 
 def _column(name: str, values: pd.Series, kind: str) -> str:
     missing = "    missing: true\n" if bool((values == "").any()) else ""
-    head = f"  {json.dumps(name)}:\n    type: {kind}\n"
+    head = f"  {_quoted(name)}:\n    type: {kind}\n"
     if kind == "categorical":
-        listed = "".join(f"      - {json.dumps(value)}\n" for value in _values(values))
+        listed = "".join(f"      - {_quoted(value)}\n" for value in _values(values))
         return f"{head}    categories: {_REPLACE}\n{listed}{missing}"
     numbers = _numbers(values)
     lower, upper = _rounded(float(numbers.min()), down=True), _rounded(float(numbers.max()), down=False)
@@ -135,4 +146,4 @@ def _rounded(value: float, *, down: bool) -> float:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(abs(value))) - 1)
     rounded = math.floor(value / unit) * unit if down else math.ceil(value / unit) * unit
-    return round(rounded, 12)
+    return float(f"{rounded:.1e}")

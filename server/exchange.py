@@ -76,5 +76,7 @@ def _accepted(body: bytes) -> Reply:
     reply = Reply.decode(body)
     if reply.refused is not None:
         code = ExitCode.__members__.get(reply.refused, ExitCode.POLICY_REFUSED)
+        if code == ExitCode.OK:  # a refusal never ends a command well, whatever the site calls it
+            code = ExitCode.POLICY_REFUSED
         raise PolicyError(f"site {reply.site}: refused ({code.name}); its own log says why", code)
     return reply

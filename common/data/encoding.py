@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from common.data.schema import CategoricalColumn, Column, ContinuousColumn, IntegerColumn
+from common.data.schema import CategoricalColumn, Column, ContinuousColumn
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,18 @@ class Grid:
         assert self.edges is not None
         inside = np.where(absent, 0, cells)
         lower, upper = self.edges[inside], self.edges[inside + 1]
-        if isinstance(self.column, IntegerColumn):
-            drawn = pd.Series(generator.integers(lower.astype(np.int64), upper.astype(np.int64)), name=self.name)
-            return drawn.astype("Int64").mask(absent) if self.column.missing else drawn
-        # A special value's cell is one float wide: the value itself, not one beside it.
-        wide = upper > np.nextafter(lower, np.inf)
-        values = np.where(wide, lower + (upper - lower) * generator.random(len(cells)), lower)
-        if self.column.decimals is not None:
-            values = np.round(values, self.column.decimals)
-        values = np.clip(values, self.column.min, self.column.max)
-        return pd.Series(np.where(absent, np.nan, values), name=self.name)
+        steps = self.column.steps
+        if steps is None:
+            # Rounding may reach the upper edge, which belongs to the next cell. A special value's cell is one float
+            # wide: the value itself, not one beside it.
+            values = lower + (upper - lower) * generator.random(len(cells))
+            values = np.clip(values, lower, np.nextafter(upper, -np.inf))
+            return pd.Series(np.where(absent, np.nan, values), name=self.name)
+        drawn = generator.integers(np.rint(lower * steps).astype(np.int64), np.rint(upper * steps).astype(np.int64))
+        if isinstance(self.column, ContinuousColumn):
+            return pd.Series(np.where(absent, np.nan, drawn / steps), name=self.name)
+        whole = pd.Series(drawn, name=self.name)
+        return whole.astype("Int64").mask(absent) if self.column.missing else whole
 
 
 def make_grid(name: str, column: Column) -> Grid:
@@ -85,20 +87,19 @@ def make_grid(name: str, column: Column) -> Grid:
     ends = column.to_scale(np.array([minimum, top]), minimum)
     edges = column.from_scale(np.linspace(ends[0], ends[1], column.cells + 1), minimum)
     edges[0], edges[-1] = minimum, top
+    # Far from the centre of a bent scale, rounding puts edges beyond a bound.
+    edges = np.clip(edges, minimum, top)
     special = np.array(column.special, dtype=np.float64)
-    if isinstance(column, ContinuousColumn):
+    if column.steps is None:
         apart = np.concatenate([special, np.nextafter(special, np.inf)])
-        return Grid(name, column, _distinct(np.concatenate([edges, apart]), top))
-    # Whole numbers: every cell starts at one, and the last ends after the maximum. Where the scale has room for
-    # each number to have a cell of its own, it has.
-    if column.max - column.min < column.cells:
-        return Grid(name, column, np.arange(column.min, column.max + 2, dtype=np.float64))
-    return Grid(name, column, np.unique(np.concatenate([np.ceil(edges[:-1]), [top + 1], special, special + 1])))
-
-
-def _distinct(edges: np.ndarray, top: float) -> np.ndarray:
-    """Sorted edges up to the maximum, which closes the last cell."""
-    return np.unique(np.minimum(edges, top))
+        return Grid(name, column, np.unique(np.minimum(np.concatenate([edges, apart]), top)))
+    # Whole numbers, of steps where decimals are fixed: every cell starts at one, and the last ends after the maximum.
+    # Where the scale has room for each number to have a cell of its own, it has.
+    low, high, marks = round(minimum * column.steps), round(top * column.steps), np.rint(special * column.steps)
+    if high - low < column.cells:
+        return Grid(name, column, np.arange(low, high + 2) / column.steps)
+    starts = np.clip(np.ceil(edges[1:-1] * column.steps), low, high)
+    return Grid(name, column, np.unique(np.concatenate([[low], starts, marks, marks + 1, [high + 1]])) / column.steps)
 
 
 def make_grids(columns: Mapping[str, Column]) -> tuple[Grid, ...]:

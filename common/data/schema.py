@@ -5,6 +5,7 @@ the column and the rule, never a value, a unit or a count.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -153,12 +154,18 @@ class IntegerColumn(_NumericColumn):
     def _check(self) -> Self:
         if self.max <= self.min:
             raise ValueError(f"max={self.max}: expected > min={self.min}")
-        if max(abs(self.min), abs(self.max)) > 2**53:
-            raise ValueError("min, max: expected within +-2^53")
+        # 2^53 itself is what a text of 2^53 + 1 is read as.
+        if max(abs(self.min), abs(self.max)) >= 2**53:
+            raise ValueError("min, max: expected between -2^53 and 2^53, both excluded")
         if any(value != int(value) for value in self.special):
             raise ValueError("special: expected whole numbers")
         _check_special(self)
         return self
+
+    @property
+    def steps(self) -> int:
+        """Numbers in one unit."""
+        return 1
 
 
 class ContinuousColumn(_NumericColumn):
@@ -174,10 +181,27 @@ class ContinuousColumn(_NumericColumn):
         if self.max <= self.min:
             raise ValueError(f"max={self.max}: expected > min={self.min}")
         _check_special(self)
+        if self.steps is not None:
+            _check_decimals(self, self.steps)
         return self
+
+    @property
+    def steps(self) -> int | None:
+        """Numbers in one unit; None for all that a float holds."""
+        return None if self.decimals is None else 10**self.decimals
+
+
+def _check_decimals(column: "ContinuousColumn", steps: int) -> None:
+    if max(abs(column.min), abs(column.max)) * steps >= 2**53:
+        raise ValueError("decimals: more than a float holds between these bounds")
+    if any(round(value * steps) / steps != value for value in (column.min, column.max, *column.special)):
+        raise ValueError("min, max, special: expected numbers with no more than `decimals` decimals")
 
 
 def _check_special(column: IntegerColumn | ContinuousColumn) -> None:
+    far = 2.0 * max(abs(column.min), abs(column.max))
+    if not math.isfinite(far) or (column.scale != "linear" and not math.isfinite(far / column.scale_unit)):
+        raise ValueError("min, max, scale_unit: the scale passes what a float holds")
     for value in column.special:
         # The last cell of a continuous column is closed by the maximum, which so cannot be apart from it.
         below = value <= column.max if isinstance(column, IntegerColumn) else value < column.max

@@ -214,6 +214,15 @@ STUDY_CASES = {
         ("study.yaml", "not valid YAML"),
         study=replacing("name: tiny", "name: !!int tiny"),
     ),
+    "a date that is none": Case(
+        C.STUDY_INVALID, ("study.yaml", "not valid YAML"), study=replacing("name: tiny", "name: !!timestamp tiny")
+    ),
+    "a truth that is none": Case(
+        C.STUDY_INVALID, ("study.yaml", "not valid YAML"), study=replacing("name: tiny", "name: !!bool tiny")
+    ),
+    "a set that is none": Case(
+        C.STUDY_INVALID, ("study.yaml", "not valid YAML"), study=replacing("name: tiny", "name: !!set [tiny]")
+    ),
     "brackets without end": Case(
         C.STUDY_INVALID,
         ("study.yaml", "not valid YAML"),
@@ -305,6 +314,9 @@ TABLE_CASES = {
     "a column that is missing": Case(C.COLUMN_MISSING, ("amount", "not in the table"), table=without_column),
     "a unit key that is no column": Case(
         C.COLUMN_MISSING, ("account", "not in the table"), study=replacing("key: person", "key: account")
+    ),
+    "a column with a name of two lines": Case(
+        C.COLUMN_MISSING, ("vis", "not in the table"), study=replacing("  visits:", '  "vis\\nits":')
     ),
     "no header line": Case(
         C.COLUMN_MISSING, ("person", "not in the table"), table=holding(written(ROWS)), planted=ROWS[0][0]
@@ -461,6 +473,9 @@ OPTION_CASES = (
         ),
         "a split column that is not there": Case(
             C.SPLIT_COLUMN_UNKNOWN, ("split=column:nothing", "no such column"), options=("--split", "column:nothing")
+        ),
+        "a split column with a name of two lines": Case(
+            C.SPLIT_COLUMN_UNKNOWN, ("split=column:", "no such column"), options=("--split", "column:re\ngion")
         ),
         "a split column without a name": Case(
             C.SPLIT_COLUMN_UNKNOWN, ("split=column:", "no such column"), options=("--split", "column:")

@@ -128,7 +128,7 @@ def test_the_noise_for_a_spend_never_spends_more(squared_sensitivity: int, spend
     assert Fraction(squared_sensitivity) / Fraction(stddev) ** 2 <= Fraction(spend)
     assert spend_of(squared_sensitivity=squared_sensitivity, noise_stddev=stddev) <= spend
     # No more noise than needed either.
-    assert stddev == pytest.approx(math.sqrt(squared_sensitivity / spend), rel=1e-14)
+    assert stddev == pytest.approx(math.sqrt(squared_sensitivity / spend), rel=1e-14, abs=0)
 
 
 @settings(max_examples=500, deadline=None)

@@ -364,7 +364,7 @@ def test_an_old_ledger_reads_and_is_written_the_same(golden: Path, tmp_path: Pat
 
 def test_the_spend_of_an_old_event_stays_what_it_was() -> None:
     # 12 / 34.64101615137755^2 and 4 / 8.125^2, to the last digits that rounding up may move.
-    assert [charge.event.spend for charge in GOLDEN_CHARGES] == pytest.approx([0.01, 4 / 66.015625], rel=1e-14)
+    assert [charge.event.spend for charge in GOLDEN_CHARGES] == pytest.approx([0.01, 4 / 66.015625], rel=1e-14, abs=0)
 
 
 def test_two_ledgers_on_one_file_cannot_overspend_together(path: Path) -> None:

@@ -1,0 +1,204 @@
+"""The one loop: it learns what it is shown, the same from the same seed, and average and loading keep to their word."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from common.models.critics import StatisticalCritic, Targets
+from common.models.generator import Generator, GeneratorShape, draw_bins, initialise
+from common.models.training import Stretch, average, load_parameters, parameters_of, schedule, train
+
+CPU = torch.device("cpu")
+SIZES = (3, 4)
+CLASSES = 2
+SHAPE = GeneratorShape(SIZES, classes=CLASSES, latent=4, width=32, blocks=1)
+# Two columns that depend on each other, in another way for each class.
+JOINT = np.array(
+    [
+        [[0.20, 0.05, 0.02, 0.03], [0.02, 0.25, 0.03, 0.05], [0.01, 0.04, 0.28, 0.02]],
+        [[0.02, 0.03, 0.05, 0.25], [0.05, 0.10, 0.15, 0.05], [0.22, 0.03, 0.02, 0.03]],
+    ]
+)
+UNITS = 5000.0
+
+
+def exact_targets() -> Targets:
+    """Releases of that joint distribution without noise, as if each cell had a noise of standard deviation 10."""
+    bins = sum(SIZES)
+    pairs, precision = np.zeros((CLASSES, bins, bins)), np.zeros((bins, bins))
+    pairs[:, :3, 3:] = JOINT * UNITS
+    precision[:3, 3:] = 1 / 100
+    one_way = np.concatenate([JOINT.sum(axis=2), JOINT.sum(axis=1)], axis=1) * UNITS
+    return Targets(one_way, np.full(bins, 1 / 100), pairs, precision, np.full(CLASSES, UNITS))
+
+
+CRITIC = StatisticalCritic(exact_targets(), CPU)
+
+
+def stretch(steps: int, *, seed: int = 7, start: float = 1e-2, end: float = 1e-3) -> Stretch:
+    return Stretch(steps=steps, start=start, end=end, batch=128, seed=seed)
+
+
+def trained(steps: int, *, seed: int = 7) -> Generator:
+    generator = initialise(SHAPE, seed=1)
+    train(generator, CRITIC, stretch(steps, seed=seed), CPU)
+    return generator
+
+
+def joint_of(generator: Generator, label: int) -> np.ndarray:
+    bins = draw_bins(generator, np.full(50_000, label), seed=3, device=CPU)
+    return np.bincount(bins[:, 0] * 4 + bins[:, 1], minlength=12).reshape(3, 4) / len(bins)
+
+
+def test_a_small_joint_distribution_is_learned() -> None:
+    generator = trained(500)
+    for label in range(CLASSES):
+        # Sampling 50,000 rows leaves a total variation of about 0.005; untrained it is 0.4, independent columns 0.3.
+        assert np.abs(joint_of(generator, label) - JOINT[label]).sum() / 2 < 0.05
+        independent = np.outer(JOINT[label].sum(axis=1), JOINT[label].sum(axis=0))
+        assert np.abs(independent - JOINT[label]).sum() / 2 > 0.2
+
+
+def test_training_lowers_the_loss() -> None:
+    generator = initialise(SHAPE, seed=1)
+    first = train(generator, CRITIC, stretch(20), CPU)
+    for seed in range(4):
+        last = train(generator, CRITIC, stretch(50, seed=seed), CPU)
+    assert 0 <= last < first / 10
+
+
+def test_the_same_seed_gives_the_same_parameters_and_another_gives_others() -> None:
+    once, again, other = (parameters_of(trained(5, seed=seed)) for seed in (7, 7, 8))
+    assert all(np.array_equal(once[name], again[name]) for name in once)
+    assert not np.array_equal(once["heads.weight"], other["heads.weight"])
+
+
+def test_no_steps_change_nothing() -> None:
+    generator = initialise(SHAPE, seed=1)
+    before = parameters_of(generator)
+    assert np.isnan(train(generator, CRITIC, stretch(0), CPU))
+    assert all(np.array_equal(before[name], value) for name, value in parameters_of(generator).items())
+
+
+def test_every_parameter_is_trained_and_stays_finite() -> None:
+    before, after = parameters_of(initialise(SHAPE, seed=1)), parameters_of(trained(10))
+    for name, value in after.items():
+        assert np.isfinite(value).all()
+        assert not np.array_equal(before[name], value), name
+
+
+def test_the_learning_rate_is_that_of_the_stretch() -> None:
+    def moved(first: float, last: float, steps: int) -> float:
+        generator = initialise(SHAPE, seed=1)
+        before = parameters_of(generator)
+        train(generator, CRITIC, stretch(steps, start=first, end=last), CPU)
+        return max(float(np.abs(before[name] - value).max()) for name, value in parameters_of(generator).items())
+
+    assert moved(0.0, 0.0, 5) == 0
+    # One step of Adam moves a parameter by the rate at most.
+    assert 0 < moved(1e-3, 1e-3, 1) <= 1e-3 * 1.01
+    assert moved(1e-3, 0.0, 8) < moved(1e-3, 1e-3, 8) < moved(1e-2, 1e-2, 8)
+
+
+def test_a_far_target_does_not_make_a_far_step() -> None:
+    far = exact_targets()
+    far.one_way[:] *= 1e6
+    generator = initialise(SHAPE, seed=1)
+    train(generator, StatisticalCritic(far, CPU), stretch(10), CPU)
+    assert all(np.isfinite(value).all() for value in parameters_of(generator).values())
+
+
+def test_the_global_random_state_is_neither_read_nor_changed() -> None:
+    found = []
+    for state in (11, 12):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(state)
+            before = torch.get_rng_state()
+            found.append(parameters_of(trained(3)))
+            assert torch.equal(torch.get_rng_state(), before)
+    assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+
+
+# --- schedule
+
+
+@pytest.mark.parametrize("stretches", [2, 10, 37])
+def test_the_rate_starts_low_rises_to_the_peak_and_ends_near_zero(stretches: int) -> None:
+    rates = list(schedule(4e-3, stretches=stretches))
+    assert len(rates) == stretches
+    assert rates[0][0] <= 4e-3 / 5
+    assert rates[-1][1] == pytest.approx(0, abs=1e-9)
+    path = [rates[0][0], *(end for _, end in rates)]
+    peak = int(np.argmax(path))
+    assert 0 < peak < len(path) - 1
+    assert path[peak] <= 4e-3
+    assert path[: peak + 1] == sorted(path[: peak + 1])
+    assert path[peak:] == sorted(path[peak:], reverse=True)
+    if stretches >= 10:
+        assert path[peak] > 0.9 * 4e-3
+
+
+def test_each_stretch_begins_where_the_last_one_ended() -> None:
+    rates = list(schedule(1.0, stretches=12))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(rates))
+    assert all(isinstance(rate, float) and 0 <= rate <= 1 for pair in rates for rate in pair)
+
+
+# --- parameters
+
+
+def test_parameters_come_as_float32_copies_and_go_back_as_they_were() -> None:
+    generator = trained(2)
+    arrays = parameters_of(generator)
+    assert all(array.dtype == np.float32 for array in arrays.values())
+    other = initialise(SHAPE, seed=9)
+    load_parameters(other, arrays)
+    arrays["heads.weight"][:] = 0
+    for whole in (generator, other):
+        assert np.abs(parameters_of(whole)["heads.weight"]).max() > 0
+    assert np.array_equal(parameters_of(generator)["heads.weight"], parameters_of(other)["heads.weight"])
+
+
+@pytest.mark.parametrize("fault", ["absent", "more", "renamed", "shape", "transposed", "float64", "int", "empty"])
+def test_parameters_of_another_generator_are_refused_and_nothing_is_loaded(fault: str) -> None:
+    generator = initialise(SHAPE, seed=1)
+    before = parameters_of(generator)
+    arrays = parameters_of(initialise(SHAPE, seed=2))
+    weight = arrays["heads.weight"]
+    arrays |= {
+        "absent": {},
+        "more": {"more": weight},
+        "renamed": {"heads.weights": weight},
+        "shape": {"heads.weight": weight[:-1]},
+        "transposed": {"heads.weight": weight.T.copy()},
+        "float64": {"heads.weight": weight.astype(np.float64)},
+        "int": {"heads.weight": weight.astype(np.int32)},
+        "empty": {"heads.weight": weight[:0]},
+    }[fault]
+    if fault in ("absent", "renamed"):
+        del arrays["heads.weight"]
+    with pytest.raises(ValueError, match=r"^generator: ") as refused:
+        load_parameters(generator, arrays)
+    assert "\n" not in str(refused.value)
+    assert all(np.array_equal(before[name], value) for name, value in parameters_of(generator).items())
+
+
+def test_the_average_is_the_mean_whatever_the_order() -> None:
+    several = [parameters_of(initialise(SHAPE, seed=seed)) for seed in range(3)]
+    found = average(several)
+    for name, value in found.items():
+        assert value.dtype == np.float32
+        expected = sum(one[name].astype(np.float64) for one in several) / 3
+        np.testing.assert_allclose(value, expected, atol=1e-7)
+    for order in itertools.permutations(several):
+        assert all(np.array_equal(value, found[name]) for name, value in average(list(order)).items())
+    load_parameters(initialise(SHAPE, seed=0), found)
+
+
+def test_the_average_of_one_is_itself_and_no_site_weighs_more() -> None:
+    one, other = (parameters_of(initialise(SHAPE, seed=seed)) for seed in (1, 2))
+    assert all(np.array_equal(value, one[name]) for name, value in average([one]).items())
+    assert all(np.array_equal(value, one[name]) for name, value in average([one, one]).items())
+    assert not np.array_equal(average([one, other, other])["heads.weight"], average([one, other])["heads.weight"])

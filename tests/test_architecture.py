@@ -1,0 +1,282 @@
+"""The rules of the house that a machine can check: who imports whom, and what no product code may do.
+
+Each scan is also run on a line that breaks its rule, so that one which sees nothing does not pass.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("client", "common", "server", "simulations")
+FILES = {path.relative_to(ROOT).as_posix(): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter that finds the packages of this tree first."""
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+# --- who imports whom
+
+
+def test_every_import_points_the_way_that_the_contracts_allow() -> None:
+    done = run_python("import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_belongs_to_privshare_alone(package: str) -> None:
+    # The names are generic: another distribution that installs one of them would shadow it.
+    assert set(packages_distributions()[package]) == {"privshare"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        (
+            "common.privacy.ledger, common.privacy.mechanism, common.data.units",
+            "flwr, ray, torch, opacus, server, client",
+        ),
+        ("common.study, common.certificate, common.wire.messages", "flwr, ray, torch, opacus, server, client"),
+        ("client.site", "flwr, ray, server"),
+        ("client.trainer, common.models.training", "flwr, ray, server, client.vault, client.records, client.site"),
+        ("server.cli, server.rounds, server.publish, server.drafts", "flwr, ray, client"),
+    ],
+)
+def test_what_must_run_without_something_does_not_import_it(modules: str, absent: str) -> None:
+    done = run_python(f"import sys, {modules}; print(*({set(absent.split(', '))!r} & set(sys.modules)))")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+# --- what product code never does
+
+BANNED_MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "cloudpickle",
+    "dill",
+    "joblib",
+    "marshal",
+    "shelve",
+}
+BANNED_CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "torch.load",
+    "torch.save",
+    "yaml.load",
+    "yaml.load_all",
+    "yaml.full_load",
+    "yaml.unsafe_load",
+    "yaml.Loader",
+    "yaml.UnsafeLoader",
+    "yaml.FullLoader",
+    "pandas.read_pickle",
+    "pd.read_pickle",
+    "os.system",
+    "os.popen",
+}
+# numpy's generators are made and passed on; its global one is anybody's.
+NUMPY_RANDOM = {"default_rng", "Generator", "SeedSequence", "BitGenerator", "PCG64", "Philox"}
+
+
+def dotted(node: ast.AST) -> str:
+    """`a.b.c` as it stands in the source; empty for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (before := dotted(node.value)):
+        return f"{before}.{node.attr}"
+    return ""
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module and every name that is imported, with its module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def faults_of(source: str) -> list[str]:
+    """What a source does that no product code may."""
+    tree = ast.parse(source)
+    found = [
+        name for name in imported(tree) if name.split(".")[0] in BANNED_MODULES | {"random"} or name in BANNED_CALLS
+    ]
+    found += [
+        name for name in imported(tree) if name.startswith("numpy.random.") and name.split(".")[2] not in NUMPY_RANDOM
+    ]
+    for node in ast.walk(tree):
+        name = dotted(node)
+        head, _, rest = name.partition(".random.")
+        if head in ("np", "numpy") and rest and rest.split(".")[0] not in NUMPY_RANDOM:
+            found.append(name)
+        if isinstance(node, ast.Attribute) and name in BANNED_CALLS:
+            found.append(name)
+        if isinstance(node, ast.Name) and node.id in BANNED_CALLS:
+            found.append(node.id)
+        if isinstance(node, ast.keyword):
+            allowed = {"allow_pickle": False, "weights_only": True, "shell": False}
+            literal = node.value.value if isinstance(node.value, ast.Constant) else None
+            if node.arg in allowed and literal is not allowed[node.arg]:
+                found.append(str(node.arg))
+    return found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "import pickle as p",
+        "from pickle import loads",
+        "import joblib",
+        "import random",
+        "from random import gauss",
+        "eval('1')",
+        "exec(text)",
+        "f = eval",
+        "compile(text, '', 'exec')",
+        "__import__(name)",
+        "torch.load(path)",
+        "from torch import load",
+        "yaml.load(text, Loader=yaml.SafeLoader)",
+        "yaml.unsafe_load(text)",
+        "class _Loader(yaml.Loader): ...",
+        "np.load(path, allow_pickle=True)",
+        "np.load(path, allow_pickle=flag)",
+        "pd.read_pickle(path)",
+        "np.random.seed(1)",
+        "np.random.normal(size=3)",
+        "numpy.random.rand()",
+        "x = np.random.randint",
+        "from numpy.random import normal",
+        "subprocess.run(text, shell=True)",
+        "os.system(text)",
+    ],
+)
+def test_the_scan_sees_what_is_banned(line: str) -> None:
+    assert faults_of(f"def work(path, text, name, flag):\n    {line}\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "model.eval()",
+        "re.compile(text)",
+        "np.random.default_rng(3).normal()",
+        "np.random.Generator(np.random.PCG64(1))",
+        "yaml.safe_load(text)",
+        "np.load(path, allow_pickle=False)",
+        "from numpy.random import Generator",
+        "torch.random.fork_rng()",
+        "json.load(file)",
+    ],
+)
+def test_the_scan_lets_the_rest_pass(line: str) -> None:
+    assert faults_of(f"def work(path, text, model, file):\n    {line}\n") == []
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_file_unpickles_nothing_runs_no_text_and_uses_no_global_random_state(name: str) -> None:
+    assert faults_of(FILES[name].read_text(encoding="utf-8")) == []
+
+
+# --- privacy noise
+
+# Anything that draws from a distribution which noise is made of, or bytes that it could be made of.
+DISTRIBUTIONS = {"normal", "standard_normal", "multivariate_normal", "normal_", "normalvariate", "gauss", "lognormal"}
+DISTRIBUTIONS |= {"laplace", "exponential", "exponential_", "geometric", "standard_gamma", "discrete_gaussian"}
+ENTROPY = {"secrets", "random.SystemRandom", "os.urandom", "os.getrandom", "uuid"}
+NOISE = "common.privacy.noise"
+
+
+def noises_of(source: str) -> set[str]:
+    """Which of these a source uses: a distribution, entropy, a noise source of its own making, a draw of noise."""
+    tree = ast.parse(source)
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else dotted(node.func)
+            if called in DISTRIBUTIONS:
+                found.add("distribution")
+            if called == "draw" and any(keyword.arg == "noise_stddev" for keyword in node.keywords):
+                found.add("draw")
+            if called in ("GaussianNoise", "SeededNoise"):
+                found.add(called)
+        if dotted(node) in ENTROPY:
+            found.add("entropy")
+    if any(name.split(".")[0] in {"secrets", "uuid"} or name in ENTROPY for name in imported(tree)):
+        found.add("entropy")
+    if any(name in (NOISE, f"{NOISE}._rounded_gaussians") for name in imported(tree)):
+        found.add("noise module")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("line", "use"),
+    [
+        ("generator.normal(0, 1, 9)", "distribution"),
+        ("torch.nn.init.normal_(weights)", "distribution"),
+        ("noise.draw(9, noise_stddev=1.0, context='x')", "draw"),
+        ("source = SeededNoise(b'x')", "SeededNoise"),
+        ("import secrets", "entropy"),
+        ("key = os.urandom(32)", "entropy"),
+        ("from common.privacy.noise import NoiseSource", "noise module"),
+    ],
+)
+def test_the_scan_for_noise_sees_it(line: str, use: str) -> None:
+    assert use in noises_of(f"{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("use", "expected"),
+    [
+        # Simulated people are drawn from distributions; what is drawn about real ones is noise, in one file.
+        ("distribution", {"simulations/scenarios/bank.py"}),
+        ("draw", {"common/privacy/mechanism.py"}),
+        ("GaussianNoise", {"client/site.py"}),
+        ("SeededNoise", {"simulations/federation.py"}),
+        # The key of the noise, and a site's own key.
+        ("entropy", {"common/privacy/noise.py", "client/site.py"}),
+        (
+            "noise module",
+            {"common/privacy/mechanism.py", "client/site.py", "client/vault.py", "simulations/federation.py"},
+        ),
+    ],
+)
+def test_privacy_noise_comes_from_one_file_and_is_drawn_in_one(use: str, expected: set[str]) -> None:
+    found = {name for name, path in FILES.items() if use in noises_of(path.read_text(encoding="utf-8"))}
+    assert found == expected
+
+
+# --- who may touch what
+
+
+def files_that(uses: Callable[[str], bool]) -> set[str]:
+    return {
+        name for name, path in FILES.items() if any(map(uses, imported(ast.parse(path.read_text(encoding="utf-8")))))
+    }
+
+
+def test_flower_and_ray_are_imported_in_the_two_apps_and_the_simulation_alone() -> None:
+    found = files_that(lambda name: name.split(".")[0] in ("flwr", "ray"))
+    assert found == {"client/app.py", "server/app.py", "simulations/federation.py"}
+
+
+def test_the_vault_and_the_records_are_opened_by_the_site_alone() -> None:
+    assert files_that(lambda name: name == "client.vault") == {"client/site.py"}
+    readers = files_that(lambda name: name == "client.records")
+    assert {name for name in readers if not name.startswith("simulations/")} == {"client/site.py"}
