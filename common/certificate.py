@@ -13,6 +13,7 @@ NOT_COVERED = (
     "A unit that is present at m sites has the composed loss of m sites: squared mu adds up.",
     "Properties of a whole population are not hidden: only the part that one unit plays in them is.",
     "A site that lies about its own data or its own noise is not detected by this certificate.",
+    "That a site refuses to take part, because its table is not as the study says, is not hidden.",
     "Timing, message order and the existence of a run are not covered.",
     "The guarantee assumes that each site's own host is honest and that its ledger is complete.",
 )

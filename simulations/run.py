@@ -4,12 +4,14 @@ Sites hold their own rows, what leaves them is noised and accounted, a generator
 is published and measured. Without a table of your own it simulates cross-bank transactions.
 """
 
+import hashlib
 import json
 import logging
 import re
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,10 +28,11 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from client.records import parse_text, read_text
 from common.data.units import check_surplus
-from common.errors import ExitCode, OutputError, PrivShareError, SchemaError, StudyError
+from common.errors import CheckpointError, ExitCode, OutputError, PrivShareError, SchemaError, StudyError
 from common.evaluation.report import evaluate
 from common.study import Study, load_study
 from server.checkpoints import write_file, write_json
@@ -64,6 +67,7 @@ class Options:
     seed: int
     quick: bool
     data: list[str]
+    data_digests: list[str]
     accounts: int
     test_noise_seed: int | None
 
@@ -136,9 +140,12 @@ def main(  # noqa: PLR0913 (one parameter an option)
             chosen, paths = _chosen_study(study, data, epsilon=epsilon, delta=delta, quick=quick)
             default = "column:bank" if study is None and sites <= MOST_BANKS else "iid"
             names = [str(path) for path in paths]
-            options = Options(sites, split_by or default, seed, quick, names, accounts, test_noise_seed)
+            digests = [_digest(path) for path in paths]
+            options = Options(sites, split_by or default, seed, quick, names, digests, accounts, test_noise_seed)
             run = Run(chosen, options, out or _default_folder(chosen), is_new=True)
-        _run(run, engine=engine, device=device, threads=threads, json_output=json_output)
+        # torch has its own setting; this binds the classifiers of the evaluation.
+        with threadpool_limits(threads):
+            _run(run, engine=engine, device=device, threads=threads, json_output=json_output)
     except PrivShareError as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(int(error.code)) from None
@@ -146,6 +153,11 @@ def main(  # noqa: PLR0913 (one parameter an option)
         hint = f"; go on with --resume {run.folder}" if run is not None and run.folder.exists() else ""
         err.print(f"interrupted{hint}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
+    except Exception as error:  # noqa: BLE001 (its text may hold a cell: only its kind and place are told)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"a fault of privshare: {type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
+        err.print(f"error: {what}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(int(ExitCode.INTERNAL)) from None
 
 
 def _chosen_study(
@@ -168,7 +180,18 @@ def _resumed(folder: Path) -> Run:
         options = TypeAdapter(Options).validate_json((folder / "options.json").read_bytes(), strict=True)
     except (OSError, ValueError):
         raise OutputError(f"{folder}: is not the folder of a run", ExitCode.RESUME_IMPOSSIBLE) from None
+    for path, digest in zip(options.data, options.data_digests, strict=True):
+        if _digest(Path(path)) not in ("", digest):
+            raise CheckpointError(f"{path}: the table was changed since the run began")
     return Run(load_study(folder / "study.lock.yaml"), options, folder, is_new=False)
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; empty where there is none, which reading it will say better."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def _open_folder(run: Run) -> None:

@@ -140,7 +140,7 @@ def make_home(
     plain = study or STUDY
     approved = parse_study(plain, source="test")
     lines = ([header] if header is not None else []) + [",".join(row) for row in rows]
-    (folder / "table.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "table.csv").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
     (folder / "study.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
     site = {
         "site": "north",
@@ -593,6 +593,7 @@ DIRTY: dict[str, tuple[list[Sequence[str]], str]] = {
     "a label that is not listed": ([("p1", "red", "3", "1.0", PLANTED_TEXT)], "ill: a value is not among"),
     "a label that is missing": ([(PLANTED_TEXT, "red", "3", "1.0", "")], "ill: a value is missing"),
     "a unit key that is missing": ([("", PLANTED_TEXT, "3", "1.0", "no")], "patient: the unit key is missing"),
+    "text that is not UTF-8": ([("p1", "red", "3", "1.0", PLANTED_TEXT + "\udcff")], "not a table of delimited UTF-8"),
     "a row too long": ([("p1", "red", "3", "1.0", "no", PLANTED_TEXT)], "a row has more or fewer cells"),
     "a row too short": ([(PLANTED_TEXT, "red", "3")], "a row has more or fewer cells"),
     "a quote that does not end": ([("p1", f'"{PLANTED_TEXT}', "3", "1.0", "no")], "table.csv: "),
