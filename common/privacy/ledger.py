@@ -37,7 +37,8 @@ class Ledger:
     """The ledger of one site for one study.
 
     Guarantees: when `authorise` returns, the charge is on disk (fsync of file and, when it is new, of its folder); when
-    it refuses, nothing was written, and when the disk fails the charge may stand; the spends of each account never sum to more than its budget.
+    it refuses, nothing was written; when the disk fails, the charge may stand, which costs budget and never privacy;
+    the spends of each account never sum to more than its budget.
     Edge cases: a last line cut short by a crash was never authorised, and is dropped; any other damage is refused.
     """
 
