@@ -1,6 +1,11 @@
 """Fixtures that several folders of tests share."""
 
 import os
+
+# Before torch and scikit-learn are imported, and for what tests start: tests are many small computations, and thread
+# pools that wait for one another cost minutes.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from pathlib import Path
 
 import pytest
