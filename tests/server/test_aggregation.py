@@ -203,6 +203,17 @@ def test_the_precision_of_a_bin_is_that_of_the_sum_of_its_cells() -> None:
             expected = 1 / (histogram.deviation(inside) ** 2 / CLASSES)
             assert targets.one_way_precision[starts[column] + number] == pytest.approx(expected)
     np.testing.assert_allclose(targets.pairs_precision[targets.pairs_precision > 0], 1 / 16.0)
+    # A column that is counted once has the noise of the release in each cell.
+    np.testing.assert_allclose(bins.histograms[2].covariance, 16.0 * np.eye(3))
+
+
+def test_every_table_says_how_many_units_a_class_has_and_the_surer_ones_count_more() -> None:
+    bins, pairs, _, _ = measured(3000, stddev=30.0)
+    said = [(one.counts.sum(axis=1), one.deviation(slice(None)) ** 2 / CLASSES) for one in bins.histograms]
+    tables = all_pairs(bins.sizes, CLASSES).split(pairs.counts)
+    said += [(table.sum(axis=(1, 2)), pairs.variance * table[0].size) for table in tables]
+    expected = sum(count / variance for count, variance in said) / sum(1 / variance for _, variance in said)
+    np.testing.assert_allclose(targets_from(bins, pairs, classes=CLASSES).label_counts, expected)
 
 
 @pytest.mark.statistical

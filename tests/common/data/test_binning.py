@@ -130,10 +130,12 @@ def test_a_heavy_zero_stands_alone_and_does_not_widen_the_other_bins() -> None:
     assert binning.n_bins >= without.n_bins >= 8
 
 
-def test_a_heavy_cell_among_others_stands_alone() -> None:
-    counts = [60.0] * 10 + [50_000.0] + [60.0] * 10
-    binning = make_binning(histogram_of([counts]), ordered(21), max_bins=8)
-    assert (binning.bin_of == binning.bin_of[10]).sum() == 1
+@pytest.mark.parametrize("before", [10, 11])
+def test_a_heavy_cell_among_others_stands_alone(before: int) -> None:
+    # Also where the cells before it carry a signal and not yet a fair share.
+    counts = [60.0] * before + [50_000.0] + [60.0] * 10
+    binning = make_binning(histogram_of([counts]), ordered(len(counts)), max_bins=8)
+    assert (binning.bin_of == binning.bin_of[before]).sum() == 1
 
 
 def test_cells_that_all_carry_a_signal_are_not_joined_where_there_is_room_and_are_where_there_is_not() -> None:

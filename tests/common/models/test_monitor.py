@@ -50,15 +50,33 @@ def test_a_score_that_says_nothing_has_area_one_half() -> None:
     assert quality(one_band, 1.0)[0] == pytest.approx(0.5)
 
 
+SLOPE = np.stack([np.linspace(400, 100, BANDS), np.linspace(20, 250, BANDS)])
+# Ties within a band are what matters here.
+STEEP = np.zeros((2, BANDS))
+STEEP[0, 4:8], STEEP[1, 5:7] = 900, 1500
+
+
 @pytest.mark.statistical
+@pytest.mark.parametrize("truth", [SLOPE, STEEP, STEEP[::-1]])
 @pytest.mark.parametrize("stddev", [3.0, 15.0])
-def test_the_standard_error_is_that_of_repeated_noise(stddev: float) -> None:
+def test_the_standard_error_is_that_of_repeated_noise(truth: np.ndarray, stddev: float) -> None:
     random = np.random.default_rng(1)
-    truth = np.stack([np.linspace(400, 100, BANDS), np.linspace(20, 250, BANDS)])
-    areas, errors = np.array([quality(truth + random.normal(0, stddev, truth.shape), stddev**2) for _ in range(4000)]).T
+    noised = truth + random.normal(0, stddev, (4000, *truth.shape))
+    areas, errors = np.array([quality(table, stddev**2) for table in noised]).T
     # A standard deviation from 4,000 draws is known to 1.1 %; the formula is of first order in the noise.
     assert errors.mean() == pytest.approx(areas.std(), rel=0.08)
     assert areas.mean() == pytest.approx(quality(truth, stddev**2)[0], abs=5 * areas.std() / np.sqrt(4000) + 1e-3)
+
+
+@pytest.mark.parametrize("truth", [SLOPE, STEEP, STEEP[::-1]])
+def test_the_standard_error_is_the_noise_times_the_slope_of_the_area_in_each_cell(truth: np.ndarray) -> None:
+    area, error = quality(truth, 4.0)
+    slopes = []
+    for cell in np.ndindex(truth.shape):
+        moved = truth.copy()
+        moved[cell] += 1e-4
+        slopes.append((quality(moved, 4.0)[0] - area) / 1e-4)
+    assert error == pytest.approx(2.0 * np.linalg.norm(slopes), rel=1e-4)
 
 
 @pytest.mark.parametrize("drowned", [0, 1])

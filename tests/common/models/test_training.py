@@ -5,7 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from common.models import training
 from common.models.critics import StatisticalCritic, Targets
 from common.models.generator import Generator, GeneratorShape, draw_bins, initialise
 from common.models.training import Stretch, average, load_parameters, parameters_of, schedule, train
@@ -61,6 +63,47 @@ def test_a_small_joint_distribution_is_learned() -> None:
         assert np.abs(independent - JOINT[label]).sum() / 2 > 0.2
 
 
+def test_a_stretch_depends_on_the_parameters_alone_and_not_on_what_was_trained_before() -> None:
+    # A site that trained in an earlier round and one that is new do the same.
+    veteran = trained(3)
+    novice = initialise(SHAPE, seed=2)
+    load_parameters(novice, parameters_of(veteran))
+    for generator in (veteran, novice):
+        train(generator, CRITIC, stretch(4, seed=9), CPU)
+    once, again = parameters_of(veteran), parameters_of(novice)
+    assert all(np.array_equal(once[name], again[name]) for name in once)
+
+
+class Watching(StatisticalCritic):
+    """Notes the generator's parameters whenever it is asked: before each step."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__(exact_targets(), CPU)
+        self._generator = generator
+        self.seen: list[dict[str, np.ndarray]] = []
+
+    def loss(self, shares: Tensor) -> Tensor:
+        self.seen.append(parameters_of(self._generator))
+        return super().loss(shares)
+
+
+def test_the_published_generator_is_the_exponential_moving_average_of_the_steps() -> None:
+    generator, averaged = initialise(SHAPE, seed=1), initialise(SHAPE, seed=2)
+    critic = Watching(generator)
+    expected = {name: value.astype(np.float64) for name, value in parameters_of(averaged).items()}
+    train(generator, critic, stretch(30), CPU, averaged=averaged)
+    after_each = [*critic.seen[1:], parameters_of(generator)]
+    assert len(after_each) == 30
+    for parameters in after_each:
+        for name, value in parameters.items():
+            expected[name] = training._EMA_DECAY * expected[name] + (1 - training._EMA_DECAY) * value
+    for name, value in parameters_of(averaged).items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-5)
+    # It follows, and does not lead.
+    alone = parameters_of(trained(30))
+    assert all(np.array_equal(alone[name], value) for name, value in parameters_of(generator).items())
+
+
 def test_training_lowers_the_loss() -> None:
     generator = initialise(SHAPE, seed=1)
     first = train(generator, CRITIC, stretch(20), CPU)
@@ -79,6 +122,7 @@ def test_no_steps_change_nothing() -> None:
     generator = initialise(SHAPE, seed=1)
     before = parameters_of(generator)
     assert np.isnan(train(generator, CRITIC, stretch(0), CPU))
+    assert np.isnan(train(initialise(SHAPE, seed=2), CRITIC, stretch(0), CPU, averaged=generator))
     assert all(np.array_equal(before[name], value) for name, value in parameters_of(generator).items())
 
 
