@@ -6,12 +6,15 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, ValidationError
 
+from common.data.queries import Query, catalogue
 from common.data.schema import Number, Section, Text
+from common.data.tables import sizes_of
 from common.errors import PolicyError, StudyError
 from common.models.monitor import BANDS
 from common.privacy.budget import mu_of
+from common.privacy.mechanism import MAXIMUM_EMPHASIS
 from common.study import Study, explain, read_yaml
-from common.wire.messages import Request
+from common.wire.messages import KEPT, Request
 
 MAX_CELLS = 20_000_000
 
@@ -22,6 +25,8 @@ class SiteSettings(Section):
     site: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     # The table of this site's records, and the study file that was read and approved here.
     table: Path
+    # The long table, for a study with windows.
+    series: Path | None = None
     study: Path
     # Digest of the approved study: a study changed by one value is another study.
     approved: Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -56,6 +61,8 @@ class SitePolicy:
         """
         if study.digest() != settings.approved:
             raise PolicyError(f"{settings.study}: the study is not the one that this site approved")
+        if (settings.series is None) != (study.windows is None):
+            raise PolicyError("series: expected in the site file if, and only if, the study has windows")
         self._study = study
         self._digest = settings.approved
         epsilon = min(study.privacy.epsilon, settings.max_epsilon)
@@ -66,6 +73,15 @@ class SitePolicy:
     def squared_mu(self) -> float:
         """The budget of each account of units, as squared mu: the smaller of the study's and the site's own cap."""
         return self._squared_mu
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the study's discriminators stay at the sites."""
+        return self._study.discriminators.scope == "local"
+
+    def keeps(self, request: Request) -> bool:
+        """Whether the release that a request asks for stays here, and only its event is told."""
+        return self.is_local and request.kind in KEPT
 
     def check(self, request: Request) -> None:
         """Refuse a request of another study.
@@ -119,6 +135,32 @@ class SitePolicy:
             raise PolicyError("request.bins: expected a bin for each cell, numbered from 0 without gaps")
         return bin_of
 
+    def check_tables(self, request: Request) -> tuple[list[Query], np.ndarray]:
+        """The tables of the study's catalogue that a request names, and their emphasis, (tables,) int64.
+
+        Raises:
+            PolicyError: not numbers of the catalogue in rising order, or not an emphasis for each.
+        """
+        tables, emphasis = request.arrays.get("tables"), request.arrays.get("emphasis")
+        known = catalogue(len(self._study.measured), self._study.windows)
+        if (
+            tables is None
+            or tables.dtype != np.int64
+            or tables.ndim != 1
+            or not 0 < len(tables) <= len(known)
+            or bool((np.diff(tables) <= 0).any())
+            or not 0 <= tables[0] <= tables[-1] < len(known)
+        ):
+            raise PolicyError("request.tables: expected numbers of the study's catalogue, in rising order")
+        if (
+            emphasis is None
+            or emphasis.dtype != np.int64
+            or emphasis.shape != tables.shape
+            or not 1 <= emphasis.min() <= emphasis.max() <= MAXIMUM_EMPHASIS
+        ):
+            raise PolicyError(f"request.emphasis: expected a whole number from 1 to {MAXIMUM_EMPHASIS} a table")
+        return [known[number] for number in tables], emphasis
+
     def check_size(self, cells: int) -> None:
         """Bound the memory that one release may take.
 
@@ -135,7 +177,7 @@ class SitePolicy:
             PolicyError: absent, or of another shape or type.
         """
         weights = request.arrays.get("weights")
-        expected = sum(int(bin_of.max()) + 1 for bin_of in bins) + BANDS - 1
+        expected = sum(sizes_of(bins)[: len(self._study.measured)]) + BANDS - 1
         if weights is None or weights.shape != (expected,) or weights.dtype != np.float64:
             raise PolicyError("request.weights: expected one number a bin and the band edges")
         return weights

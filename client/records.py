@@ -5,9 +5,11 @@ import gzip
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from common.data.schema import FileLayout, check_columns, parse_table
+from common.data.windows import make_windows
 from common.errors import ExitCode, SchemaError
 from common.study import Study
 
@@ -18,7 +20,23 @@ def read_text(path: Path, study: Study) -> pd.DataFrame:
     Raises:
         SchemaError: the file is absent, empty, has no rows, is not such a table, or has other columns.
     """
-    layout = study.table
+    key = [study.unit.key] if study.unit.key else []
+    return _read_delimited(path, study.table, [*key, *study.columns], list(study.ignore))
+
+
+def read_series_text(path: Path, study: Study) -> pd.DataFrame:
+    """The long table of a study with windows, as text; written like the first one, always with a header line.
+
+    Raises:
+        SchemaError: as `read_text`.
+    """
+    assert study.windows is not None
+    assert study.unit.key is not None
+    layout = study.table.model_copy(update={"header": None})
+    return _read_delimited(path, layout, [study.unit.key, *study.windows.columns], list(study.windows.ignore))
+
+
+def _read_delimited(path: Path, layout: FileLayout, expected: list[str], ignored: list[str]) -> pd.DataFrame:
     if not path.is_file():
         raise SchemaError(f"{path}: no such table", ExitCode.TABLE_NOT_FOUND)
     try:
@@ -43,8 +61,7 @@ def read_text(path: Path, study: Study) -> pd.DataFrame:
         raise SchemaError(
             f"{path}: not a table of delimited UTF-8 text ({type(error).__name__})", ExitCode.TABLE_UNREADABLE
         ) from None
-    key = [study.unit.key] if study.unit.key else []
-    check_columns(text, [*key, *study.columns], list(study.ignore))
+    check_columns(text, expected, ignored)
     if text.empty:
         raise SchemaError(f"{path}: the table has a header and no rows", ExitCode.TABLE_WITHOUT_ROWS)
     return text.fillna("")
@@ -83,3 +100,26 @@ def parse_text(text: pd.DataFrame, study: Study) -> pd.DataFrame:
 def read_table(path: Path, study: Study) -> pd.DataFrame:
     """`read_text`, then `parse_text`."""
     return parse_text(read_text(path, study), study)
+
+
+def read_windows(table: pd.DataFrame, series: pd.DataFrame, study: Study) -> tuple[np.ndarray, np.ndarray]:
+    """The window of each unit of a parsed table, and its number of steps, as `make_windows` gives them.
+
+    Raises:
+        SchemaError: a value breaks its channel's rule, or a row cannot be placed.
+    """
+    assert study.windows is not None
+    assert study.unit.key is not None
+    keys = table[study.unit.key]
+    if bool(keys.duplicated().any()):
+        raise SchemaError(
+            f"{study.unit.key}: a unit has more than one row in the first table; with windows it has one",
+            ExitCode.UNIT_REPEATED,
+        )
+    return make_windows(
+        series,
+        study.windows,
+        unit_key=study.unit.key,
+        units=keys,
+        missing_markers=study.table.missing_markers,
+    )

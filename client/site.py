@@ -17,11 +17,13 @@ import numpy as np
 import torch
 
 from client.policy import SitePolicy, SiteSettings, load_site_settings
-from client.records import read_table
-from client.trainer import train_on_request
+from client.records import read_series_text, read_table
+from client.releases import OwnReleases
+from client.trainer import read_critic, train_on_request
 from client.vault import Vault
 from common.data.encoding import make_grids
-from common.data.tables import all_pairs
+from common.data.queries import layout_of
+from common.data.tables import sizes_of
 from common.errors import ExitCode, LedgerError, PolicyError, PrivShareError, SchemaError
 from common.files import write_durably
 from common.privacy.events import GaussianEvent
@@ -51,18 +53,23 @@ class Site:
         self._settings = settings
         self._study = load_study(settings.study)
         self._policy = SitePolicy(settings, self._study)
-        self._grids = make_grids(self._study.features)
+        self._grids = (*make_grids(self._study.measured), *make_grids(self._study.channels))
         self._ledger = Ledger(
             settings.ledger, site=settings.site, study=self._study.digest(), squared_mu=self._policy.squared_mu
         )
         self._noise = noise
         self._device = device
+        self._releases = OwnReleases(settings.state / "releases", self._study)
 
     @cached_property
     def _vault(self) -> Vault:
         table = read_table(self._settings.table, self._study)
+        series = None
+        if self._study.windows is not None:
+            assert self._settings.series is not None  # the policy has seen to it
+            series = read_series_text(self._settings.series, self._study)
         secret = _site_key(self._settings.state, may_make=not self._ledger.charges())
-        return Vault(table, self._study, self._grids, secret=secret, ledger=self._ledger, noise=self._noise)
+        return Vault(table, series, self._study, secret=secret, ledger=self._ledger, noise=self._noise)
 
     def handle(self, body: bytes) -> bytes:
         """The reply to one request; never raises on what a coordinator may send or on what the table may hold."""
@@ -73,8 +80,11 @@ class Site:
             answer: dict[str, Callable[[Request, str], bytes]] = {
                 "describe": self._describe,
                 "one_way": self._measure_one_way,
-                "pairs": self._measure_pairs,
+                "tables": self._measure_tables,
+                "embedding": self._measure_embedding,
+                "critic": self._measure_gradient,
                 "monitor": self._measure_scores,
+                "verdict": self._measure_verdicts,
                 "train": self._train,
             }
             return answer[request.kind](request, hashlib.sha256(body).hexdigest())
@@ -102,12 +112,14 @@ class Site:
             request, digest, lambda: self._vault.one_way(spend=spend, request=request.identity, digest=digest)
         )
 
-    def _measure_pairs(self, request: Request, digest: str) -> bytes:
+    def _measure_tables(self, request: Request, digest: str) -> bytes:
         spend, bins = self._policy.spend_of(request), self._bins(request)
-        sizes = [int(bin_of.max()) + 1 for bin_of in bins]
-        self._policy.check_size(all_pairs(sizes, len(self._study.label_values)).n_cells)
+        queries, emphasis = self._policy.check_tables(request)
+        self._policy.check_size(layout_of(queries, sizes_of(bins), len(self._study.label_values)).n_cells)
         return self._sealed(
-            request, digest, lambda: self._vault.pairs(bins, spend=spend, request=request.identity, digest=digest)
+            request,
+            digest,
+            lambda: self._vault.tables(queries, emphasis, bins, spend=spend, request=request.identity, digest=digest),
         )
 
     def _measure_scores(self, request: Request, digest: str) -> bytes:
@@ -119,11 +131,36 @@ class Site:
             lambda: self._vault.scores(bins, weights, spend=spend, request=request.identity, digest=digest),
         )
 
+    def _measure_embedding(self, request: Request, digest: str) -> bytes:
+        spend, bins = self._policy.spend_of(request), self._bins(request)
+        return self._sealed(
+            request, digest, lambda: self._vault.embedding(bins, spend=spend, request=request.identity, digest=digest)
+        )
+
+    def _measure_gradient(self, request: Request, digest: str) -> bytes:
+        spend, bins = self._policy.spend_of(request), self._bins(request)
+        critic = read_critic(request, self._study, sizes_of(bins))
+        return self._sealed(
+            request,
+            digest,
+            lambda: self._vault.gradient(critic, bins, spend=spend, request=request.identity, digest=digest),
+        )
+
+    def _measure_verdicts(self, request: Request, digest: str) -> bytes:
+        spend, bins = self._policy.spend_of(request), self._bins(request)
+        critic = read_critic(request, self._study, sizes_of(bins))
+        return self._sealed(
+            request,
+            digest,
+            lambda: self._vault.verdicts(critic, bins, spend=spend, request=request.identity, digest=digest),
+        )
+
     def _train(self, request: Request, digest: str) -> bytes:
         del digest
         self._policy.check_training(request)
-        sizes = tuple(int(bin_of.max()) + 1 for bin_of in self._bins(request))
-        trained = train_on_request(request, self._study, sizes=sizes, device=self._device)
+        bins = self._bins(request)
+        own = self._releases.targets(request, bins) if self._policy.is_local else None
+        trained = train_on_request(request, self._study, sizes=sizes_of(bins), device=self._device, own=own)
         return Reply(self._settings.site, arrays=trained).encode()
 
     def _bins(self, request: Request) -> list[np.ndarray]:
@@ -145,8 +182,12 @@ class Site:
                 return path.read_bytes()
         noised, event = release()
         facts = {"event": event.as_dict(), "ledger_head": self._ledger.head()}
-        body = Reply(self._settings.site, facts, {"counts": noised}).encode()
+        counts = {"counts": noised}
+        kept = self._policy.keeps(request)
+        body = Reply(self._settings.site, facts, {} if kept else counts).encode()
         try:
+            if self._policy.is_local:
+                self._releases.keep(request, Reply(self._settings.site, facts, counts))
             write_durably(path, body)
         except OSError as error:
             raise LedgerError(f"{path}: the reply cannot be sealed ({error.strerror})") from None

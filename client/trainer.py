@@ -7,24 +7,31 @@ import numpy as np
 import torch
 
 from common.errors import PolicyError
-from common.models.critics import StatisticalCritic
+from common.models.critics import EMBEDDING, Adversary, make_cluster
+from common.models.embedding import EmbeddingMeans, freeze
 from common.models.generator import Generator
+from common.models.neural import NeuralCritic, load_critic
+from common.models.targets import Targets
 from common.models.training import Stretch, load_parameters, parameters_of, train
+from common.models.verdicts import heads_of
 from common.study import Study
 from common.wire.messages import Request
-from common.wire.packing import GENERATOR, pack, shape_of, unpack, unpack_targets
+from common.wire.packing import CRITIC, GENERATOR, critic_shape_of, pack, shape_of, unpack, unpack_targets
+
+_MOST_WEIGHT = 1000.0
 
 
 def train_on_request(
-    request: Request, study: Study, *, sizes: tuple[int, ...], device: torch.device
+    request: Request, study: Study, *, sizes: tuple[int, ...], device: torch.device, own: Targets | None = None
 ) -> dict[str, np.ndarray]:
     """Load the generator that was sent, train it against the targets that were sent, return its parameters.
 
     Args:
         request: of kind "train", its options checked by the policy.
         study: this site's copy; the generator's and the batch's size come from it.
-        sizes: bins of each column, no more than the column has cells.
+        sizes: bins of each column, then of each channel, no more than it has cells.
         device: where to compute.
+        own: targets of this site alone, instead of those in the request.
 
     Raises:
         PolicyError: the arrays do not fit the study's generator.
@@ -33,11 +40,41 @@ def train_on_request(
     generator = Generator(shape)
     try:
         load_parameters(generator, unpack(GENERATOR, request.arrays))
-        targets = unpack_targets(request.arrays, shape)
+        targets = own or unpack_targets(request.arrays, shape)
     except ValueError:
         raise PolicyError("request.arrays: do not fit the generator of this study") from None
+    adversary = None
+    weights = request.options.get("weights")
+    if weights is not None:
+        critic = read_critic(request, study, sizes).to(device)
+        adversary = Adversary(critic, _read_weights(weights, heads=len(heads_of(critic))))
+    means = EmbeddingMeans(freeze(shape, study.digest()), shape, device) if EMBEDDING in targets.tables else None
     generator.to(device)
     first, last = request.options["learning_rates"]
     stretch = Stretch(request.options["steps"], first, last, study.model.batch, request.options["seed"])
-    train(generator, StatisticalCritic(targets, device), stretch, device)
+    train(generator, make_cluster(targets, means, adversary, device), stretch, device)
     return pack(GENERATOR, parameters_of(generator))
+
+
+def read_critic(request: Request, study: Study, sizes: tuple[int, ...]) -> NeuralCritic:
+    """The neural critic in a request.
+
+    Raises:
+        PolicyError: its arrays do not fit the study's critic.
+    """
+    critic = NeuralCritic(critic_shape_of(study, shape_of(study, sizes)))
+    try:
+        load_critic(critic, unpack(CRITIC, request.arrays))
+    except ValueError:
+        raise PolicyError("request.arrays: do not fit the critic of this study") from None
+    return critic
+
+
+def _read_weights(weights: object, *, heads: int) -> tuple[float, ...]:
+    if (
+        not isinstance(weights, list)
+        or len(weights) != heads
+        or not all(isinstance(one, float) and 0 <= one <= _MOST_WEIGHT for one in weights)
+    ):
+        raise PolicyError("request.weights: expected a number from 0 for each head of the critic")
+    return tuple(weights)

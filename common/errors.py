@@ -19,7 +19,7 @@ from enum import IntEnum
 class ExitCode(IntEnum):
     """What a command ends with. The number is stable; Flower's own codes (0-3, 100-800) are avoided above 2.
 
-    10-19 the study, 20-29 privacy and policy, 30-49 the table, 50-59 the run, 70 a fault of ours.
+    10-19 the study, 20-29 privacy and policy, 30-49 the table, 50-59 the run, 60-69 windows, 70 a fault of ours.
     """
 
     OK = 0
@@ -52,6 +52,14 @@ class ExitCode(IntEnum):
     RESUME_IMPOSSIBLE = 51
     TOO_FEW_SITES = 52
     PROTOCOL = 53
+    UNIT_UNKNOWN = 60
+    UNIT_WITHOUT_STEPS = 61
+    WINDOW_TOO_LONG = 62
+    WINDOW_TOO_SHORT = 63
+    NOT_A_TIME = 64
+    TIME_ZONE_MIXED = 65
+    TIME_UNSORTED = 66
+    TIME_REPEATED = 67
     INTERNAL = 70
 
 

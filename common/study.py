@@ -22,17 +22,21 @@ from common.data.schema import (
     CategoricalColumn,
     Column,
     FileLayout,
+    IntegerColumn,
     Number,
     Section,
     Text,
     Whole,
 )
+from common.data.windows import Windows
 from common.errors import ExitCode, StudyError
 from common.privacy.budget import mu_of
 
 STUDY_SCHEMA: Final = "privshare.study/1"
 MAX_LABELS = 8
 _UNATTAINABLE = "epsilon_unattainable"
+STEPS: Final = "(steps)"
+"""Name of the column that a study with events has beside its own: how many steps a unit has."""
 _SHOWN = 80
 """Characters of a wrong value that an error repeats."""
 
@@ -72,11 +76,74 @@ class Privacy(Section):
     # Ten thousand is no protection at all; it shows what the noise costs.
     epsilon: Annotated[Number, Field(gt=0, le=10_000)]
     delta: Annotated[Number, Field(gt=0, lt=1)]
-    # Share of the budget for the one-way tables, from which bins are made; the rest buys the pair tables.
+    # Share of the budget for the one-way tables, from which bins are made; the rest is the discriminators'.
     # Fine one-way tables carry what pairs of coarse bins cannot; from 0.2 to 0.5 the outcome hardly differs.
     one_way_share: Fraction = 0.35
     # Share of each site's units, chosen by keyed hash, that never trains and monitors quality on its own budget.
     holdout: Annotated[Number, Field(ge=0, lt=0.5)] = 0.05
+
+
+Weight = Annotated[Number, Field(ge=0, le=1000)]
+
+
+class Discriminators(Section):
+    """How the discriminators share what the one-way tables leave of the budget, by weight; 0 switches one off."""
+
+    # Tables of pairs of columns.
+    statistical: Weight = 1.0
+    # In a study with windows: tables of channels with columns, with each other, and over time.
+    temporal: Weight = 1.0
+    # Mean embeddings of frozen features, by label: combinations of several columns that pairs cannot show.
+    semantic: Weight = 0.0
+    # Networks that learn from noised gradients; below epsilon 3 they rarely find a signal.
+    neural: Weight = 0.0
+    # shared: sites' noised answers are summed. local: they stay at the site, and only generators meet.
+    scope: Literal["shared", "local"] = "shared"
+
+    def shares(self, *, windows: bool) -> dict[str, float]:
+        """Share of what is left for each discriminator that is on; they sum to 1 where one is."""
+        weights = {
+            "statistical": self.statistical,
+            "temporal": self.temporal if windows else 0.0,
+            "semantic": self.semantic,
+            "neural": self.neural,
+        }
+        total = sum(weights.values())
+        return {name: weight / total for name, weight in weights.items() if weight > 0}
+
+
+class Critic(Section):
+    """The neural discriminator, one trunk with a semantic and a temporal head; used where its weight is not 0."""
+
+    # Of embeddings and hidden layers: below epsilon 3 more parameters drown in more noise.
+    width: Annotated[Whole, Field(ge=4, le=128)] = 16
+    # Noised gradients that each measurement asks for; each has an equal share of the budget.
+    steps: Annotated[Whole, Field(ge=1, le=1000)] = 10
+    learning_rate: Annotated[Number, Field(gt=0, le=1)] = 0.02
+    # Largest norm of one unit's gradient.
+    clip_norm: Annotated[Number, Field(ge=1e-3, le=1e3)] = 1.0
+    # Weight of a head in the generator's loss when the gate is wide open.
+    strength: Annotated[Number, Field(ge=0, le=1000)] = 1.0
+
+
+class Noise(Section):
+    """How the discriminators' budget is spread over the run; see server/noise_controller.py."""
+
+    # fixed: equal noise. stage: high early, low late. pid: the stage prior, moved by the quality so far.
+    schedule: Literal["fixed", "stage", "pid"] = "pid"
+    # Times that the discriminators measure; a later one measures what the generator has not yet learned.
+    rounds: Annotated[Whole, Field(ge=1, le=64)] = 3
+    # How far the stage prior lowers the noise from first to last: by a factor exp(-kappa / 2).
+    kappa: Annotated[Number, Field(ge=0, le=1)] = 1.0
+    # lead: quality above plan lowers the noise; lag: raises it.
+    direction: Literal["lead", "lag"] = "lead"
+    # Share of the tables, the worst fitted, that are measured again after the first time.
+    again: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    # No measurement spends a larger share of the discriminators' budget: a floor of the noise.
+    max_share: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    # Combined quality that the plan tends to, and the validation AUC that counts as quality 1; public expectations.
+    goal: Fraction = 0.9
+    reference_auc: Annotated[Number, Field(gt=0.5, le=1)] = 0.9
 
 
 class Rounds(Section):
@@ -98,8 +165,14 @@ class Model(Section):
     blocks: Annotated[Whole, Field(ge=1, le=8)] = 2
     batch: Annotated[Whole, Field(ge=8, le=65536)] = 1024
     learning_rate: Annotated[Number, Field(gt=0, le=1)] = 5e-3
+    # How a latent becomes features: plain blocks, or self-attention between tokens.
+    body: Literal["mlp", "attention"] = "mlp"
     # At most this many bins in a numeric column.
     max_bins: Annotated[Whole, Field(ge=2, le=256)] = 32
+    # At most this many in a numeric channel of windows; the cost of a step grows with its square.
+    channel_bins: Annotated[Whole, Field(ge=2, le=64)] = 8
+    # Hidden states of the model of event streams.
+    states: Annotated[Whole, Field(ge=2, le=256)] = 32
 
 
 class Release(Section):
@@ -120,6 +193,27 @@ def _check_label(label: Label, column: Column | None) -> None:
         raise ValueError(f"label.positive={label.positive}: expected one of the label's categories")
 
 
+def _check_windows(windows: Windows, unit: Unit, columns: dict[str, Column]) -> None:
+    if unit.key is None:
+        raise ValueError("windows: needs unit.key, which joins the two tables")
+    if unit.max_records != 1:
+        raise ValueError("windows: unit.max_records must be 1, one row a unit in the first table")
+    if STEPS in columns or STEPS in windows.channels:
+        raise ValueError(f"columns: {STEPS} is the name of the number of steps")
+    for name in (*windows.channels, windows.time.column):
+        if name in columns or name == unit.key:
+            raise ValueError(f"windows: {name} is a column of the first table too")
+
+
+def _check_names(study: "Study") -> None:
+    for name, listed in (("ignore", study.ignore), ("table.header", study.table.header or ())):
+        if len(set(listed)) != len(listed):
+            raise ValueError(f"{name}: a name is listed twice")
+    for name in study.ignore:
+        if name in study.columns or name == study.unit.key:
+            raise ValueError(f"ignore: {name} is used as a column or as the unit key")
+
+
 class Study(Section):
     """One study, whole. See docs/study.md for every key."""
 
@@ -133,7 +227,11 @@ class Study(Section):
     table: FileLayout = FileLayout()
     columns: dict[Text, Column]
     ignore: tuple[Text, ...] = ()
+    windows: Windows | None = None
     privacy: Privacy
+    discriminators: Discriminators = Discriminators()
+    critic: Critic = Critic()
+    noise: Noise = Noise()
     rounds: Rounds = Rounds()
     model: Model = Model()
     release: Release = Release()
@@ -155,18 +253,44 @@ class Study(Section):
             raise ValueError("unit.max_records: needs unit.key, the column that tells units apart")
         if self.unit.key in self.columns:
             raise ValueError("unit.key: the key identifies a unit and cannot be a column of the synthetic table")
-        for name, listed in (("ignore", self.ignore), ("table.header", self.table.header or ())):
-            if len(set(listed)) != len(listed):
-                raise ValueError(f"{name}: a name is listed twice")
-        for name in self.ignore:
-            if name in self.columns or name == self.unit.key:
-                raise ValueError(f"ignore: {name} is used as a column or as the unit key")
+        _check_names(self)
+        if self.discriminators.neural and self.noise.rounds < 2:
+            raise ValueError("noise.rounds: a neural discriminator needs 2 at least, since it begins with the second")
+        if self.discriminators.neural and self.discriminators.scope == "local":
+            raise ValueError("discriminators.scope: the neural discriminator is shared only; set its weight to 0")
+        if not self.discriminators.shares(windows=self.windows is not None):
+            raise ValueError("discriminators: all are switched off")
+        if self.windows is not None:
+            _check_windows(self.windows, self.unit, self.columns)
         return self
 
     @property
     def features(self) -> dict[str, Column]:
         """Every column but the label, in order."""
         return {name: column for name, column in self.columns.items() if name != self.label.column}
+
+    @property
+    def measured(self) -> dict[str, Column]:
+        """The features, and the number of steps where it varies from unit to unit: what a table of units counts."""
+        columns = self.features
+        if self.windows is not None and self.windows.varies:
+            least, most = int(self.windows.empty == "refuse"), self.windows.length
+            columns[STEPS] = IntegerColumn(type="integer", min=least, max=most, cells=most + 1)
+        return columns
+
+    @property
+    def channels(self) -> dict[str, Column]:
+        """The channels of the windows; none where there are no windows.
+
+        Over many steps even thin tails are met often: unless the study says otherwise, channels are counted as sparse.
+        """
+        if self.windows is None:
+            return {}
+        channels: dict[str, Column] = {}
+        for name, column in self.windows.channels.items():
+            unsaid = not isinstance(column, CategoricalColumn) and column.sparse is None
+            channels[name] = column.model_copy(update={"sparse": True}) if unsaid else column
+        return channels
 
     @property
     def label_values(self) -> tuple[str, ...]:
@@ -285,8 +409,9 @@ def parse_study(data: dict[str, Any], *, source: str) -> Study:
 def explain(fault: Any, model: type[BaseModel]) -> str:
     """One line for one pydantic fault: the path of the field, then the rule."""
     # ("columns", name, type, key): the type is not a level of the file, but a column may be called like one.
-    tagged = fault["loc"][:1] == ("columns",) and fault["loc"][2:3] and fault["loc"][2] in COLUMN_TYPES
-    location = [str(part) for at, part in enumerate(fault["loc"]) if not (tagged and at == 2)]
+    tag = {("columns",): 2, ("windows", "channels"): 3}
+    at_tag = next((at for head, at in tag.items() if fault["loc"][: len(head)] == head), None)
+    location = [str(part) for at, part in enumerate(fault["loc"]) if not (at == at_tag and part in COLUMN_TYPES)]
     path = ".".join(location)
     if fault["type"] == "extra_forbidden":
         known = _known_keys(model, fault["loc"][:-1])

@@ -13,6 +13,8 @@ from safetensors.numpy import save
 from common.certificate import make_certificate
 from common.data.binning import decode_table
 from common.data.encoding import make_grids
+from common.data.trajectories import decode_windows
+from common.data.windows import WindowedTable, long_table
 from common.models.generator import draw_bins
 from common.models.training import parameters_of
 from common.study import Study
@@ -22,8 +24,8 @@ from server.rounds import Trained
 GENERATOR_SCHEMA = "privshare.generator/1"
 
 
-def draw_table(trained: Trained, study: Study, *, rows: int, seed: int, device: torch.device) -> pd.DataFrame:
-    """Synthetic rows in the study's column order and dtypes, label shares as released.
+def draw_units(trained: Trained, study: Study, *, rows: int, seed: int, device: torch.device) -> WindowedTable:
+    """Synthetic units in the study's column order and dtypes, label shares as released; windows if the study has them.
 
     Args:
         trained: the end of a run.
@@ -36,11 +38,17 @@ def draw_table(trained: Trained, study: Study, *, rows: int, seed: int, device: 
     labels = random.permutation(
         np.repeat(np.arange(len(study.label_values)), _shares(trained.targets.label_counts, rows))
     )
-    bins = draw_bins(trained.generator, labels, seed=seed, device=device)
-    table = decode_table(bins, labels, make_grids(study.features), trained.bins.binnings, random)
+    records, windows = draw_bins(trained.generator, labels, seed=seed, device=device)
+    columns, bins = trained.bins.columns, trained.bins
+    table = decode_table(records, labels, make_grids(study.measured), bins.binnings[:columns], random)
     dtype = pd.CategoricalDtype(list(study.label_values))
     table[study.label.column] = pd.Categorical.from_codes(labels, dtype=dtype)
-    return table[list(study.columns)]
+    table = table[list(study.columns)]
+    if windows is None:
+        return WindowedTable.without_windows(table)
+    channels = make_grids(study.channels)
+    values = decode_windows(windows, labels, channels, bins.binnings[columns:], bins.moves, random)
+    return WindowedTable(table, values, (windows[:, :, 0] >= 0).sum(axis=1))
 
 
 def rows_to_publish(trained: Trained, study: Study) -> int:
@@ -48,14 +56,26 @@ def rows_to_publish(trained: Trained, study: Study) -> int:
     return study.release.rows or max(1, round(float(trained.targets.label_counts.sum())))
 
 
-def publish(trained: Trained, study: Study, table: pd.DataFrame, folder: Path) -> dict[str, Any]:
-    """Write synthetic.csv, generator/ and certificate.json; returns the certificate.
+def tables_of(units: WindowedTable, study: Study) -> dict[str, pd.DataFrame]:
+    """The tables to publish, by file name; with windows a second, long one, joined by the unit key."""
+    if study.windows is None:
+        return {"synthetic.csv": units.records}
+    assert study.unit.key is not None
+    keys = [f"synthetic-{number:08d}" for number in range(len(units.records))]
+    records = units.records.copy()
+    records.insert(0, study.unit.key, keys)
+    series = long_table(units.values, units.lengths, study.windows, unit_key=study.unit.key, units=keys)
+    return {"synthetic.csv": records, "synthetic-windows.csv": series}
+
+
+def publish(trained: Trained, study: Study, units: WindowedTable, folder: Path) -> dict[str, Any]:
+    """Write the synthetic tables, generator/ and certificate.json; returns the certificate.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     files = {
-        "synthetic.csv": table.to_csv(index=False, lineterminator="\n").encode(),
+        **{name: _as_csv(table) for name, table in tables_of(units, study).items()},
         "generator/generator.safetensors": bytes(save(_generator_arrays(trained))),
         "generator/generator.json": _generator_facts(trained, study),
     }
@@ -74,6 +94,10 @@ def publish(trained: Trained, study: Study, table: pd.DataFrame, folder: Path) -
     return certificate
 
 
+def _as_csv(table: pd.DataFrame) -> bytes:
+    return table.to_csv(index=False, lineterminator="\n").encode()
+
+
 def _shares(counts: np.ndarray, rows: int) -> np.ndarray:
     """Whole rows of each class, by largest remainder; (classes,) int64."""
     exact = counts / counts.sum() * rows
@@ -88,6 +112,7 @@ def _generator_arrays(trained: Trained) -> dict[str, np.ndarray]:
     for position, binning in enumerate(trained.bins.binnings):
         arrays[f"bins.{position}"] = binning.bin_of
         arrays[f"within.{position}"] = binning.within
+    arrays["moves"] = trained.bins.moves
     arrays["label_counts"] = trained.targets.label_counts
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 

@@ -5,36 +5,70 @@ It asks; every site decides for itself. Nothing here sees a row, and no guarante
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from common.data.encoding import make_grids
+from common.data.encoding import Grid, make_grids
 from common.data.histograms import histogram_layout
-from common.data.tables import all_pairs
+from common.data.queries import layout_of
+from common.data.tables import sizes_of
 from common.errors import CheckpointError, PolicyError, ProtocolError
-from common.models.critics import StatisticalCritic, Targets
-from common.models.generator import Generator, draw_bins, initialise
+from common.models.critics import Adversary, Joins, expectations, make_cluster, relaxed
+from common.models.embedding import EmbeddingMeans, freeze
+from common.models.generator import Generator, GeneratorShape, draw_bins, initialise
 from common.models.monitor import fit_score, ranking_quality, score_layout
+from common.models.neural import (
+    GRADIENT_SCALE,
+    apply_gradient,
+    critic_parameters,
+    initialise_critic,
+    load_critic,
+    real_gradient,
+)
+from common.models.releases import Bins, Measured, Release, bins_from, targets_from
+from common.models.targets import TableIndex, Target, TargetBuilder, Targets
 from common.models.training import Stretch, average, load_parameters, parameters_of, schedule, train
+from common.models.verdicts import accuracies, gate, heads_of, judge
 from common.privacy.events import GaussianEvent
 from common.study import Study
-from common.wire.messages import Request
-from common.wire.packing import GENERATOR, pack, pack_bins, pack_targets, shape_of, unpack
-from server.aggregation import Bins, Release, add_up, bins_from, targets_from
+from common.wire.messages import KEPT, Request
+from common.wire.packing import (
+    CRITIC,
+    GENERATOR,
+    critic_shape_of,
+    pack,
+    pack_bins,
+    pack_groups,
+    pack_targets,
+    shape_of,
+    unpack,
+)
+from server.aggregation import add_up
 from server.checkpoints import Checkpoint, load_latest, save_checkpoint, write_file
 from server.exchange import Exchange, Roster, call_roll
+from server.noise_controller import NoisePlan, NoiseState, Quality, decide
+from server.quality import frechet_distance
+from server.survey import Part, Survey, plan_survey, worst_fitted
 
 _LOG = logging.getLogger(__name__)
 # The largest share that two requests of one account may ask for together, with room for rounding.
 _WHOLE = 1 - 1e-9
 _MONITOR_ROWS = 20_000
+_MEASURING = 0.5
+"""Part of the rounds over which the measurements are spread."""
+_FAKES = 8192
+"""Rows that a generator makes for one step of a critic, and to see how many of them it catches."""
+_SURE = 0.05
+"""Largest standard error of a bought figure that the noise controller listens to."""
 _RELEASE = "release."
 _AVERAGED = "averaged."
+_STAGE = "stage-"
 
 
 @dataclass(frozen=True)
@@ -43,6 +77,14 @@ class SiteAccount:
 
     squared_mu: float
     ledger_head: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage asks: the share of the discriminators' budget, and the tables of each part."""
+
+    share: float
+    tables: dict[str, list[int]]
 
 
 @dataclass
@@ -57,6 +99,13 @@ class RunState:
     generator: dict[str, np.ndarray] = field(default_factory=dict)
     averaged: dict[str, np.ndarray] = field(default_factory=dict)
     rounds_done: int = 0
+    noise: NoiseState = field(default_factory=NoiseState)
+    stages: list[Stage] = field(default_factory=list)
+    first_distance: float | None = None
+    validations: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    gates: list[tuple[float, ...]] = field(default_factory=list)
+    accuracy: float | None = None
+    critics: dict[str, np.ndarray] = field(default_factory=dict)
     monitor: dict[str, float | None] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -119,9 +168,19 @@ class Coordinator:
         self._sites = sites
         self._device = device
         self._on_step = on_step
-        self._grids = make_grids(study.features)
+        self._grids, self._channels = make_grids(study.measured), make_grids(study.channels)
         self._classes = len(study.label_values)
         self._rates = list(schedule(study.model.learning_rate, stretches=study.rounds.count))
+        noise = study.noise
+        self._plan = NoisePlan(
+            mode=noise.schedule,
+            rounds=noise.rounds,
+            kappa=noise.kappa,
+            direction=noise.direction,
+            max_share=noise.max_share,
+            goal=noise.goal,
+            reference_auc=noise.reference_auc,
+        )
         self._state = RunState(run=run, seed=seed, study=study.digest())
         latest = load_latest(folder / "checkpoints")
         if latest is not None:
@@ -137,115 +196,280 @@ class Coordinator:
             facts = replies[site].facts
             state.accounts[site] = SiteAccount(float(facts["squared_mu"]), str(facts["ledger_head"]))
         bins = self._measure_one_way(roster)
-        targets = self._measure_pairs(roster, bins)
-        generator = self._train(roster, bins, targets)
-        self._monitor(roster, bins, targets, generator)
-        return Trained(state, bins, targets, generator)
+        return self._learn(roster, bins)
 
     def _measure_one_way(self, roster: Roster) -> Bins:
-        cells = histogram_layout(self._grids, self._classes).n_cells
+        cells = histogram_layout(self._grids, self._classes, self._channels).n_cells
         options = {"share": self._study.privacy.one_way_share}
-        release = self._measure(roster, "one_way", options, {}, cells)
-        return bins_from(release, self._grids, classes=self._classes, max_bins=self._study.model.max_bins)
+        release = self._measure(roster, "one_way", "one_way", options, {}, cells)
+        return bins_from(release, self._study)
 
-    def _measure_pairs(self, roster: Roster, bins: Bins) -> Targets:
-        cells = all_pairs(bins.sizes, self._classes).n_cells
-        options = {"share": (1 - self._study.privacy.one_way_share) * _WHOLE}
-        # A table of one column and the label has no pairs: its one-way table says everything.
-        release = (
-            self._measure(roster, "pairs", options, pack_bins(bins.maps), cells)
-            if cells
-            else Release(np.zeros(0), 1.0, {})
-        )
-        return targets_from(bins, release, classes=self._classes)
-
-    def _train(self, roster: Roster, bins: Bins, targets: Targets) -> Generator:
-        state, rounds, model = self._state, self._study.rounds, self._study.model
+    def _learn(self, roster: Roster, bins: Bins) -> Trained:
+        """Rounds of training; before some of them the discriminators measure, and each measurement ends a stage."""
+        state, rounds = self._state, self._study.rounds
         shape = shape_of(self._study, bins.sizes)
-        generator, averaged = (initialise(shape, seed=self._seed(0, 0)).to(self._device) for _ in range(2))
+        survey = plan_survey(self._study, bins, [account.squared_mu for account in state.accounts.values()])
+        learner = _Learner(shape, survey, self._study, self._device, seed=self._seed(0, 0))
         if state.generator:
-            load_parameters(generator, state.generator)
-            load_parameters(averaged, state.averaged)
-        critic = StatisticalCritic(targets, self._device)
-        common = {**pack_targets(targets), **pack_bins(bins.maps)}
-        for number in range(state.rounds_done, rounds.count):
-            trainers = _in_turn(roster.names, number, rounds.trainers)
-            if rounds.local_steps:
-                self._train_at_sites(roster, trainers, generator, common, number)
-            stretch = Stretch(rounds.refine_steps, *self._rates[number], model.batch, self._seed(number, len(trainers)))
-            loss = train(generator, critic, stretch, self._device, averaged=averaged)
-            state.generator, state.averaged = parameters_of(generator), parameters_of(averaged)
-            state.rounds_done = number + 1
-            self._record(
-                {
-                    "step": "round",
-                    "round": number + 1,
-                    "rounds": rounds.count,
-                    "trainers": trainers if rounds.local_steps else [],
-                    "learning_rate": self._rates[number][0],
-                    "loss": loss if np.isfinite(loss) else None,
-                }
+            load_parameters(learner.generator, state.generator)
+            load_parameters(learner.averaged, state.averaged)
+        stages = self._study.noise.rounds
+        # All within the first rounds: what is learned late must be learned from everything.
+        begins = [int(_MEASURING * stage * rounds.count / stages) for stage in range(stages)]
+        measured: list[Measured] = []
+        embeddings: list[Release] = []
+        for number in range(rounds.count):
+            for stage in (stage for stage in range(stages) if begins[stage] == number):
+                measured += self._measure_stage(roster, bins, survey, learner, stage)
+                embeddings += self._measure_embedding(roster, bins, learner, stage)
+                known = ([], []) if self._is_local else (measured, embeddings)
+                learner.targets = targets_from(bins, shape, survey.groups, *known)
+                self._train_critic(roster, bins, learner, stage)
+            if number >= state.rounds_done:
+                self._train_round(roster, bins, learner, number)
+        refined = rounds.refine_steps and not self._is_local
+        trained = Trained(state, bins, learner.targets, learner.averaged if refined else learner.generator)
+        state.monitor = self._validate(roster, bins, trained.targets, trained.generator, stages)
+        return trained
+
+    @property
+    def _is_local(self) -> bool:
+        """Whether the discriminators stay at the sites, and only generators meet here."""
+        return self._study.discriminators.scope == "local"
+
+    def _measure_stage(
+        self, roster: Roster, bins: Bins, survey: Survey, learner: "_Learner", stage: int
+    ) -> list[Measured]:
+        """Decide the noise of a stage, then measure with it."""
+        state = self._state
+        if stage == len(state.stages):
+            quality = self._quality(roster, bins, learner, stage) if stage else Quality()
+            state.noise, decision = decide(self._plan, state.noise, quality)
+            again = {
+                part.name: learner.worst_fitted(part, share=self._study.noise.again if stage else 1.0).tolist()
+                for part in survey.parts
+            }
+            state.stages.append(Stage(decision.share, again))
+            # On disk before a site is asked: a resumed run must ask the same.
+            self._record({"step": "noise", "stage": stage + 1, "inputs": vars(quality), **decision.as_dict()})
+        asked = state.stages[stage]
+        return [
+            self._measure_part(
+                roster, f"{part.name}-{stage + 1}", asked.share, part.only(np.array(asked.tables[part.name])), bins
             )
-        return averaged if rounds.refine_steps else generator
+            for part in survey.parts
+        ]
+
+    def _measure_part(self, roster: Roster, name: str, share: float, part: Part, bins: Bins) -> Measured:
+        """Some tables of the catalogue, over groups of bins, for a share of what the part has."""
+        emphasis = np.ones(len(part.numbers), dtype=np.int64)
+        cells = [group[bin_of] for group, bin_of in zip(part.maps, bins.maps, strict=True)]
+        arrays = {**pack_bins(cells), "tables": part.numbers, "emphasis": emphasis}
+        size = layout_of(part.queries, sizes_of(part.maps), self._classes).n_cells
+        whole = (1 - self._study.privacy.one_way_share) * part.share * _WHOLE
+        release = self._measure(roster, "tables", name, {"share": share * whole}, arrays, size)
+        return Measured(part.queries, emphasis, part.maps, release)
+
+    def _measure_embedding(self, roster: Roster, bins: Bins, learner: "_Learner", stage: int) -> list[Release]:
+        share = self._share_of("semantic", stage)
+        if not share:
+            return []
+        cells = self._classes * learner.features.cells
+        name = f"embedding-{stage + 1}"
+        return [self._measure(roster, "embedding", name, {"share": share}, pack_bins(bins.maps), cells)]
+
+    def _share_of(self, discriminator: str, stage: int) -> float:
+        """Share of a site's whole budget that a discriminator has in a stage."""
+        shares = self._study.discriminators.shares(windows=self._study.windows is not None)
+        rest = (1 - self._study.privacy.one_way_share) * _WHOLE
+        share = rest * shares.get(discriminator, 0.0) * self._state.stages[stage].share
+        if discriminator != "neural":
+            return share
+        # A neural critic learns from what a generator got wrong, so it begins with the second stage.
+        return share / (1 - self._state.stages[0].share) if stage else 0.0
+
+    def _train_critic(self, roster: Roster, bins: Bins, learner: "_Learner", stage: int) -> None:
+        """Steps of the neural critic on noised gradients of real units and exact ones of fakes, then its gate."""
+        share = self._share_of("neural", stage)
+        state, network = self._state, self._study.critic
+        if not share:
+            return
+        if stage <= len(state.gates):
+            learner.adopt(unpack(f"{_STAGE}{stage}.", state.critics), state.gates[stage - 1])
+            return
+        optimiser = torch.optim.Adam(learner.critic.parameters(), lr=network.learning_rate, betas=(0.5, 0.9))
+        cells = learner.critic.shape.cells
+        for step in range(network.steps):
+            arrays = {**pack_bins(bins.maps), **pack(CRITIC, critic_parameters(learner.critic))}
+            release = self._measure(
+                roster, "critic", f"critic-{stage + 1}-{step + 1}", {"share": share / network.steps}, arrays, cells
+            )
+            real = real_gradient(
+                release.counts * GRADIENT_SCALE,
+                clip_norm=network.clip_norm,
+                units=float(learner.targets.label_counts.sum()),
+            )
+            records, steps, labels = learner.fakes(self._seed(stage, 1000 + step))
+            apply_gradient(learner.critic, optimiser, real, records=records, steps=steps, labels=labels)
+        learner.gate = self._gate(roster, bins, learner, stage)
+        state.gates.append(learner.gate)
+        state.critics |= pack(f"{_STAGE}{stage}.", critic_parameters(learner.critic))
+        self._record(
+            {
+                "step": "critic",
+                "stage": stage + 1,
+                "heads": dict(zip(heads_of(learner.critic), learner.gate, strict=True)),
+            }
+        )
+
+    def _gate(self, roster: Roster, bins: Bins, learner: "_Learner", stage: int) -> tuple[float, ...]:
+        """Weight of each head of the critic, from its noised accuracy on held-out units; closed without hold-out."""
+        heads = len(heads_of(learner.critic))
+        if self._study.privacy.holdout == 0:
+            return (0.0,) * heads
+        arrays = {**pack_bins(bins.maps), **pack(CRITIC, critic_parameters(learner.critic))}
+        share = self._holdout_share() / (self._study.noise.rounds - 1)
+        release = self._measure(roster, "verdict", f"verdict-{stage + 1}", {"share": share}, arrays, 2 * heads)
+        records, steps, labels = learner.fakes(self._seed(stage, 999))
+        verdicts = judge(
+            learner.critic,
+            records.cpu().numpy() > 0.5,
+            None if steps is None else steps.cpu().numpy() > 0.5,
+            labels.cpu().numpy(),
+        )
+        found = accuracies(release.counts.reshape(heads, 2), release.variance, verdicts)
+        self._state.accuracy = max(accuracy for accuracy, _ in found) if found else None
+        return gate(found, heads)
+
+    def _holdout_share(self) -> float:
+        """Part of the held-out units' budget for the verdicts on the critic, or for the validations, if both are on."""
+        neural = "neural" in self._study.discriminators.shares(windows=self._study.windows is not None)
+        return 0.5 * _WHOLE if neural else _WHOLE
+
+    def _quality(self, roster: Roster, bins: Bins, learner: "_Learner", stage: int) -> Quality:
+        """What is known of the generator before a stage is decided: free figures, and what held-out units say."""
+        state = self._state
+        distance = learner.frechet_distance(self._grids, seed=self._seed(self._study.rounds.count, 2))
+        if distance is not None:
+            state.first_distance = state.first_distance or distance
+        bought = self._validate(roster, bins, learner.targets, learner.averaged, stage)
+        return Quality(
+            frechet_ratio=distance / state.first_distance if distance is not None and state.first_distance else None,
+            critic_accuracy=state.accuracy,
+            # What noise hides is no reason to change anything.
+            validation_auc=bought["auc"] if bought and (bought["standard_error"] or 1.0) <= _SURE else None,
+        )
+
+    def _train_round(self, roster: Roster, bins: Bins, learner: "_Learner", number: int) -> None:
+        """Local steps at some sites, their mean, then steps here."""
+        state, rounds = self._state, self._study.rounds
+        trainers = _in_turn(roster.names, number, rounds.trainers) if rounds.local_steps else []
+        if trainers:
+            self._train_at_sites(roster, trainers, learner, bins, number)
+        model = self._study.model
+        stretch = Stretch(
+            rounds.refine_steps,
+            *self._rates[number],
+            model.batch,
+            self._seed(number, min(rounds.trainers, self._sites)),
+        )
+        loss = learner.train(stretch)
+        if not stretch.steps:
+            load_parameters(learner.averaged, parameters_of(learner.generator))
+        state.generator, state.averaged = parameters_of(learner.generator), parameters_of(learner.averaged)
+        state.rounds_done = number + 1
+        self._record(
+            {
+                "step": "round",
+                "round": number + 1,
+                "rounds": rounds.count,
+                "trainers": trainers,
+                "learning_rate": self._rates[number][0],
+                "loss": loss if np.isfinite(loss) else None,
+            }
+        )
 
     def _train_at_sites(
-        self, roster: Roster, trainers: list[str], generator: Generator, common: dict[str, np.ndarray], number: int
+        self, roster: Roster, trainers: list[str], learner: "_Learner", bins: Bins, number: int
     ) -> None:
         """Local steps at some sites from the same generator, then the mean of theirs."""
-        arrays = {**pack(GENERATOR, parameters_of(generator)), **common}
+        arrays = {
+            **pack(GENERATOR, parameters_of(learner.generator)),
+            **pack_bins(bins.maps),
+            **(pack_groups(learner.groups) if self._is_local else pack_targets(learner.targets)),
+        }
+        options: dict[str, Any] = {"steps": self._study.rounds.local_steps}
+        if learner.adversary is not None:
+            arrays |= pack(CRITIC, critic_parameters(learner.critic))
+            options["weights"] = list(learner.adversary.weights)
         rates = [float(rate) for rate in self._rates[number]]
         requests = {}
         for position, site in enumerate(trainers):
             seed = self._seed(number, position)
-            options = {"steps": self._study.rounds.local_steps, "learning_rates": rates, "seed": seed}
-            requests[site] = self._request("train", f"train-{number + 1}", options, arrays)
+            own = {**options, "learning_rates": rates, "seed": seed}
+            requests[site] = self._request("train", f"train-{number + 1}", own, arrays)
         replies = roster.ask(requests)
         try:
-            load_parameters(generator, average([unpack(GENERATOR, replies[site].arrays) for site in sorted(replies)]))
+            load_parameters(
+                learner.generator, average([unpack(GENERATOR, replies[site].arrays) for site in sorted(replies)])
+            )
         except (ValueError, KeyError):
             raise ProtocolError("sites: a generator that came back does not fit the study") from None
 
-    def _monitor(self, roster: Roster, bins: Bins, targets: Targets, generator: Generator) -> None:
-        state, study = self._state, self._study
-        if study.privacy.holdout == 0 or state.monitor is not None:
-            return
+    def _validate(
+        self, roster: Roster, bins: Bins, targets: Targets, generator: Generator, stage: int
+    ) -> dict[str, float | None] | None:
+        """How well synthetic rows teach to rank held-out units, bought after a stage; None without hold-out."""
+        study, name = self._study, f"monitor-{stage}"
+        if study.privacy.holdout == 0:
+            return None
+        if name in self._state.validations:
+            return self._state.validations[name]
         shares = targets.label_counts / targets.label_counts.sum()
-        random = np.random.default_rng(self._seed(self._study.rounds.count, 0))
+        random = np.random.default_rng(self._seed(study.rounds.count, 0))
         labels = random.choice(self._classes, size=_MONITOR_ROWS, p=shares)
-        rows = draw_bins(generator, labels, seed=self._seed(study.rounds.count, 1), device=self._device)
+        rows, _ = draw_bins(generator, labels, seed=self._seed(study.rounds.count, 1), device=self._device)
         positive = labels == study.label_values.index(study.label.positive)
-        weights = fit_score(rows, positive, bins.sizes, seed=0)
+        weights = fit_score(rows, positive, generator.shape.sizes, seed=0)
         arrays = {**pack_bins(bins.maps), "weights": weights}
         layout = score_layout()
+        # The last one says how good the outcome is, and gets half of what there is.
+        stages = study.noise.rounds
+        whole = self._holdout_share()
+        share = whole if stages == 1 else 0.5 * whole / (1 if stage == stages else stages - 1)
         try:
-            release = self._measure(roster, "monitor", {"share": _WHOLE}, arrays, layout.n_cells)
+            release = self._measure(roster, "monitor", name, {"share": share}, arrays, layout.n_cells)
             quality = ranking_quality(next(layout.split(release.counts)), release.variance)
         except PolicyError as refused:
             # A figure about the generator, not a part of it: the run is good without.
             _LOG.warning("event=unmonitored reason=%s", refused)
             quality = None
-        state.monitor = {"auc": quality[0] if quality else None, "standard_error": quality[1] if quality else None}
-        self._record({"step": "monitor_result", **state.monitor})
+        result = {"auc": quality[0] if quality else None, "standard_error": quality[1] if quality else None}
+        self._state.validations[name] = result
+        self._record({"step": "monitor_result", "stage": stage, **result})
+        return result
 
     def _measure(
         self,
         roster: Roster,
         kind: str,
+        name: str,
         options: dict[str, Any],
         arrays: dict[str, np.ndarray],
         cells: int,
     ) -> Release:
-        """A release of all sites, or the one that was made before the run was interrupted."""
+        """A release of all sites, or the one that was made under this name before the run was interrupted."""
         state = self._state
-        if kind not in state.releases:
-            requests = {site: self._request(kind, kind, options, arrays) for site in roster.names}
+        kept = self._is_local and kind in KEPT
+        if name not in state.releases:
+            requests = {site: self._request(kind, name, options, arrays) for site in roster.names}
             replies = roster.ask(requests)
-            state.releases[kind] = add_up(replies, cells=cells)
+            state.releases[name] = add_up(replies, cells=cells, kept=kept)
             for site, reply in replies.items():
                 state.accounts[site] = SiteAccount(state.accounts[site].squared_mu, str(reply.facts["ledger_head"]))
-            stddev = {site: event.noise_stddev / event.scale for site, event in state.releases[kind].events.items()}
-            self._record({"step": kind, "cells": cells, "noise_stddev": stddev})
-        release = state.releases[kind]
+            stddev = {site: event.noise_stddev / event.scale for site, event in state.releases[name].events.items()}
+            self._record({"step": name, "cells": cells, "noise_stddev": stddev})
+        release = state.releases[name]
         if len(release.counts) != cells:
             raise CheckpointError("the checkpoint's release does not fit the study")
         return release
@@ -274,6 +498,72 @@ class Coordinator:
         return int(np.random.SeedSequence([self._state.seed, number, part]).generate_state(1)[0])
 
 
+class _Learner:
+    """The generator at the coordinator, its average, and the critics that it learns from."""
+
+    def __init__(self, shape: GeneratorShape, survey: Survey, study: Study, device: torch.device, *, seed: int) -> None:
+        self.generator, self.averaged = (initialise(shape, seed=seed).to(device) for _ in range(2))
+        self.targets = TargetBuilder(shape, survey.groups).build(np.ones(shape.classes))
+        self.features = freeze(shape, study.digest())
+        self.critic = initialise_critic(critic_shape_of(study, shape), seed=seed).to(device)
+        self.gate: tuple[float, ...] = ()
+        self._means = EmbeddingMeans(self.features, shape, device)
+        self._survey = survey
+        self._index = TableIndex(shape, survey.groups)
+        self._study = study
+        self._device = device
+
+    @property
+    def adversary(self) -> Adversary | None:
+        """The neural critic, where its gate is not closed."""
+        weights = tuple(self._study.critic.strength * weight for weight in self.gate)
+        return Adversary(self.critic, weights) if any(weights) else None
+
+    def adopt(self, parameters: dict[str, np.ndarray], weights: tuple[float, ...]) -> None:
+        """Take up a critic and its gate from a checkpoint."""
+        load_critic(self.critic, parameters)
+        self.gate = weights
+
+    def train(self, stretch: Stretch) -> float:
+        """As `common.models.training.train`, against what was released so far."""
+        cluster = make_cluster(self.targets, self._means, self.adversary, self._device)
+        return train(self.generator, cluster, stretch, self._device, averaged=self.averaged)
+
+    @torch.no_grad()
+    def fakes(self, seed: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Rows of the averaged generator as a neural critic is shown them, label shares as released, and labels."""
+        shares = self.targets.label_counts / self.targets.label_counts.sum()
+        labels = torch.from_numpy(np.random.default_rng(seed).choice(len(shares), size=_FAKES, p=shares))
+        random = torch.Generator(device=self._device).manual_seed(seed)
+        labels = labels.to(self._device)
+        latent = torch.randn(_FAKES, self.averaged.shape.latent, generator=random, device=self._device)
+        return *relaxed(self.averaged(latent, labels), random), labels
+
+    @property
+    def groups(self) -> Sequence[np.ndarray]:
+        """From the bins of each column and channel to its groups."""
+        return self._survey.groups
+
+    def _measured_targets(self) -> list[Target]:
+        return [target for name, target in self.targets.tables.items() if name not in ("one_way", "average")]
+
+    def worst_fitted(self, part: Part, *, share: float) -> np.ndarray:
+        """The tables of a part to measure again."""
+        if share == 1 or not any((target.precision > 0).any() for target in self._measured_targets()):
+            return part.numbers
+        with torch.no_grad():
+            classes = self.generator.shape.classes
+            random = torch.Generator(device=self._device).manual_seed(0)
+            labels = torch.arange(classes, device=self._device).repeat_interleave(self._study.model.batch)
+            latent = torch.randn(len(labels), self.generator.shape.latent, generator=random, device=self._device)
+            expected = expectations(self.averaged(latent, labels), classes, Joins(self.targets.groups, self._device))
+        return worst_fitted(part, self._index, self.targets, expected, share=share)
+
+    def frechet_distance(self, grids: Sequence[Grid], *, seed: int) -> float | None:
+        """Of the averaged generator from the released moments."""
+        return frechet_distance(self.targets, self.averaged, grids, self._survey.groups, seed=seed, device=self._device)
+
+
 def _in_turn(names: list[str], number: int, trainers: int) -> list[str]:
     """The sites that train in a round: as many as fit, one after the other round the roster."""
     size = min(trainers, len(names))
@@ -294,12 +584,24 @@ def _checkpoint_of(state: RunState) -> Checkpoint:
             for kind, release in state.releases.items()
         },
         "rounds_done": state.rounds_done,
+        "noise": state.noise.as_dict(),
+        "stages": [vars(stage) for stage in state.stages],
+        "first_distance": state.first_distance,
+        "validations": state.validations,
+        "gates": state.gates,
+        "accuracy": state.accuracy,
         "monitor": state.monitor,
         "history": state.history,
     }
     releases = {kind: release.counts for kind, release in state.releases.items()}
     return Checkpoint(
-        facts, {**pack(_RELEASE, releases), **pack(GENERATOR, state.generator), **pack(_AVERAGED, state.averaged)}
+        facts,
+        {
+            **pack(_RELEASE, releases),
+            **pack(GENERATOR, state.generator),
+            **pack(_AVERAGED, state.averaged),
+            **pack(CRITIC, state.critics),
+        },
     )
 
 
@@ -325,6 +627,13 @@ def _restore(checkpoint: Checkpoint, *, expected: RunState) -> RunState:
         generator=unpack(GENERATOR, checkpoint.arrays),
         averaged=unpack(_AVERAGED, checkpoint.arrays),
         rounds_done=facts["rounds_done"],
+        noise=NoiseState.from_dict(facts["noise"]),
+        stages=[Stage(**stage) for stage in facts["stages"]],
+        first_distance=facts["first_distance"],
+        validations=facts["validations"],
+        gates=[tuple(weights) for weights in facts["gates"]],
+        accuracy=facts["accuracy"],
+        critics=unpack(CRITIC, checkpoint.arrays),
         monitor=facts["monitor"],
         history=facts["history"],
     )

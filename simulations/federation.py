@@ -8,7 +8,7 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class Engine:
 
 
 def make_site_folder(
-    name: str, study_path: Path, study: Study, table: str, *, private: Path, kept: Path, seed: int
+    name: str, study_path: Path, study: Study, tables: Mapping[str, str], *, private: Path, kept: Path, seed: int
 ) -> SiteFolder:
     """Write a simulated site's files, as a real one would have them.
 
@@ -66,7 +66,7 @@ def make_site_folder(
         name: of the site.
         study_path: the study file.
         study: the same, for the digest that the site approves.
-        table: the site's records as CSV text.
+        tables: CSV text: "table", the site's records, and with windows "series", the long table.
         private: folder for the records and the site file; the caller deletes it.
         kept: the run's folder, for ledger, key and sealed replies.
         seed: of the simulation; the site's key follows from it, so that a run can be repeated.
@@ -78,7 +78,7 @@ def make_site_folder(
     key = hashlib.blake2b(name.encode(), key=seed.to_bytes(8, "big"), digest_size=32).digest()
     settings = {
         "site": name,
-        "table": str(private / name / "table.csv"),
+        **{kind: str(private / name / f"{kind}.csv") for kind in tables},
         "study": str(study_path),
         "approved": study.digest(),
         "ledger": str(kept / "ledger" / f"{name}.jsonl"),
@@ -88,7 +88,8 @@ def make_site_folder(
     }
     try:
         (private / name).mkdir(parents=True, mode=0o700)
-        (private / name / "table.csv").write_text(table, encoding="utf-8")
+        for kind, text in tables.items():
+            (private / name / f"{kind}.csv").write_text(text, encoding="utf-8")
         path = private / name / "site.yaml"
         path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         state.mkdir(parents=True, exist_ok=True, mode=0o700)

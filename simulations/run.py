@@ -4,48 +4,33 @@ Sites hold their own rows, what leaves them is noised and accounted, a generator
 is published and measured. Without a table of your own it simulates cross-bank transactions.
 """
 
-import hashlib
+import functools
 import json
 import logging
 import re
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import pandas as pd
 import torch
 import typer
-import yaml
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from client.records import parse_text, read_text
-from common.data.units import check_surplus
-from common.errors import CheckpointError, ExitCode, OutputError, PrivShareError, SchemaError, StudyError
-from common.evaluation.report import evaluate
+from common.errors import CheckpointError, ExitCode, OutputError, PrivShareError, StudyError
 from common.study import Study, load_study
-from server.checkpoints import write_file, write_json
-from server.publish import draw_table, publish, rows_to_publish
-from server.rounds import Coordinator, Trained
-from simulations.federation import Engine, SiteFolder, make_site_folder, run_federation
-from simulations.scenarios.bank import MOST_BANKS, simulate_transactions
-from simulations.splits import set_aside, split, units_of
+from simulations.ablation import ablate
+from simulations.experiment import Options, Run, Scenario, choose, digest_of, execute
+from simulations.federation import Engine
 
-_SCENARIO = Path(__file__).parent / "studies" / "bank.yaml"
-_TEST_SHARE = 0.2
 _MOST_SEED = 2**32 - 1
-_QUICK = {"count": 3, "refine_steps": 40, "local_steps": 5}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 err = Console(stderr=True, emoji=False)
@@ -58,53 +43,33 @@ class EngineKind(StrEnum):
     FLOWER = "flower"
 
 
-@dataclass(frozen=True)
-class Options:
-    """Everything that fixes a run; written to options.json, and must be the same to resume it."""
-
-    sites: int
-    split: str
-    seed: int
-    quick: bool
-    data: list[str]
-    data_digests: list[str]
-    accounts: int
-    test_noise_seed: int | None
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run: its study, what fixes it, where it lives, and whether it has yet to be begun."""
-
-    study: Study
-    options: Options
-    folder: Path
-    is_new: bool
-
-    @property
-    def name(self) -> str:
-        """Names the run for ever. In test mode the noise follows from it, so it must not depend on the folder."""
-        seed = self.options.test_noise_seed
-        return f"{self.study.name}-{self.folder.name if seed is None else f'test-{seed}'}"
-
-
 @app.command()
 def main(  # noqa: PLR0913 (one parameter an option)
     *,
     sites: Annotated[int, typer.Option(min=1, help="Number of sites.")] = 4,
-    study: Annotated[
-        Path | None, typer.Option(help="Study file; needs --data. Default: simulated bank transactions.")
+    scenario: Annotated[
+        Scenario,
+        typer.Option(
+            help="Embedded scenario. bank: transactions, one row each. accounts: the same banks' accounts with their "
+            "last transactions in order. icu: intensive-care stays with hourly vital signs."
+        ),
+    ] = Scenario.BANK,
+    units: Annotated[
+        int | None, typer.Option(min=100, help="Accounts or stays of the embedded scenario. Default: its own size.")
     ] = None,
+    study: Annotated[Path | None, typer.Option(help="Your own study file instead; needs --data.")] = None,
     data: Annotated[
         list[Path] | None, typer.Option(help="Table of the study; repeat it to join several files.")
     ] = None,
-    accounts: Annotated[int, typer.Option(min=100, help="Accounts of the embedded scenario.")] = 100_000,
+    series: Annotated[
+        list[Path] | None, typer.Option(help="Long table of a study with windows; repeat it to join several files.")
+    ] = None,
     split_by: Annotated[
         str,
         typer.Option(
             "--split",
             help="Who holds what: iid, dirichlet:A (small A: unequal labels) or column:NAME. Default: iid, but the "
-            "scenario by bank.",
+            "scenarios by bank or hospital.",
         ),
     ] = "",
     epsilon: Annotated[float | None, typer.Option(help="Instead of the study's epsilon.")] = None,
@@ -120,6 +85,15 @@ def main(  # noqa: PLR0913 (one parameter an option)
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/STUDY/TIME.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted run to go on with.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few steps: to see it work, not for good data.")] = False,
+    ablation: Annotated[
+        int | None,
+        typer.Option(
+            "--ablate", min=1, help="Instead of one run: so many seeds of each variant of discriminators and noise."
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help='With --ablate: a variant such as "measured only/pid"; repeat it.')
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Result as one JSON object on stdout.")] = False,
     test_noise_seed: Annotated[
         int | None,
@@ -137,15 +111,40 @@ def main(  # noqa: PLR0913 (one parameter an option)
         if resume is not None:
             run = _resumed(resume)
         else:
-            chosen, paths = _chosen_study(study, data, epsilon=epsilon, delta=delta, quick=quick)
-            default = "column:bank" if study is None and sites <= MOST_BANKS else "iid"
-            names = [str(path) for path in paths]
-            digests = [_digest(path) for path in paths]
-            options = Options(sites, split_by or default, seed, quick, names, digests, accounts, test_noise_seed)
-            run = Run(chosen, options, out or _default_folder(chosen), is_new=True)
+            run = choose(
+                scenario=scenario,
+                study=study,
+                data=data,
+                series=series,
+                units=units,
+                sites=sites,
+                how=split_by,
+                epsilon=epsilon,
+                delta=delta,
+                seed=seed,
+                quick=quick,
+                test_noise_seed=test_noise_seed,
+                out=out,
+            )
         # torch has its own setting; this binds the classifiers of the evaluation.
         with threadpool_limits(threads):
-            _run(run, engine=engine, device=device, threads=threads, json_output=json_output)
+            started = time.monotonic()
+            chosen = _device(device)
+            if ablation is not None:
+                on_run = functools.partial(err.print, style="dim", markup=False)
+                table = ablate(
+                    run,
+                    seeds=ablation,
+                    only=only or [],
+                    engine=_engine(engine, chosen, threads, run.options),
+                    device=chosen,
+                    on_run=on_run,
+                )
+                typer.echo(table)
+                return
+            with _Progress(run.study) as on_step:
+                results = execute(run, _engine(engine, chosen, threads, run.options), chosen, on_step)
+        _report(run, *results, seconds=time.monotonic() - started, json_output=json_output)
     except PrivShareError as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(int(error.code)) from None
@@ -160,80 +159,15 @@ def main(  # noqa: PLR0913 (one parameter an option)
         raise typer.Exit(int(ExitCode.INTERNAL)) from None
 
 
-def _chosen_study(
-    path: Path | None, data: list[Path] | None, *, epsilon: float | None, delta: float | None, quick: bool
-) -> tuple[Study, list[Path]]:
-    if (path is None) != (not data):
-        raise StudyError("--study and --data: give both, or neither for the embedded scenario", ExitCode.USAGE)
-    study = load_study(path or _SCENARIO).with_overrides(
-        privacy={"epsilon": epsilon, "delta": delta}, rounds=_QUICK if quick else {}
-    )
-    return study, list(data or [])
-
-
-def _default_folder(study: Study) -> Path:
-    return Path("runs") / study.name / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-
-
 def _resumed(folder: Path) -> Run:
     try:
         options = TypeAdapter(Options).validate_json((folder / "options.json").read_bytes(), strict=True)
     except (OSError, ValueError):
         raise OutputError(f"{folder}: is not the folder of a run", ExitCode.RESUME_IMPOSSIBLE) from None
-    for path, digest in zip(options.data, options.data_digests, strict=True):
-        if _digest(Path(path)) not in ("", digest):
+    for path, digest in zip([*options.data, *options.series], options.digests, strict=True):
+        if digest_of(Path(path)) not in ("", digest):
             raise CheckpointError(f"{path}: the table was changed since the run began")
     return Run(load_study(folder / "study.lock.yaml"), options, folder, is_new=False)
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file; empty where there is none, which reading it will say better."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""
-
-
-def _open_folder(run: Run) -> None:
-    """Make the folder of a new run, and write what is needed to resume it.
-
-    Raises:
-        OutputError: it holds something already, or cannot be written.
-    """
-    if not run.is_new:
-        return
-    folder = run.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        occupied = any(folder.iterdir())
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
-    if occupied:
-        raise OutputError(f"{folder}: is not empty; choose another --out, or --resume it")
-    write_file(folder / "study.lock.yaml", yaml.safe_dump(json.loads(run.study.canonical()), sort_keys=False).encode())
-    write_json(folder / "options.json", vars(run.options))
-
-
-def _run(run: Run, *, engine: EngineKind, device: str, threads: int, json_output: bool) -> None:
-    started = time.monotonic()
-    study, options, folder = run.study, run.options, run.folder
-    chosen = _device(device)
-    text = _read(study, options)
-    _check_learnable(text, study)
-    aside = set_aside(units_of(text, study), share=_TEST_SHARE, seed=options.seed)
-    shared = text[~aside].reset_index(drop=True)
-    positions = split(shared, study, sites=options.sites, how=options.split, seed=options.seed)
-    _open_folder(run)
-    with tempfile.TemporaryDirectory(prefix="privshare-") as private:
-        sites = _site_folders(shared, positions, run, Path(private))
-        trained = _conduct(run, sites, _engine(engine, chosen, threads, options), chosen)
-    table = draw_table(trained, study, rows=rows_to_publish(trained, study), seed=options.seed, device=chosen)
-    certificate = publish(trained, study, table, folder)
-    err.print("measuring the synthetic table against real rows that no site had ...", style="dim")
-    evaluation = evaluate(table, parse_text(shared, study), parse_text(text[aside], study), study, seed=options.seed)
-    evaluation["monitor"] = trained.state.monitor
-    write_json(folder / "evaluation.json", evaluation)
-    _report(run, evaluation, certificate, seconds=time.monotonic() - started, json_output=json_output)
 
 
 def _device(name: str) -> torch.device:
@@ -250,65 +184,6 @@ def _device(name: str) -> torch.device:
 def _engine(kind: EngineKind, device: torch.device, threads: int, options: Options) -> Engine:
     seed = options.test_noise_seed
     return Engine(kind.value, str(device), threads, None if seed is None else seed.to_bytes(16, "big"))
-
-
-def _read(study: Study, options: Options) -> pd.DataFrame:
-    if not options.data:
-        return simulate_transactions(
-            seed=options.seed, accounts=options.accounts, banks=max(4, min(options.sites, MOST_BANKS))
-        )
-    return pd.concat([read_text(Path(path), study) for path in options.data], ignore_index=True)
-
-
-def _check_learnable(text: pd.DataFrame, study: Study) -> None:
-    """Refuse a table from which nothing can be learned. Only a simulation can look at all sites' rows together.
-
-    Raises:
-        SchemaError: what the table lacks.
-    """
-    parsed = parse_text(text, study)
-    units = units_of(text, study)
-    if study.unit.surplus == "refuse":
-        check_surplus(units.number, key=study.unit.key, max_records=study.unit.max_records)
-    if units.count < 2:
-        raise SchemaError("table: at least two units are needed", ExitCode.TOO_FEW_UNITS)
-    if parsed[study.label.column].nunique() < 2:
-        raise SchemaError(f"{study.label.column}: the label has a single class", ExitCode.SINGLE_CLASS_LABEL)
-    for name in study.columns:
-        if parsed[name].nunique(dropna=False) < 2:
-            raise SchemaError(f"{name}: the column holds one value only; move it to `ignore`", ExitCode.CONSTANT_COLUMN)
-
-
-def _site_folders(shared: pd.DataFrame, positions: list[np.ndarray], run: Run, private: Path) -> list[SiteFolder]:
-    lock, layout = run.folder / "study.lock.yaml", run.study.table
-    folders = []
-    for number, rows in enumerate(positions):
-        # The same layout as the table came in, so that a site reads its file by the same study.
-        table = shared.iloc[rows].to_csv(
-            index=False,
-            sep=layout.delimiter,
-            header=layout.header is None,
-            columns=list(layout.header or shared.columns),
-        )
-        name, seed = f"site_{number + 1:02d}", run.options.seed
-        folders.append(make_site_folder(name, lock, run.study, table, private=private, kept=run.folder, seed=seed))
-    return folders
-
-
-def _conduct(run: Run, sites: list[SiteFolder], engine: Engine, device: torch.device) -> Trained:
-    results: list[Trained] = []
-    with _Progress(run.study) as on_step:
-        coordinator = Coordinator(
-            run.study,
-            folder=run.folder,
-            run=run.name,
-            seed=run.options.seed,
-            sites=run.options.sites,
-            device=device,
-            on_step=on_step,
-        )
-        run_federation(sites, lambda exchange: results.append(coordinator.run(exchange)), engine)
-    return results[0]
 
 
 class _Progress:
@@ -362,6 +237,7 @@ def _report(
             "guarantee": certificate["guarantee"],
             "utility": evaluation["utility"],
             "fidelity": evaluation["fidelity"],
+            "windows": evaluation.get("windows"),
             "monitor": evaluation["monitor"],
         }
         typer.echo(json.dumps(summary, allow_nan=False))

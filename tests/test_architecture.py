@@ -41,13 +41,20 @@ def test_a_package_belongs_to_privshare_alone(package: str) -> None:
     ("modules", "absent"),
     [
         (
-            "common.privacy.ledger, common.privacy.mechanism, common.data.units",
+            "common.privacy.ledger, common.privacy.mechanism, common.privacy.vectors, common.data.units",
             "flwr, ray, torch, opacus, server, client",
+        ),
+        (
+            "common.data.windows, common.data.queries, common.data.changes, common.data.trajectories",
+            "flwr, ray, torch, opacus, server, client, common.privacy",
         ),
         ("common.study, common.certificate, common.wire.messages", "flwr, ray, torch, opacus, server, client"),
         ("client.site", "flwr, ray, server"),
-        ("client.trainer, common.models.training", "flwr, ray, server, client.vault, client.records, client.site"),
-        ("server.cli, server.rounds, server.publish, server.drafts", "flwr, ray, client"),
+        (
+            "client.trainer, common.models.training, common.models.critics, common.models.sequences",
+            "flwr, ray, server, client.vault, client.records, client.site",
+        ),
+        ("server.cli, server.rounds, server.publish, server.drafts, server.noise_controller", "flwr, ray, client"),
     ],
 )
 def test_what_must_run_without_something_does_not_import_it(modules: str, absent: str) -> None:
@@ -204,14 +211,16 @@ NOISE = "common.privacy.noise"
 
 
 def noises_of(source: str) -> set[str]:
-    """Which of these a source uses: a distribution, entropy, a noise source of its own making, a draw of noise."""
+    """Which of these a source uses: a distribution, first weights from one, entropy, a noise source of its own making,
+    a draw of noise.
+    """  # noqa: D205
     tree = ast.parse(source)
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else dotted(node.func)
             if called in DISTRIBUTIONS:
-                found.add("distribution")
+                found.add("initialisation" if ".init." in f".{dotted(node.func)}" else "distribution")
             if called == "draw" and any(keyword.arg == "noise_stddev" for keyword in node.keywords):
                 found.add("draw")
             if called in ("GaussianNoise", "SeededNoise"):
@@ -229,7 +238,10 @@ def noises_of(source: str) -> set[str]:
     ("line", "use"),
     [
         ("generator.normal(0, 1, 9)", "distribution"),
-        ("torch.nn.init.normal_(weights)", "distribution"),
+        ("weights.normal_()", "distribution"),
+        ("init().normal_()", "distribution"),
+        ("torch.nn.init.normal_(weights)", "initialisation"),
+        ("init.normal_(weights)", "initialisation"),
         ("noise.draw(9, noise_stddev=1.0, context='x')", "draw"),
         ("source = SeededNoise(b'x')", "SeededNoise"),
         ("import secrets", "entropy"),
@@ -245,19 +257,28 @@ def test_the_scan_for_noise_sees_it(line: str, use: str) -> None:
     ("use", "expected"),
     [
         # Simulated people are drawn from distributions; what is drawn about real ones is noise, in one file.
-        ("distribution", {"simulations/scenarios/bank.py"}),
-        ("draw", {"common/privacy/mechanism.py"}),
+        ("distribution", {"simulations/scenarios/bank.py", "simulations/scenarios/icu.py"}),
+        # First weights, drawn before any row was seen.
+        ("initialisation", {"common/models/neural.py"}),
+        # The two mechanisms: of counts and of vectors.
+        ("draw", {"common/privacy/mechanism.py", "common/privacy/vectors.py"}),
         ("GaussianNoise", {"client/site.py"}),
         ("SeededNoise", {"simulations/federation.py"}),
         # The key of the noise, and a site's own key.
         ("entropy", {"common/privacy/noise.py", "client/site.py"}),
         (
             "noise module",
-            {"common/privacy/mechanism.py", "client/site.py", "client/vault.py", "simulations/federation.py"},
+            {
+                "common/privacy/mechanism.py",
+                "common/privacy/vectors.py",
+                "client/site.py",
+                "client/vault.py",
+                "simulations/federation.py",
+            },
         ),
     ],
 )
-def test_privacy_noise_comes_from_one_file_and_is_drawn_in_one(use: str, expected: set[str]) -> None:
+def test_privacy_noise_comes_from_one_file_and_is_drawn_in_the_two_mechanisms(use: str, expected: set[str]) -> None:
     found = {name for name, path in FILES.items() if use in noises_of(path.read_text(encoding="utf-8"))}
     assert found == expected
 
@@ -276,7 +297,65 @@ def test_flower_and_ray_are_imported_in_the_two_apps_and_the_simulation_alone() 
     assert found == {"client/app.py", "server/app.py", "simulations/federation.py"}
 
 
+def calls_of(source: str) -> set[str]:
+    """The last name of whatever a source calls."""
+    called = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return {func.attr if isinstance(func, ast.Attribute) else dotted(func) for func in called}
+
+
+def callers_of(name: str) -> set[str]:
+    """The files that call a function or make an object of this name; a simulation has no real rows."""
+    return {
+        file
+        for file, path in FILES.items()
+        if not file.startswith("simulations/") and name in calls_of(path.read_text(encoding="utf-8"))
+    }
+
+
 def test_the_vault_and_the_records_are_opened_by_the_site_alone() -> None:
     assert files_that(lambda name: name == "client.vault") == {"client/site.py"}
+    # The vault has windows made from the long table, and opens no file.
     readers = files_that(lambda name: name == "client.records")
-    assert {name for name in readers if not name.startswith("simulations/")} == {"client/site.py"}
+    assert {name for name in readers if not name.startswith("simulations/")} == {"client/site.py", "client/vault.py"}
+    from_records = {name for name in imported(ast.parse(FILES["client/vault.py"].read_text())) if ".records." in name}
+    assert from_records == {"client.records.read_windows"}
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("Vault(table)", "Vault"),
+        ("vault.Vault(table)", "Vault"),
+        ("x = [bound_units(table) for _ in y]", "bound_units"),
+    ],
+)
+def test_the_scan_for_calls_sees_them(line: str, name: str) -> None:
+    assert name in calls_of(f"{line}\n")
+    assert name not in calls_of(f"from somewhere import {name}\ndef work(): return {name}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "callers"),
+    [
+        # Text becomes values in one file; the cells of the long table on the way to windows.
+        ("read_table", {"client/site.py"}),
+        ("read_series_text", {"client/site.py"}),
+        ("make_windows", {"client/records.py"}),
+        ("parse_table", {"client/records.py", "common/data/windows.py"}),
+        # From here on a unit is a row of codes, and no other file looks at one.
+        ("Vault", {"client/site.py"}),
+        ("read_windows", {"client/vault.py"}),
+        ("bound_units", {"client/vault.py"}),
+        ("encode_table", {"client/vault.py"}),
+        ("encode_windows", {"client/vault.py"}),
+        ("histogram_codes", {"client/vault.py"}),
+        ("window_hits", {"client/vault.py"}),
+        ("Counter", {"client/vault.py"}),
+        # What leaves it goes through a mechanism, and nothing else asks the ledger to pay.
+        ("CountMechanism", {"client/vault.py"}),
+        ("VectorMechanism", {"client/vault.py"}),
+        ("authorise", {"common/privacy/mechanism.py", "common/privacy/vectors.py"}),
+    ],
+)
+def test_real_rows_are_read_in_one_file_held_in_one_and_leave_by_the_mechanisms(name: str, callers: set[str]) -> None:
+    assert callers_of(name) == callers

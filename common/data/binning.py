@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import isotonic_regression
 
 from common.data.encoding import Grid
 from common.data.histograms import Histogram
@@ -60,7 +61,36 @@ def make_binning(histogram: Histogram, grid: Grid, *, max_bins: int) -> Binning:
     bin_of[values] = _join_neighbours(histogram, grid, max_bins) if grid.is_ordered else _join_rare(histogram, grid)
     if grid.column.missing:
         bin_of[-1] = bin_of[values].max() + 1
-    return Binning(bin_of, _shares_within(histogram, bin_of))
+    return Binning(bin_of, _shares_within(histogram, bin_of, grid))
+
+
+def identity_binning(histogram: Histogram) -> Binning:
+    """A bin for each cell."""
+    cells = histogram.counts.shape[1]
+    return Binning(np.arange(cells, dtype=np.int64), np.ones((len(histogram.counts), cells)))
+
+
+def group_bins(binning: Binning, histogram: Histogram, grid: Grid, *, most: float) -> np.ndarray:
+    """The group of each bin for tables of two columns, (bins,) int64, numbered from 0 without gaps.
+
+    Neighbours of an ordered column are joined until a group holds a fair share of the units, 1 / most of all; a finer
+    table would hold more noise than counts. Categories stay apart, and so does missing.
+    """
+    mass = np.bincount(binning.bin_of, weights=histogram.counts.sum(axis=0), minlength=binning.n_bins)
+    group = np.arange(binning.n_bins, dtype=np.int64)
+    if not grid.is_ordered:
+        return group
+    values = binning.n_bins - int(grid.column.missing)
+    needed = max(float(mass[:values].sum()), 0.0) / most
+    held, number = 0.0, 0
+    for bin_number in range(values):
+        # A heavy bin does not swallow its light neighbours.
+        if bin_number and (held >= needed or held + mass[bin_number] > 1.5 * needed):
+            held, number = 0.0, number + 1
+        group[bin_number] = number
+        held += mass[bin_number]
+    group[values:] = number + 1
+    return group
 
 
 def _join_neighbours(histogram: Histogram, grid: Grid, max_bins: int) -> np.ndarray:
@@ -95,21 +125,32 @@ def _join_rare(histogram: Histogram, grid: Grid) -> np.ndarray:
     return bin_of.astype(np.int64)
 
 
-def _shares_within(histogram: Histogram, bin_of: np.ndarray) -> np.ndarray:
+def _shares_within(histogram: Histogram, bin_of: np.ndarray, grid: Grid) -> np.ndarray:
     """Share of each cell in its bin, per class: the projection of the estimated counts on the simplex.
 
-    A class whose mass in the bin does not carry a signal borrows the shares of all classes together.
+    A class whose mass in the bin does not carry a signal borrows the shares of all classes together. In the outermost
+    bins of an ordered column the counts are taken to fall towards the bound: nothing else tells a thin tail from the
+    noise of many empty cells, whose positive half would else become outliers.
     """
     classes = len(histogram.counts)
     within = np.zeros(histogram.counts.shape)
+    outermost = {int(bin_of[0]): 1, int(bin_of[grid.n_values - 1]): -1} if grid.is_ordered else {}
     for number in range(int(bin_of.max()) + 1):
         inside = np.flatnonzero(bin_of == number)
         needed = _SIGNAL * histogram.deviation(inside) / np.sqrt(classes)
-        together = _project_to_simplex(histogram.counts[:, inside].sum(axis=0))
+        direction = outermost.get(number, 0)
+        together = _shares(histogram.smooth[:, inside].sum(axis=0), direction)
         for label in range(classes):
-            own = histogram.counts[label, inside]
-            within[label, inside] = _project_to_simplex(own) if own.sum() >= needed else together
+            signal = histogram.counts[label, inside].sum() >= needed
+            within[label, inside] = _shares(histogram.smooth[label, inside], direction) if signal else together
     return within
+
+
+def _shares(counts: np.ndarray, direction: int) -> np.ndarray:
+    """Estimated counts as shares; rising from the first cell for direction 1, falling for -1, free for 0."""
+    if direction:
+        counts = isotonic_regression(counts[::direction]).x[::direction]
+    return _project_to_simplex(counts)
 
 
 def _project_to_simplex(counts: np.ndarray) -> np.ndarray:

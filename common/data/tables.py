@@ -55,6 +55,20 @@ class TableLayout:
             yield vector[start:end].reshape(shape)
 
 
+@dataclass(frozen=True)
+class Hits:
+    """Which rows hit which cells of a vector, and with what weight; each (hits,) int64."""
+
+    rows: np.ndarray
+    cells: np.ndarray
+    weights: np.ndarray
+
+
+def sizes_of(bins: Sequence[np.ndarray]) -> tuple[int, ...]:
+    """Number of bins of each map from cells to bins."""
+    return tuple(int(bin_of.max()) + 1 for bin_of in bins)
+
+
 def one_way(sizes: Sequence[int], classes: int) -> TableLayout:
     """One table for each column."""
     return TableLayout(tuple((column,) for column in range(len(sizes))), tuple(sizes), classes)

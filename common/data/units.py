@@ -7,11 +7,15 @@ never changes what becomes of another.
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import pandas as pd
 
 from common.errors import ExitCode, SchemaError
+
+WINDOW_WEIGHT: Final = math.lcm(*range(1, 17))
+"""Grid units in a window: its steps have equal shares of them, exactly up to 16 steps and to 1 in 2,800 up to 256."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ it does not leave a site.
 
 from dataclasses import asdict
 
-import pandas as pd
-
+from common.data.windows import WindowedTable
 from common.evaluation.fidelity import measure_fidelity
+from common.evaluation.sequences import measure_prediction, measure_sequence_fidelity, measure_sequence_utility
 from common.evaluation.utility import measure_utility
 from common.study import Study
 
@@ -42,8 +42,32 @@ DEFINITIONS = {
 """One sentence for each name in the report, so that the file can be read without this code."""
 
 
+WINDOW_DEFINITIONS = {
+    "gradient_boosting_static": "The boosted trees on the columns of the record alone.",
+    "gradient_boosting_on_summaries": "The same trees on the columns and on summaries of every channel: mean, standard "
+    "deviation, extremes, ends, slope, missing share, mean step; of categories their shares and changes.",
+    "sequence_classifier": "A recurrent network over the steps of the window, with the columns at its last layer.",
+    "discriminative_score": "|accuracy - 0.5| of a recurrent network that tells synthetic windows from real ones; 0 is "
+    "chance.",
+    "summaries_auc": "AUC of boosted trees that tell synthetic from real summaries of windows; 0.5 is chance.",
+    "joint_auc": "The same with the columns of the record beside the summaries.",
+    "autocorrelation": "Mean absolute difference of autocorrelations at lags 1 to 6, numeric channels, about the mean "
+    "of all units; _within: about each unit's own.",
+    "agreement": "Mean absolute difference of the probability that two steps in a row agree, categorical channels.",
+    "cross_correlation": "Mean absolute difference of correlations of two numeric channels at one step.",
+    "numeric_marginal": "1-Wasserstein distance at each step over the standard deviation, mean of steps and channels.",
+    "categorical_marginal": "Total variation distance at each step, mean over steps and channels.",
+    "missing": "Difference of the shares of missing values at each step, mean over steps and channels.",
+    "change": "1-Wasserstein distance of changes from step to step over their standard deviation, numeric channels.",
+    "length": "Total variation distance of the numbers of steps.",
+    "prediction": "Mean absolute error, in standard deviations, of a recurrent network that foretells the next step of "
+    "real windows; trained on synthetic windows (tstr) or on real ones (trtr).",
+}
+"""The same for what studies with windows have beside."""
+
+
 def evaluate(
-    synthetic: pd.DataFrame, train: pd.DataFrame, holdout: pd.DataFrame, study: Study, *, seed: int
+    synthetic: WindowedTable, train: WindowedTable, holdout: WindowedTable, study: Study, *, seed: int
 ) -> dict[str, object]:
     """All measurements of one synthetic table, ready for JSON.
 
@@ -52,27 +76,43 @@ def evaluate(
     Edge cases: an empty table, or one without both sides of the label -> None and the reason, for what needs it.
 
     Args:
-        synthetic: parsed table that the generator made.
-        train: parsed table of the real records that the generator learned from, all sites together.
-        holdout: parsed table of real records, of other units, that it did not learn from.
-        study: the study of all three.
+        synthetic: units that the generator made.
+        train: the real units that the generator learned from, all sites together.
+        holdout: real units that it did not learn from.
+        study: the study of all three; without windows, their records alone are looked at.
         seed: of the classifiers.
     """
     tables = {"synthetic": synthetic, "train": train, "holdout": holdout}
-    return {
+    records = [table.records for table in tables.values()]
+    report: dict[str, object] = {
         "schema": EVALUATION_SCHEMA,
         "study": study.digest(),
         "seed": seed,
-        "rows": {name: len(table) for name, table in tables.items()},
+        "rows": {name: len(table.records) for name, table in tables.items()},
         "utility": {"tstr": _utility(synthetic, holdout, study, seed), "trtr": _utility(train, holdout, study, seed)},
         "fidelity": {
-            "synthetic_vs_train": asdict(measure_fidelity(synthetic, train, study, edges_from=train)),
-            "synthetic_vs_holdout": asdict(measure_fidelity(synthetic, holdout, study, edges_from=train)),
-            "floor_train_vs_holdout": asdict(measure_fidelity(train, holdout, study, edges_from=train)),
+            "synthetic_vs_train": asdict(measure_fidelity(records[0], records[1], study, edges_from=records[1])),
+            "synthetic_vs_holdout": asdict(measure_fidelity(records[0], records[2], study, edges_from=records[1])),
+            "floor_train_vs_holdout": asdict(measure_fidelity(records[1], records[2], study, edges_from=records[1])),
         },
-        "definitions": dict(DEFINITIONS),
     }
+    if study.windows is not None:
+        channels = study.channels
+        report["windows"] = {
+            "synthetic_vs_holdout": asdict(measure_sequence_fidelity(synthetic, holdout, study, channels, seed=seed)),
+            "floor_train_vs_holdout": asdict(measure_sequence_fidelity(train, holdout, study, channels, seed=seed)),
+            "prediction": {
+                "tstr": asdict(measure_prediction(synthetic, holdout, channels, seed=seed)),
+                "trtr": asdict(measure_prediction(train, holdout, channels, seed=seed)),
+            },
+        }
+    report["definitions"] = dict(DEFINITIONS) if study.windows is None else DEFINITIONS | WINDOW_DEFINITIONS
+    return report
 
 
-def _utility(train: pd.DataFrame, test: pd.DataFrame, study: Study, seed: int) -> dict[str, object]:
-    return {name: asdict(scores) for name, scores in measure_utility(train, test, study, seed=seed).items()}
+def _utility(train: WindowedTable, test: WindowedTable, study: Study, seed: int) -> dict[str, object]:
+    if study.windows is None:
+        measured = measure_utility(train.records, test.records, study, seed=seed)
+    else:
+        measured = measure_sequence_utility(train, test, study, study.channels, seed=seed)
+    return {name: asdict(scores) for name, scores in measured.items()}

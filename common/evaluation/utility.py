@@ -75,32 +75,34 @@ def measure_utility(train: pd.DataFrame, test: pd.DataFrame, study: Study, *, se
     Source: Esteban et al. 2017, section 4.2 (TSTR).
     """
     classifiers = {
-        "logistic_regression": _logistic_regression,
-        "gradient_boosting": _gradient_boosting,
+        "logistic_regression": logistic_regression,
+        "gradient_boosting": gradient_boosting,
     }
-    train_truth, test_truth = _is_positive(train, study), _is_positive(test, study)
+    train_truth, test_truth = is_positive(train, study), is_positive(test, study)
     majority = float(max(test_truth.mean(), 1 - test_truth.mean())) if len(test_truth) else None
-    reason = _not_measurable("training", train_truth) or _not_measurable("test", test_truth)
+    reason = not_measurable("training", train_truth) or not_measurable("test", test_truth)
     if reason is not None:
         return {name: Scores(majority_accuracy=majority, reason=reason) for name in classifiers}
-    train_features, test_features = _to_features(train, study), _to_features(test, study)
+    train_features, test_features = to_features(train, study), to_features(test, study)
     # Scikit-learn's trees refuse such a column; made constant, it tells neither classifier anything.
     all_missing = np.isnan(train_features).all(axis=0)
     train_features[:, all_missing] = test_features[:, all_missing] = 0.0
     measured: dict[str, Scores] = {}
     for name, make in classifiers.items():
         classifier = make(study, seed).fit(train_features, train_truth)
-        threshold = _choose_threshold(classifier.predict_proba(train_features)[:, 1], train_truth)
+        threshold = choose_threshold(classifier.predict_proba(train_features)[:, 1], train_truth)
         scores = classifier.predict_proba(test_features)[:, 1]  # (test records,)
         measured[name] = _score(scores, test_truth, threshold, majority)
     return measured
 
 
-def _is_positive(table: pd.DataFrame, study: Study) -> np.ndarray:
+def is_positive(table: pd.DataFrame, study: Study) -> np.ndarray:
+    """Which rows have the positive class, (rows,) bool."""
     return (table[study.label.column] == study.label.positive).to_numpy(dtype=bool)
 
 
-def _not_measurable(which: str, truth: np.ndarray) -> str | None:
+def not_measurable(which: str, truth: np.ndarray) -> str | None:
+    """Why nothing can be measured on a table with these labels; None where it can."""
     if not len(truth):
         return f"the {which} table has no rows"
     if truth.all() or not truth.any():
@@ -108,18 +110,20 @@ def _not_measurable(which: str, truth: np.ndarray) -> str | None:
     return None
 
 
-def _to_features(table: pd.DataFrame, study: Study) -> np.ndarray:
+def to_features(table: pd.DataFrame, study: Study) -> np.ndarray:
     """(records, features) float64: codes of categories, numbers on the schema's scale; NaN is missing."""
-    return np.column_stack([_to_feature(table[name], name, column) for name, column in study.features.items()])
+    return np.column_stack([to_feature(table[name], name, column) for name, column in study.features.items()])
 
 
-def _to_feature(values: pd.Series, name: str, column: Column) -> np.ndarray:
+def to_feature(values: pd.Series, name: str, column: Column) -> np.ndarray:
+    """One column of `to_features`, (records,) float64."""
     if isinstance(column, CategoricalColumn):
         return np.where(values.isna(), np.nan, make_grid(name, column).encode(values))
     return column.to_scale(values.to_numpy(dtype=np.float64, na_value=np.nan), float(column.min))
 
 
-def _logistic_regression(study: Study, seed: int) -> Pipeline:
+def logistic_regression(study: Study, seed: int) -> Pipeline:
+    """The fixed logistic regression, with its preparation of columns."""
     columns = list(study.features.values())
     categorical = [position for position, column in enumerate(columns) if isinstance(column, CategoricalColumn)]
     numeric = [position for position in range(len(columns)) if position not in categorical]
@@ -135,7 +139,8 @@ def _logistic_regression(study: Study, seed: int) -> Pipeline:
     return make_pipeline(prepare, LogisticRegression(C=1.0, max_iter=2000, random_state=seed))
 
 
-def _gradient_boosting(study: Study, seed: int) -> Pipeline:
+def gradient_boosting(study: Study, seed: int) -> Pipeline:
+    """The fixed boosted trees; the columns that are categories split as sets."""
     # Wider columns enter as ordered codes: still a fixed, public encoding.
     as_sets = [
         isinstance(column, CategoricalColumn) and len(column.values) <= _MAX_TREE_CATEGORIES
@@ -154,7 +159,7 @@ def _gradient_boosting(study: Study, seed: int) -> Pipeline:
     return make_pipeline(boosting)
 
 
-def _choose_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
+def choose_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
     """The cut whose share of scores at or above it is nearest to the share of `truth`; scores lie in [0, 1]."""
     distinct = np.unique(scores)
     above_all = np.nextafter(1.0, 2.0)

@@ -1,106 +1,170 @@
-"""The measured form of the statistical discriminator.
+"""The measured discriminators: statistical, temporal, semantic.
 
-Its test functions are the indicators of every table cell. Their real-side expectations are released once with noise;
-the optimal linear discriminator against any generator is then known in closed form, and what it says is the Gaussian
-log-likelihood of the releases. It costs no privacy per generator step.
+Their test functions are the indicators of table cells (and, for the semantic one, frozen features). The real-side
+expectations are released once with noise; the optimal linear discriminator against any generator is then known in
+closed form, and what it says is the Gaussian log-likelihood of the releases. It costs no privacy per generator step.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.tables import TableLayout
+from common.data.queries import Family
+from common.models.embedding import EmbeddingMeans
+from common.models.generator import Outcome
+from common.models.neural import NeuralCritic, generator_loss
+from common.models.sequences import Expected, straight_through
+from common.models.targets import Groups, Targets
+
+MEASURED: Final = {
+    "statistical": ("one_way", Family.PAIR),
+    "semantic": ("embedding",),
+    "temporal": ("average", *(family for family in Family if family != Family.PAIR)),
+}
+"""Names of the tables that each measured critic compares."""
 
 
-@dataclass(frozen=True)
-class Targets:
-    """Released tables over bins, as a generator is compared with them.
+class Joins:
+    """Joins bins into the groups of tables of two columns or channels."""
 
-    one_way: (classes, bins) noised counts, all columns side by side; one_way_precision: (bins,), 1 / variance.
-    pairs: (classes, bins, bins) noised counts, upper blocks only; pairs_precision: (bins, bins), 0 where not measured.
-    label_counts: (classes,), estimated units of each class.
-    """
+    def __init__(self, groups: Groups, device: torch.device) -> None:
+        def indicator(group: np.ndarray) -> Tensor:
+            size = int(group.max()) + 1 if len(group) else 0
+            return torch.as_tensor(np.eye(size)[group], dtype=torch.float32, device=device)
 
-    one_way: np.ndarray
-    one_way_precision: np.ndarray
-    pairs: np.ndarray
-    pairs_precision: np.ndarray
-    label_counts: np.ndarray
+        self.records, self.channels = indicator(groups.records), indicator(groups.channels)
 
 
-def assemble(
-    *,
-    layout: TableLayout,
-    pair_counts: np.ndarray,
-    pair_variance: np.ndarray,
-    one_way: np.ndarray,
-    one_way_variance: np.ndarray,
-    label_counts: np.ndarray,
-) -> Targets:
-    """Lay flat pair tables out as one block matrix a class.
+def expectations(outcome: Outcome, parts: int, joins: Joins) -> Expected:
+    """Mean tables of parts of the rows, by the names of `Targets.tables`.
 
     Args:
-        layout: of the pair tables, over bins.
-        pair_counts: (cells,), noised counts in units.
-        pair_variance: (tables,), noise variance of one cell of each table.
-        one_way: (classes, bins), noised counts.
-        one_way_variance: (bins,), of one of them.
-        label_counts: (classes,).
+        outcome: of a generator, its rows in so many parts of equal size, one after the other.
+        parts: how many.
+        joins: of bins into groups.
     """
-    starts = np.concatenate([[0], np.cumsum(layout.sizes)])
-    bins = int(starts[-1])
-    pairs = np.zeros((layout.classes, bins, bins))
-    precision = np.zeros((bins, bins))
-    for (left, right), table, variance in zip(layout.columns, layout.split(pair_counts), pair_variance, strict=True):
-        block = (slice(starts[left], starts[left + 1]), slice(starts[right], starts[right + 1]))
-        pairs[:, *block] = table
-        precision[block] = 1.0 / variance
-    return Targets(one_way, 1.0 / one_way_variance, pairs, precision, label_counts)
+    shares = outcome.records.view(parts, -1, outcome.records.shape[1])  # (parts, rows, bins)
+    joined = shares @ joins.records
+    expected: Expected = {
+        "one_way": shares.mean(dim=1),
+        Family.PAIR: torch.bmm(joined.transpose(1, 2), joined) / joined.shape[1],
+    }
+    if outcome.courses is not None:
+        expected |= outcome.courses.expected(joined, joins.channels)
+    return expected
 
 
-class StatisticalCritic:
-    """Compares a generator's exact tables with released ones, weighted by the precision of each release.
+class MeasuredCritic:
+    """Compares a generator's exact tables with some of the released ones, weighted by the precision of each release.
 
-    Source: paper section 3.2 (statistical discriminator); algorithm notes, section 4.2.
+    Source: paper section 3.2; algorithm notes, section 4.2.
     """
 
-    def __init__(self, targets: Targets, device: torch.device) -> None:
+    def __init__(self, targets: Targets, names: tuple[str, ...], device: torch.device) -> None:
         def tensor(values: np.ndarray) -> Tensor:
             return torch.as_tensor(values, dtype=torch.float32, device=device)
 
         self._counts = tensor(np.maximum(targets.label_counts, 1.0))
-        self._one_way = tensor(targets.one_way)
-        self._one_way_precision = tensor(targets.one_way_precision)
-        self._pairs = tensor(targets.pairs)
-        self._pairs_precision = tensor(targets.pairs_precision)
-        cells = targets.one_way.size + targets.pairs.shape[0] * int((targets.pairs_precision > 0).sum())
-        self._cells = float(cells)
+        chosen = {name: targets.tables[name] for name in names if name in targets.tables}
+        self._values = {name: tensor(target.values) for name, target in chosen.items()}
+        self._precision = {name: tensor(target.precision) for name, target in chosen.items()}
+        self.cells = float(sum(target.values.shape[0] * (target.precision > 0).sum() for target in chosen.values()))
 
-    @property
-    def classes(self) -> int:
-        """Label classes."""
-        return len(self._counts)
-
-    def loss(self, shares: Tensor) -> Tensor:
-        """Unbiased estimate of the mean squared distance to the releases, in noise variances.
+    def loss(self, expected: Expected) -> Tensor:
+        """Unbiased estimate of the mean squared distance to the releases, in noise variances a cell.
 
         The two halves of the latents estimate the generator's tables independently, and the distance is the product of
         the two differences: its expectation holds no variance of the latents. The plain square does, and minimising it
         would push the generator towards columns that ignore z.
 
         Args:
-            shares: (classes, rows, bins), the generator's bin probabilities; rows is even.
+            expected: from `expectations`, with two parts a class: (2 * classes, ...).
         """
-        half = shares.shape[1] // 2
-        first, second = (self._differences(part) for part in (shares[:, :half], shares[:, half:]))
-        one_way = (first[0] * second[0] * self._one_way_precision).sum()
-        pairs = (first[1] * second[1] * self._pairs_precision).sum()
-        return (one_way + pairs) / self._cells
+        total = self._counts.new_zeros(())
+        for name, values in self._values.items():
+            halves = expected[name].view(len(self._counts), 2, *values.shape[1:])
+            counts = self._counts.view(-1, *[1] * (values.dim() - 1))
+            first, second = (halves[:, half] * counts - values for half in (0, 1))
+            total = total + (first * second * self._precision[name]).sum()
+        return total / self.cells
 
-    def _differences(self, shares: Tensor) -> tuple[Tensor, Tensor]:
-        counts = self._counts[:, None]
-        one_way = shares.mean(dim=1) * counts - self._one_way
-        pairs = torch.bmm(shares.transpose(1, 2), shares) / shares.shape[1] * counts[:, :, None] - self._pairs
-        return one_way, pairs
+
+EMBEDDING: Final = "embedding"
+"""Name of the table that the measured semantic critic compares: (classes, cells) sums of embeddings."""
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """A neural critic as a generator meets it: fixed, each head with the weight that the gate gave it."""
+
+    critic: NeuralCritic
+    weights: tuple[float, ...]
+
+
+class Cluster:
+    """All critics that a generator is trained against, fused into one loss."""
+
+    def __init__(
+        self,
+        measured: Mapping[str, MeasuredCritic],
+        joins: Joins,
+        *,
+        means: EmbeddingMeans | None = None,
+        adversary: Adversary | None = None,
+    ) -> None:
+        """Fuse critics.
+
+        Args:
+            measured: weighted by their numbers of cells: the likelihood of all releases together.
+            joins: of bins into groups.
+            means: where an embedding was released.
+            adversary: where a neural critic was trained; a head without weight costs nothing.
+        """
+        self._measured = {name: critic for name, critic in measured.items() if critic.cells}
+        self._joins = joins
+        self._means = means
+        self._adversary = adversary if adversary is not None and any(adversary.weights) else None
+
+    def loss(self, outcome: Outcome, labels: Tensor, classes: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The fused loss of a generator's outcome, and the measured part of it, in noise variances a cell.
+
+        Args:
+            outcome: its rows class after class, an even number of each.
+            labels: of the rows.
+            classes: how many there are.
+            random: of the rows that a neural critic is shown.
+        """
+        expected = expectations(outcome, 2 * classes, self._joins)
+        if self._means is not None:
+            expected[EMBEDDING] = self._means.expected(outcome, 2 * classes)
+        cells = sum(critic.cells for critic in self._measured.values())
+        parts = [critic.loss(expected) * (critic.cells / cells) for critic in self._measured.values()]
+        measured = torch.stack(parts).sum()
+        if self._adversary is None:
+            return measured, measured
+        scores = self._adversary.critic(*relaxed(outcome, random), labels)
+        weights = measured.new_tensor(self._adversary.weights)
+        return measured + (weights * generator_loss(scores)).sum(), measured
+
+
+def relaxed(outcome: Outcome, random: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """One unit a row as a neural critic is shown it: indicators, with the gradient of the probabilities."""
+    columns = [straight_through(share, random) for share in torch.split(outcome.records, list(outcome.sizes), dim=1)]
+    return torch.cat(columns, dim=1), None if outcome.courses is None else outcome.courses.relaxed(random)
+
+
+def make_cluster(
+    targets: Targets, means: EmbeddingMeans | None, adversary: Adversary | None, device: torch.device
+) -> Cluster:
+    """All critics of a study, from what was released."""
+    critics = {name: MeasuredCritic(targets, tables, device) for name, tables in MEASURED.items()}
+    return Cluster(
+        critics,
+        Joins(targets.groups, device),
+        means=means if EMBEDDING in targets.tables else None,
+        adversary=adversary,
+    )

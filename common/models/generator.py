@@ -1,37 +1,110 @@
-"""The conditional generator: a mixture of products, so that its tables are exact and differentiable.
+"""The conditional generator: a mixture whose parts are simple enough for its tables to be exact and differentiable.
 
-Given a latent z and a label class, the columns are independent; all dependence goes through z. Every pair table of the
-generator's distribution is then one matrix product, with no sampled one-hot and no gradient estimator.
+Given a latent z and a label class, the columns of a record are independent, and so are record and window; all
+dependence goes through z. Every pair table of the generator's distribution is then one matrix product, with no sampled
+one-hot and no gradient estimator. Windows: see `sequences`.
 """
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.models.sequences import Courses, SequenceShape, make_head, weights_of
+
+_TOKENS = 8
+_HEADS = 4
+
 
 @dataclass(frozen=True)
 class GeneratorShape:
-    """What fixes the parameters' names and shapes; a site checks what arrives against it."""
+    """What fixes the parameters' names and shapes; a site checks what arrives against it.
+
+    sizes: bins of each column of the record. body: how z becomes features. sequence: of the windows, if there are any.
+    length_column: position of the column that says how many steps a unit has, its first bin `fewest`; None where all
+    have the same number.
+    """
 
     sizes: tuple[int, ...]
     classes: int
     latent: int
     width: int
     blocks: int
+    body: Literal["mlp", "attention"] = "mlp"
+    sequence: SequenceShape | None = None
+    length_column: int | None = None
+    fewest: int = 0
 
     def as_dict(self) -> dict[str, object]:
         """For generator.json."""
         return asdict(self)
 
 
-class Generator(nn.Module):
-    """(z, label) -> one probability vector a column.
+@dataclass(frozen=True)
+class Outcome:
+    """What a generator says for some latents.
 
-    Body: concatenating blocks of Linear, LayerNorm, GELU (no BatchNorm: its running state would differ between sites);
-    heads: one softmax a column. Source: paper section 3.1; algorithm notes, section 5.1.
+    records: (rows, record bins), bin probabilities, all columns side by side. courses: of the windows, if any. sizes:
+    bins of each column.
+    """
+
+    records: Tensor
+    courses: Courses | None
+    sizes: tuple[int, ...]
+
+
+class _Blocks(nn.Module):
+    """Concatenating blocks of Linear, LayerNorm, GELU; no BatchNorm: its running state would differ between sites."""
+
+    def __init__(self, wide: int, shape: GeneratorShape) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        for _ in range(shape.blocks):
+            self.blocks.append(nn.Sequential(nn.Linear(wide, shape.width), nn.LayerNorm(shape.width), nn.GELU()))
+            wide += shape.width
+        self.wide = wide
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for block in self.blocks:
+            hidden = torch.cat([hidden, block(hidden)], dim=1)
+        return hidden
+
+
+class _Attention(nn.Module):
+    """Self-attention between a few tokens that z and the label are mapped to (the paper's SAGAN line, for tables)."""
+
+    def __init__(self, wide: int, shape: GeneratorShape) -> None:
+        super().__init__()
+        token = max(_HEADS, shape.width // _TOKENS // _HEADS * _HEADS)
+        self.tokens = nn.Linear(wide, _TOKENS * token)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                token,
+                _HEADS,
+                dim_feedforward=2 * token,
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(shape.blocks)
+        )
+        self.wide = wide + _TOKENS * token
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        tokens = self.tokens(hidden).view(len(hidden), _TOKENS, -1)
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return torch.cat([hidden, tokens.flatten(1)], dim=1)
+
+
+class Generator(nn.Module):
+    """(z, label) -> one probability vector a column, and a distribution over windows.
+
+    Source: paper sections 3.1 and 3.5 (replaceable types); algorithm notes, sections 5.1 and 8.
     """
 
     column_of_bin: Tensor
@@ -41,35 +114,42 @@ class Generator(nn.Module):
         super().__init__()
         self.shape = shape
         self.label_embedding = nn.Embedding(shape.classes, shape.latent)
-        wide = 2 * shape.latent
-        self.blocks = nn.ModuleList()
-        for _ in range(shape.blocks):
-            self.blocks.append(nn.Sequential(nn.Linear(wide, shape.width), nn.LayerNorm(shape.width), nn.GELU()))
-            wide += shape.width
-        self.heads = nn.Linear(wide, sum(shape.sizes))
+        self.body = (_Attention if shape.body == "attention" else _Blocks)(2 * shape.latent, shape)
+        self.heads = nn.Linear(self.body.wide, sum(shape.sizes))
+        self.sequence = make_head(self.body.wide, shape.sequence) if shape.sequence else None
         columns = np.repeat(np.arange(len(shape.sizes)), shape.sizes)
         inside = np.concatenate([np.arange(size) for size in shape.sizes])
         self.register_buffer("column_of_bin", torch.from_numpy(columns), persistent=False)
         self.register_buffer("bin_in_column", torch.from_numpy(inside), persistent=False)
 
-    def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
-        """Bin probabilities, all columns side by side.
+    def forward(self, latent: Tensor, labels: Tensor) -> Outcome:
+        """Distributions of records and windows.
 
         Args:
             latent: (rows, latent), standard normal.
             labels: (rows,), int64 label codes.
-
-        Returns:
-            (rows, sum of sizes); the slice of each column sums to 1.
         """
-        hidden = torch.cat([latent, self.label_embedding(labels)], dim=1)
-        for block in self.blocks:
-            hidden = torch.cat([hidden, block(hidden)], dim=1)
+        hidden = self.body(torch.cat([latent, self.label_embedding(labels)], dim=1))
         logits = self.heads(hidden)
         # One softmax over a padded (rows, columns, widest column) cube is far cheaper than one a column.
         cube = logits.new_full((len(logits), len(self.shape.sizes), max(self.shape.sizes)), -torch.inf)
         cube[:, self.column_of_bin, self.bin_in_column] = logits
-        return torch.softmax(cube, dim=2)[:, self.column_of_bin, self.bin_in_column]
+        records = torch.softmax(cube, dim=2)[:, self.column_of_bin, self.bin_in_column]
+        if self.sequence is None:
+            return Outcome(records, None, self.shape.sizes)
+        return Outcome(records, self.sequence(hidden, weights_of(self._lengths(records))), self.shape.sizes)
+
+    def _lengths(self, records: Tensor) -> Tensor:
+        """Chance of each number of steps, (rows, steps + 1)."""
+        shape = self.shape
+        assert shape.sequence is not None
+        lengths = records.new_zeros(len(records), shape.sequence.steps + 1)
+        if shape.length_column is None:
+            lengths[:, -1] = 1.0
+        else:
+            begin = sum(shape.sizes[: shape.length_column])
+            lengths[:, shape.fewest :] = records[:, begin : begin + shape.sizes[shape.length_column]]
+        return lengths
 
 
 def initialise(shape: GeneratorShape, *, seed: int) -> Generator:
@@ -82,16 +162,37 @@ def initialise(shape: GeneratorShape, *, seed: int) -> Generator:
 @torch.no_grad()
 def draw_bins(
     generator: Generator, labels: np.ndarray, *, seed: int, device: torch.device, chunk: int = 8192
-) -> np.ndarray:
-    """One row of bins for each label: a fresh z, then one categorical draw a column; (rows, columns) int64."""
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """One unit for each label: a fresh z, one categorical draw a column, one path through its window.
+
+    Returns:
+        records (rows, columns) int64; windows (rows, steps, channels) int64, -1 beyond a unit's last step, or None.
+    """
     random = torch.Generator(device=device).manual_seed(seed)
-    sizes = generator.shape.sizes
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    parts = []
+    shape = generator.shape
+    starts = np.concatenate([[0], np.cumsum(shape.sizes)])
+    records = [np.empty((0, len(shape.sizes)), dtype=np.int64)]
+    windows = []
     for begin in range(0, len(labels), chunk):
         classes = torch.from_numpy(np.ascontiguousarray(labels[begin : begin + chunk])).to(device)
-        latent = torch.randn(len(classes), generator.shape.latent, generator=random, device=device)
-        shares = generator(latent, classes)
-        drawn = [torch.multinomial(shares[:, start:end], 1, generator=random)[:, 0] for start, end in pairwise(starts)]
-        parts.append(torch.stack(drawn, dim=1).cpu().numpy())
-    return np.concatenate(parts) if parts else np.empty((0, len(sizes)), dtype=np.int64)
+        latent = torch.randn(len(classes), shape.latent, generator=random, device=device)
+        outcome = generator(latent, classes)
+        drawn = [
+            torch.multinomial(outcome.records[:, start:end], 1, generator=random)[:, 0]
+            for start, end in pairwise(starts)
+        ]
+        records.append(torch.stack(drawn, dim=1).cpu().numpy())
+        if outcome.courses is not None:
+            windows.append(outcome.courses.draw(random).cpu().numpy())
+    if shape.sequence is None:
+        return np.concatenate(records), None
+    empty = np.empty((0, shape.sequence.steps, len(shape.sequence.sizes)), dtype=np.int64)
+    return np.concatenate(records), _cut(np.concatenate([empty, *windows]), np.concatenate(records), shape)
+
+
+def _cut(windows: np.ndarray, records: np.ndarray, shape: GeneratorShape) -> np.ndarray:
+    """-1 beyond the number of steps that the record says."""
+    if shape.length_column is not None:
+        lengths = records[:, shape.length_column] + shape.fewest
+        windows[np.arange(windows.shape[1]) >= lengths[:, None]] = -1
+    return windows

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common.models.critics import StatisticalCritic
+from common.models.critics import Cluster
 from common.models.generator import Generator
 
 _WARM_UP = 5
@@ -42,17 +42,17 @@ def schedule(peak: float, *, stretches: int) -> Iterator[tuple[float, float]]:
 
 def train(
     generator: Generator,
-    critic: StatisticalCritic,
+    cluster: Cluster,
     stretch: Stretch,
     device: torch.device,
     *,
     averaged: Generator | None = None,
 ) -> float:
-    """Train a generator in place for one stretch; returns the mean loss, in noise variances a cell.
+    """Train a generator in place for one stretch; returns the mean loss of the measured critics, in noise variances.
 
     Args:
         generator: on `device`.
-        critic: on `device`.
+        cluster: the critics, on `device`.
         stretch: how long and how fast.
         device: where to compute.
         averaged: on `device`; follows the generator as an exponential moving average, which is what is published.
@@ -60,7 +60,8 @@ def train(
     if stretch.steps == 0:
         return float("nan")
     random = torch.Generator(device=device).manual_seed(stretch.seed)
-    labels = torch.arange(critic.classes, device=device).repeat_interleave(stretch.batch)  # (classes * batch,)
+    classes = generator.shape.classes
+    labels = torch.arange(classes, device=device).repeat_interleave(stretch.batch)  # (classes * batch,)
     optimiser = torch.optim.Adam(generator.parameters(), lr=stretch.start, betas=(0.9, 0.99))
     total = torch.zeros((), device=device)
     for step in range(stretch.steps):
@@ -69,13 +70,12 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = warm * (stretch.start + (stretch.end - stretch.start) * fraction)
         latent = torch.randn(len(labels), generator.shape.latent, generator=random, device=device)
-        shares = generator(latent, labels).view(critic.classes, stretch.batch, -1)  # (classes, batch, bins)
-        loss = critic.loss(shares)
+        loss, measured = cluster.loss(generator(latent, labels), labels, classes, random)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(generator.parameters(), _CLIP_NORM)
         optimiser.step()
-        total += loss.detach()
+        total += measured.detach()
         if averaged is not None:
             _follow(averaged, generator)
     return float(total / stretch.steps)

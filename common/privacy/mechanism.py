@@ -6,7 +6,8 @@ noise.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -17,14 +18,16 @@ from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Charge, Ledger
 from common.privacy.noise import MAXIMUM_STDDEV, NoiseSource
 
+MAXIMUM_EMPHASIS = 16
+
 
 @dataclass(frozen=True)
 class Contributions:
-    """What each record adds to a vector of counts.
+    """What units add to some consecutive tables of a vector of counts, one hit at a time.
 
-    units: (records,) int64, which unit a record belongs to, 0 .. units - 1.
-    indices: (records, tables) int64, the one cell that the record hits in each table.
-    weights: (records,) int64, what it adds there, in grid units.
+    units: (hits,) int64, which unit a hit belongs to, 0 .. units - 1.
+    indices: (hits, tables) int64, the one cell that is hit in each table.
+    weights: (hits,) int64, what is added there, in grid units.
     """
 
     units: np.ndarray
@@ -38,18 +41,32 @@ class CountMechanism:
 
     offsets: (tables + 1,) int64, where each table starts in the vector, and its length last.
     unit_weight: the most that one unit may add to one table, in grid units; also the scale of the release.
+    emphasis: (tables,) int64, 1 to 16; the sums of a table are multiplied by its emphasis before the noise, so that its
+        noise, seen from the counts, is as many times smaller than at emphasis 1. None for 1 everywhere.
 
     One unit adds at most `unit_weight` to the cells of each table together, so it moves each table by at most that in
-    L1 and hence in L2, and all tables together by unit_weight * sqrt(tables) in L2.
+    L1 and hence in L2, and all tables together by unit_weight * sqrt(sum of squared emphases) in L2.
     """
 
     offsets: np.ndarray
     unit_weight: int
+    emphasis: np.ndarray | None = None
+    _emphasis: np.ndarray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where an emphasis is not a whole number from 1 to 16, one a table."""
+        tables = len(self.offsets) - 1
+        emphasis = np.ones(tables, dtype=np.int64) if self.emphasis is None else self.emphasis
+        valid = emphasis.shape == (tables,) and emphasis.dtype == np.int64
+        if not valid or bool((emphasis < 1).any() or (emphasis > MAXIMUM_EMPHASIS).any()):
+            raise ValueError(f"emphasis: expected one whole number from 1 to {MAXIMUM_EMPHASIS} a table")
+        # A copy of its own: what was checked and planned with is what multiplies.
+        object.__setattr__(self, "_emphasis", emphasis.copy())
 
     @property
     def squared_sensitivity(self) -> int:
         """Square of the L2 sensitivity to adding or removing one unit; exact."""
-        return (len(self.offsets) - 1) * self.unit_weight**2
+        return sum(int(one) ** 2 for one in self._emphasis) * self.unit_weight**2
 
     def plan(self, *, spend: float, account: Literal["train", "holdout"], noise: NoiseSource) -> GaussianEvent:
         """The event that a spend of `spend` (squared mu) buys.
@@ -73,7 +90,7 @@ class CountMechanism:
 
     def release(
         self,
-        contributions: Contributions,
+        contributions: Iterable[Contributions],
         *,
         event: GaussianEvent,
         request: str,
@@ -96,29 +113,41 @@ class CountMechanism:
             raise ValueError("event: noise that cannot be drawn")
         if event.noise != noise.kind:
             raise ValueError("event: states another source of noise")
-        self._check(contributions)
-        sums = np.zeros(event.cells, dtype=np.int64)
-        for table in range(contributions.indices.shape[1]):
-            np.add.at(sums, contributions.indices[:, table], contributions.weights)
+        sums = self._sums(contributions)
         ledger.authorise(Charge(request, request_digest, event))
         noised: np.ndarray = sums + noise.draw(event.cells, noise_stddev=event.noise_stddev, context=request)
         return noised
 
-    def _check(self, contributions: Contributions) -> None:
-        units, indices, weights = contributions.units, contributions.indices, contributions.weights
+    def _sums(self, contributions: Iterable[Contributions]) -> np.ndarray:
+        """Exact sums, (cells,) int64, of contributions that were checked one by one."""
+        sums = np.zeros(int(self.offsets[-1]), dtype=np.int64)
+        done = 0
+        for part in contributions:
+            first, done = done, done + part.indices.shape[1]
+            self._check(part, first, done)
+            for table in range(part.indices.shape[1]):
+                np.add.at(sums, part.indices[:, table], part.weights)
+        if done != len(self.offsets) - 1:
+            raise ValueError("contributions: not for every table")
+        sums *= np.repeat(self._emphasis, np.diff(self.offsets))
+        return sums
+
+    def _check(self, part: Contributions, first: int, last: int) -> None:
+        """Refuse a part, for the tables from `first` up to `last`, in which a unit weighs more than it may."""
+        units, indices, weights = part.units, part.indices, part.weights
         if not all(array.dtype == np.int64 for array in (units, indices, weights)):
             raise ValueError("contributions: expected int64 arrays")
-        if indices.shape != (len(units), len(self.offsets) - 1) or weights.shape != units.shape:
+        if last >= len(self.offsets) or indices.shape[0] != len(units) or weights.shape != units.shape:
             raise ValueError("contributions: shapes do not agree")
         if len(units) == 0:
             return
-        if bool((indices < self.offsets[:-1]).any() or (indices >= self.offsets[1:]).any()):
-            raise ValueError("contributions: a record hits a cell outside its table")
+        if bool((indices < self.offsets[first:last]).any() or (indices >= self.offsets[first + 1 : last + 1]).any()):
+            raise ValueError("contributions: a hit lies outside its table")
         if bool((weights < 0).any()):
             raise ValueError("contributions: a weight is negative")
         # One by one first: a sum of weights that are too large could wrap round.
         if int(weights.max()) > self.unit_weight:
-            raise ValueError("contributions: a record weighs more than its unit may")
+            raise ValueError("contributions: a hit weighs more than its unit may")
         if int(units.min()) < 0:
             raise ValueError("contributions: a unit's number is negative")
         per_unit = np.zeros(int(units.max()) + 1, dtype=np.int64)

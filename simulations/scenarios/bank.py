@@ -192,6 +192,36 @@ def simulate_transactions(*, seed: int, accounts: int = 30_000, banks: int = 4) 
     return _write(keys, holders, clock, deeds, risk)
 
 
+def simulate_accounts(*, seed: int, accounts: int = 100_000, banks: int = 4) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The same banks seen by account: what an account is, and its transactions in order.
+
+    Guarantees: as `simulate_transactions`, of which it is another view; every account is in both tables; `risk` of an
+    account is high if that of one of its transactions is, and the transactions do not say which.
+
+    Args:
+        seed: of everything that is drawn.
+        accounts: units, over all banks; >= 1.
+        banks: sites; 1 to MOST_BANKS.
+    Returns:
+        records, (accounts, 7) of dtype str: account, bank, 4 features, risk; and transactions, (transactions, 10) of
+        dtype str: account, minute (since the account's first transaction), 8 channels. The time since the last
+        transaction is not a column: it follows from `minute`.
+    Raises:
+        ValueError: accounts or banks is out of its range.
+    """
+    table = simulate_transactions(seed=seed, accounts=accounts, banks=banks)
+    gap = pd.to_numeric(table["minutes_since_last"]).fillna(0).astype(np.int64)
+    minute = gap.groupby(table["account"], sort=False).cumsum().astype(str)
+    channels = ["amount", "balance", "hour", "weekday", "channel", "transaction_type", "counterparty"]
+    series = table[["account", *channels, "counterparty_region"]].copy()
+    series.insert(1, "minute", minute.astype("str"))
+    own = ["account", "bank", "account_type", "account_age_months", "holder_age", "prior_alerts"]
+    records = table.drop_duplicates("account")[own].reset_index(drop=True)
+    suspicious = records["account"].isin(table.loc[table["risk"] == "high", "account"])
+    records["risk"] = pd.Series(np.where(suspicious, "high", "low"), dtype="str")
+    return records, series
+
+
 def _draw_accounts(generator: np.random.Generator, accounts: int, banks: int) -> _Accounts:
     shares = np.array([_BANKS[bank % len(_BANKS)].share for bank in range(banks)])
     bank = generator.choice(banks, size=accounts, p=shares / shares.sum())

@@ -20,22 +20,39 @@ from client import policy
 from client.site import Site, open_site
 from common.data.encoding import make_grids
 from common.data.histograms import histogram_layout
-from common.data.tables import all_pairs
-from common.data.units import bound_units
+from common.data.queries import Family, catalogue, layout_of
+from common.data.tables import TableLayout, one_way, sizes_of
+from common.data.units import WINDOW_WEIGHT, bound_units
 from common.errors import ExitCode, LedgerError, PolicyError, StudyError
-from common.models.critics import Targets
+from common.models.embedding import FEATURES, SCALE
 from common.models.generator import initialise
-from common.models.monitor import BANDS
+from common.models.monitor import BANDS, score_layout
+from common.models.neural import GRADIENT_SCALE, critic_parameters, initialise_critic
+from common.models.targets import Groups, Target, Targets, table_shapes
 from common.models.training import parameters_of
 from common.privacy.budget import mu_of
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import read_charges
+from common.privacy.mechanism import MAXIMUM_EMPHASIS
 from common.privacy.noise import NoiseSource, SeededNoise
-from common.study import Study, parse_study
-from common.wire.messages import MESSAGE_SCHEMA, Reply, Request, refusal
-from common.wire.packing import GENERATOR, pack, pack_bins, pack_targets, shape_of, unpack
+from common.study import STEPS, Study, parse_study
+from common.wire.messages import KEPT, KINDS, MESSAGE_SCHEMA, Reply, Request, refusal
+from common.wire.packing import (
+    CRITIC,
+    GENERATOR,
+    critic_shape_of,
+    pack,
+    pack_bins,
+    pack_groups,
+    pack_targets,
+    shape_of,
+    unpack,
+)
 
 KEY = bytes(range(32))
+# What spends; the last two on held-out units.
+MEASUREMENTS = ("one_way", "tables", "embedding", "critic", "monitor", "verdict")
+HELD_OUT = ("monitor", "verdict")
 PRIVACY = {"epsilon": 1, "delta": 1e-5, "holdout": 0.3}
 STUDY: dict[str, Any] = {
     "schema": "privshare.study/1",
@@ -51,10 +68,28 @@ STUDY: dict[str, Any] = {
     "privacy": PRIVACY,
     "rounds": {"local_steps": 3},
     "model": {"latent": 2, "width": 8, "blocks": 1, "batch": 8},
+    "critic": {"width": 4},
 }
 # Cell to bin, a map a column: 3 colours and missing, 20 cells of age and missing, 8 cells of amount.
 BINS = [np.array([0, 1, 1, 2]), np.append(np.arange(20) // 5, 4), np.arange(8) // 4]
 SIZES = (3, 5, 2)
+WINDOWED: dict[str, Any] = {
+    **STUDY,
+    "unit": {"name": "patient", "key": "patient"},
+    "windows": {
+        "layout": "events",
+        "length": 4,
+        "empty": "allow",
+        "longer": "first",
+        "time": {"column": "minute"},
+        "channels": {
+            "pulse": {"type": "integer", "min": 0, "max": 199, "cells": 20, "missing": True},
+            "drug": {"type": "categorical", "categories": ["a", "b", "c"]},
+        },
+    },
+}
+# After the columns: 0 to 4 steps, 20 cells of the pulse and missing, 3 drugs.
+WINDOWED_BINS = [*BINS, np.arange(5), np.append(np.arange(20) // 10, 2), np.array([0, 1, 1])]
 
 Row = tuple[str, ...]
 
@@ -76,6 +111,20 @@ def make_rows(units: int = 40) -> list[Row]:
 
 
 ROWS = make_rows()
+# One row a patient, as a study with windows has it.
+SINGLE = list({row[0]: row for row in ROWS}.values())
+SERIES = "patient,minute,pulse,drug"
+
+
+def make_series(rows: Sequence[Sequence[str]]) -> list[Row]:
+    """Rows of the long table of some patients, none to five each; a patient's own depend on nobody else."""
+    found: list[Row] = []
+    for row in rows:
+        random = np.random.default_rng(list(row[0].encode()))
+        for minute in range(int(random.integers(6))):
+            pulse = str(random.choice([40, 80, 199, ""]))
+            found.append((row[0], str(minute * 7), pulse, str(random.choice(["a", "b", "c"]))))
+    return found
 
 
 @dataclass(frozen=True)
@@ -85,28 +134,61 @@ class Home:
     folder: Path
     study: Study
 
+    @property
+    def bins(self) -> list[np.ndarray]:
+        """The map from cells to bins of each column and channel."""
+        return BINS if self.study.windows is None else WINDOWED_BINS
+
+    @property
+    def tables(self) -> int:
+        """Tables in the study's catalogue."""
+        return len(catalogue(len(self.study.measured), self.study.windows))
+
+    @property
+    def score_weights(self) -> int:
+        """Numbers in the weights of a linear score."""
+        return sum(sizes_of(self.bins)[: len(self.study.measured)]) + BANDS - 1
+
     def open(self, noise: NoiseSource | None = None) -> Site:
         return open_site(self.folder / "site.yaml", noise=noise or SeededNoise(b"seed"))
 
     def ask(self, kind: str, *, name: str = "", run: str = "run-1", **changes: Any) -> Request:
-        """A request that is right, unless the changes say otherwise."""
-        options: dict[str, Any] = {"share": 0.25} if kind in ("one_way", "pairs", "monitor") else {}
-        arrays: dict[str, np.ndarray] = {} if kind in ("describe", "one_way") else pack_bins(BINS)
+        """A request that is right, unless the changes say otherwise; None takes an array away."""
+        options: dict[str, Any] = {"share": 0.25} if kind in MEASUREMENTS else {}
+        arrays: dict[str, np.ndarray] = {} if kind in ("describe", "one_way") else pack_bins(self.bins)
+        shape = shape_of(self.study, sizes_of(self.bins))
+        if kind == "tables":
+            arrays |= {"tables": np.arange(self.tables), "emphasis": np.ones(self.tables, dtype=np.int64)}
         if kind == "monitor":
-            arrays["weights"] = np.linspace(-1, 1, sum(SIZES) + BANDS - 1)
+            arrays["weights"] = np.linspace(-1, 1, self.score_weights)
+        if kind in ("critic", "verdict"):
+            critic = initialise_critic(critic_shape_of(self.study, shape), seed=0)
+            arrays |= pack(CRITIC, critic_parameters(critic))
         if kind == "train":
-            shape = shape_of(self.study, SIZES)
-            targets = Targets(np.ones((2, 10)), np.ones(10), np.ones((2, 10, 10)), np.ones((10, 10)), np.ones(2))
-            arrays |= {**pack(GENERATOR, parameters_of(initialise(shape, seed=0))), **pack_targets(targets)}
+            groups = [np.arange(size) for size in sizes_of(self.bins)]
+            arrays |= pack(GENERATOR, parameters_of(initialise(shape, seed=0)))
+            arrays |= pack_groups(groups) if self.is_local else pack_targets(self.targets(groups))
             options = {"steps": 2, "learning_rates": [1e-3, 5e-4], "seed": 7}
+        arrays |= changes.get("arrays", {})
         return Request(
             kind,
             changes.get("study", self.study.digest()),
             run,
             name or kind,
             {**options, **changes.get("options", {})},
-            {**arrays, **changes.get("arrays", {})},
+            {name: array for name, array in arrays.items() if array is not None},
         )
+
+    @property
+    def is_local(self) -> bool:
+        return self.study.discriminators.scope == "local"
+
+    def targets(self, groups: list[np.ndarray]) -> Targets:
+        """Targets of every table, all alike."""
+        joined = Groups.of(groups, len(self.study.measured))
+        shapes = table_shapes(shape_of(self.study, sizes_of(self.bins)), joined)
+        tables = {str(name): Target(np.ones((2, *shape)), np.ones(shape)) for name, shape in shapes.items()}
+        return Targets(tables, np.ones(2), joined)
 
     @property
     def ledger(self) -> Path:
@@ -131,14 +213,19 @@ def make_home(
     rows: Sequence[Sequence[str]] = ROWS,
     *,
     header: str | None = "patient,colour,age,amount,ill",
+    series: Sequence[Sequence[str]] | None = None,
     study: dict[str, Any] | None = None,
     key: bytes | None = KEY,
     **settings_: Any,
 ) -> Home:
-    """Write a site's files: site.yaml, the study, the table, and its key."""
+    """Write a site's files: site.yaml, the study, the table, the long one if the study has windows, and its key."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = study or STUDY
     approved = parse_study(plain, source="test")
+    if approved.windows is not None:
+        long = [SERIES, *map(",".join, make_series(rows) if series is None else series)]
+        (folder / "series.csv").write_text("\n".join(long) + "\n", encoding="utf-8", errors="surrogateescape")
+        settings_ = {"series": str(folder / "series.csv"), **settings_}
     lines = ([header] if header is not None else []) + [",".join(row) for row in rows]
     (folder / "table.csv").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
     (folder / "study.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
@@ -165,6 +252,16 @@ def make_home(
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return make_home(tmp_path / "north")
+
+
+@pytest.fixture(params=["records", "windows"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
+    """A site of a study without windows, or of one with them."""
+    return make_either(tmp_path / "north", request.param)
+
+
+def make_either(folder: Path, which: str) -> Home:
+    return make_home(folder) if which == "records" else make_home(folder, SINGLE, study=WINDOWED)
 
 
 class Forbidden:
@@ -214,15 +311,34 @@ def test_a_site_narrows_the_budget_and_never_widens_it(
     assert facts["squared_mu"] == pytest.approx(mu_of(epsilon=epsilon, delta=delta) ** 2, rel=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["one_way", "pairs", "monitor"])
-def test_a_measurement_is_charged_as_it_is_stated_and_sized_by_the_schema(home: Home, kind: str) -> None:
+def layouts(home: Home) -> dict[str, TableLayout]:
+    """Of each measurement that counts."""
+    study, sizes = home.study, sizes_of(home.bins)
+    heads = 1 if study.windows is None else 2
+    return {
+        "one_way": histogram_layout(make_grids(study.measured), 2, make_grids(study.channels)),
+        "tables": layout_of(catalogue(len(study.measured), study.windows), sizes, 2),
+        "monitor": score_layout(),
+        "verdict": one_way([2] * heads, 1),
+    }
+
+
+def below_noise(reply: Reply, request: str) -> np.ndarray:
+    """The sums of a release: what came less the noise, which these tests know."""
+    event = GaussianEvent.from_dict(reply.facts["event"])
+    return reply.arrays["counts"] - SeededNoise(b"seed").draw(
+        event.cells, noise_stddev=event.noise_stddev, context=request
+    )
+
+
+@pytest.mark.parametrize("kind", ["one_way", "tables", "monitor", "verdict"])
+def test_a_measurement_is_charged_as_it_is_stated_and_sized_by_the_schema(either: Home, kind: str) -> None:
+    home = either
     site = home.open()
     reply = Reply.decode(site.handle(home.ask(kind).encode()))
     assert reply.refused is None
-    grids = make_grids(home.study.features)
-    layouts = {"one_way": histogram_layout(grids, 2), "pairs": all_pairs(SIZES, 2)}
-    cells = layouts[kind].n_cells if kind in layouts else 2 * BANDS
-    tables = layouts[kind].n_tables if kind in layouts else 1
+    layout = layouts(home)[kind]
+    cells, tables = layout.n_cells, layout.n_tables
     assert set(reply.facts) == {"event", "ledger_head"}
     assert set(reply.arrays) == {"counts"}
     assert reply.arrays["counts"].shape == (cells,)
@@ -230,33 +346,188 @@ def test_a_measurement_is_charged_as_it_is_stated_and_sized_by_the_schema(home: 
     (charge,) = read_charges(home.ledger)
     assert charge.event == GaussianEvent.from_dict(reply.facts["event"])
     assert charge.request == f"run-1/{kind}"
-    assert charge.event.account == ("holdout" if kind == "monitor" else "train")
-    # A unit weighs 2 grid units, its records' shares of one.
-    assert (charge.event.squared_sensitivity, charge.event.scale) == (4 * tables, 2)
+    assert charge.event.account == ("holdout" if kind in HELD_OUT else "train")
+    # A unit weighs 2 grid units, its records' shares of one; with windows as many as steps can share.
+    whole = 2 if home.study.windows is None else WINDOW_WEIGHT
+    assert (charge.event.squared_sensitivity, charge.event.scale) == (whole**2 * tables, whole)
     assert charge.event.spend <= 0.25 * mu_of(epsilon=1, delta=1e-5) ** 2
-    noise = SeededNoise(b"seed").draw(cells, noise_stddev=charge.event.noise_stddev, context=charge.request)
-    sums = reply.arrays["counts"] - noise
     # Below the noise lies the table: every unit of the account once in each table, its weight shared out.
+    sums = below_noise(reply, charge.request)
     assert sums.min() >= 0
-    assert sums.sum() % (2 * tables) == 0
-    assert 0 < sums.sum() < 2 * tables * 40
+    found = [int(table.sum()) for table in layout.split(sums)]
+    columns = len(home.study.measured)
+    of_records = {"one_way": len(found) if columns == 3 else 6, "tables": columns * (columns - 1) // 2}.get(
+        kind, tables
+    )
+    assert len(set(found[:of_records])) == 1
+    assert found[0] % whole == 0
+    assert 0 < found[0] < whole * 40
+    # Steps share a unit's weight as well, and where there are none they add nothing.
+    assert all(0 < one <= found[0] for one in found)
 
 
-def test_training_and_holdout_units_make_up_the_table_together(home: Home) -> None:
+@pytest.mark.parametrize(("kind", "scale"), [("embedding", SCALE), ("critic", GRADIENT_SCALE)])
+def test_a_sum_of_vectors_is_charged_as_it_is_stated_and_each_unit_is_one_of_them(
+    either: Home, kind: str, scale: int
+) -> None:
+    home = either
+    reply = Reply.decode(home.open().handle(home.ask(kind).encode()))
+    assert reply.refused is None
+    shape = shape_of(home.study, sizes_of(home.bins))
+    cells = {"embedding": 2 * 2 * FEATURES, "critic": critic_shape_of(home.study, shape).cells}[kind]
+    assert set(reply.facts) == {"event", "ledger_head"}
+    assert set(reply.arrays) == {"counts"}
+    assert reply.arrays["counts"].shape == (cells,)
+    assert reply.arrays["counts"].dtype == np.int64
+    (charge,) = read_charges(home.ledger)
+    assert charge.event == GaussianEvent.from_dict(reply.facts["event"])
+    assert charge.event.account == "train"
+    assert (charge.event.squared_sensitivity, charge.event.scale) == (scale**2, scale)
+    assert charge.event.spend <= 0.25 * mu_of(epsilon=1, delta=1e-5) ** 2
+    sums = below_noise(reply, charge.request).astype(np.float64)
+    assert 0 < np.linalg.norm(sums) <= 40 * scale
+
+
+def test_training_and_holdout_units_make_up_the_table_together(either: Home) -> None:
+    home = either
     site = home.open()
-    units = 0
-    for kind, tables in (("pairs", 3), ("monitor", 1)):
+    units = {}
+    whole = 2 if home.study.windows is None else WINDOW_WEIGHT
+    for kind in ("tables", "monitor", "verdict"):
         reply = Reply.decode(site.handle(home.ask(kind).encode()))
-        event = GaussianEvent.from_dict(reply.facts["event"])
-        noise = SeededNoise(b"seed").draw(event.cells, noise_stddev=event.noise_stddev, context=f"run-1/{kind}")
-        units += int((reply.arrays["counts"] - noise).sum()) // (2 * tables)
-    assert units == 40
+        table = next(layouts(home)[kind].split(below_noise(reply, f"run-1/{kind}")))
+        units[kind] = int(table.sum()) // whole
+    assert units["tables"] + units["monitor"] == 40
+    assert units["verdict"] == units["monitor"] > 0
 
 
-def test_training_returns_another_generator_and_spends_nothing(home: Home) -> None:
+def test_units_without_records_in_common_are_told_apart_by_the_vectors(tmp_path: Path) -> None:
+    """A unit is one vector however many records it has: its first by the site's key."""
+    one = [row for row in ROWS if row[0] == "p1"]
+    many = [row for row in ROWS if row[0] == "p0"][:2]
+    held = bound_units(
+        pd.DataFrame({"patient": ["p0", "p1"]}),
+        key="patient",
+        max_records=2,
+        drop_surplus=True,
+        holdout=0.3,
+        secret=KEY,
+    ).holdout
+    assert not held.any()
+    for rows, units in ((one, 1), (many, 1), ([*one, *many], 2)):
+        home = make_home(tmp_path / f"{len(rows)}", rows)
+        reply = Reply.decode(home.open().handle(home.ask("embedding").encode()))
+        sums = below_noise(reply, "run-1/embedding").astype(np.float64)
+        # Of norm 1 each; two of them at an angle.
+        assert np.linalg.norm(sums) <= units * SCALE
+        assert np.linalg.norm(sums) == pytest.approx(SCALE, rel=0.01) or units == 2
+
+
+# --- which tables, and how exactly
+
+
+def test_an_emphasis_is_in_the_sums_and_in_the_charge(home: Home) -> None:
+    emphasis = np.array([1, 3, MAXIMUM_EMPHASIS])
+    reply = Reply.decode(home.open().handle(home.ask("tables", arrays={"emphasis": emphasis}).encode()))
+    (charge,) = read_charges(home.ledger)
+    assert charge.event.squared_sensitivity == 4 * (1 + 9 + 256)
+    plain = home.open()
+    other = Reply.decode(plain.handle(home.ask("tables", name="plain").encode()))
+    tables = [
+        list(layouts(home)["tables"].split(below_noise(one, f"run-1/{name}")))
+        for one, name in ((reply, "tables"), (other, "plain"))
+    ]
+    for many, once, weight in zip(*tables, emphasis, strict=True):
+        assert (many == weight * once).all()
+    # For one spend: the other tables pay with noise.
+    assert charge.event.noise_stddev > 2 * read_charges(home.ledger)[1].event.noise_stddev
+
+
+def test_tables_come_as_they_were_asked_for(either: Home) -> None:
+    home = either
+    site = home.open()
+    whole = Reply.decode(site.handle(home.ask("tables").encode()))
+    tables = list(layouts(home)["tables"].split(below_noise(whole, "run-1/tables")))
+    some = np.array([0, 2]) if home.study.windows is None else np.array([1, 6, 7, 18, home.tables - 1])
+    arrays = {"tables": some, "emphasis": np.ones(len(some), dtype=np.int64)}
+    part = Reply.decode(site.handle(home.ask("tables", name="some", arrays=arrays).encode()))
+    known = catalogue(len(home.study.measured), home.study.windows)
+    layout = layout_of([known[number] for number in some], sizes_of(home.bins), 2)
+    for number, table in zip(some, layout.split(below_noise(part, "run-1/some")), strict=True):
+        assert np.array_equal(table, tables[number])
+    assert read_charges(home.ledger)[1].event.squared_sensitivity * home.tables == (
+        read_charges(home.ledger)[0].event.squared_sensitivity * len(some)
+    )
+
+
+ONES = np.ones(3, dtype=np.int64)
+BAD_TABLES: dict[str, dict[str, np.ndarray | None]] = {
+    "no tables": {"tables": None},
+    "an empty list of tables": {"tables": np.array([], dtype=np.int64), "emphasis": np.array([], dtype=np.int64)},
+    "a number": {"tables": np.array(1), "emphasis": np.array(1)},
+    "tables of two dimensions": {"tables": np.array([[0, 1, 2]]), "emphasis": ONES[None]},
+    "tables as floats": {"tables": np.array([0.0, 1.0, 2.0])},
+    "narrow tables": {"tables": np.array([0, 1, 2], dtype=np.int32)},
+    "a negative table": {"tables": np.array([-1, 1, 2])},
+    "a table behind the last": {"tables": np.array([0, 1, 3])},
+    "a table far away": {"tables": np.array([0, 1, 2**62])},
+    "a table twice": {"tables": np.array([0, 1, 1])},
+    "tables that fall": {"tables": np.array([0, 2, 1])},
+    "more tables than there are": {"tables": np.arange(4), "emphasis": np.ones(4, dtype=np.int64)},
+    "no emphasis": {"emphasis": None},
+    "an emphasis too few": {"emphasis": ONES[:2]},
+    "an emphasis too many": {"emphasis": np.ones(4, dtype=np.int64)},
+    "an emphasis of two dimensions": {"emphasis": ONES[None]},
+    "an emphasis of 0": {"emphasis": np.array([1, 0, 1])},
+    "a negative emphasis": {"emphasis": np.array([1, -1, 1])},
+    "an emphasis too large": {"emphasis": np.array([1, MAXIMUM_EMPHASIS + 1, 1])},
+    "an emphasis far too large": {"emphasis": np.array([1, 2**62, 1])},
+    "an emphasis as floats": {"emphasis": np.ones(3)},
+    "a narrow emphasis": {"emphasis": np.ones(3, dtype=np.int32)},
+    "truths for an emphasis": {"emphasis": np.ones(3, dtype=bool)},
+}
+
+
+@pytest.mark.parametrize("fault", BAD_TABLES)
+def test_tables_that_are_not_of_the_catalogue_are_refused_and_spend_nothing(home: Home, fault: str) -> None:
+    site = home.open(Forbidden())  # type: ignore[arg-type]
+    assert refused(site.handle(home.ask("tables", arrays=BAD_TABLES[fault]).encode())) == "POLICY_REFUSED"
+    assert home.charged == []
+
+
+def test_a_study_of_one_column_has_no_tables_to_ask_for(tmp_path: Path) -> None:
+    columns = {name: STUDY["columns"][name] for name in ("amount", "ill")}
+    study = {**STUDY, "columns": columns, "ignore": ["colour", "age"]}
+    home = make_home(tmp_path / "north", study=study)
+    site = home.open(Forbidden())  # type: ignore[arg-type]
+    for numbers in ([], [0]):
+        arrays = {
+            **pack_bins([BINS[2]]),
+            "bins.1": None,
+            "bins.2": None,
+            "tables": np.array(numbers, dtype=np.int64),
+            "emphasis": np.ones(len(numbers), dtype=np.int64),
+        }
+        request = Request(
+            "tables",
+            home.study.digest(),
+            "run-1",
+            "tables",
+            {"share": 0.25},
+            {name: array for name, array in arrays.items() if array is not None},
+        )
+        assert refused(site.handle(request.encode())) == "POLICY_REFUSED"
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_training_returns_another_generator_and_spends_nothing(either: Home, judged: bool) -> None:
+    home = either
     site = home.open(Forbidden())  # type: ignore[arg-type]
     (home.folder / "table.csv").unlink()  # not a row is needed
-    asked = home.ask("train")
+    heads = 1 if home.study.windows is None else 2
+    critic = {key: array for key, array in home.ask("critic").arrays.items() if key.startswith(CRITIC)}
+    changes: dict[str, Any] = {"options": {"weights": [1.0] * heads}, "arrays": critic} if judged else {}
+    asked = home.ask("train", **changes)
     reply = Reply.decode(site.handle(asked.encode()))
     assert reply.refused is None
     sent, came = unpack(GENERATOR, asked.arrays), unpack(GENERATOR, reply.arrays)
@@ -280,14 +551,21 @@ def test_a_repeated_request_gets_the_same_bytes_and_spends_nothing(home: Home) -
 
 
 @pytest.mark.parametrize(
-    "change", [{"options": {"share": 0.26}}, {"options": {"note": 1}}, {"arrays": {"bins.0": np.array([0, 1, 2, 3])}}]
+    "change",
+    [
+        {"options": {"share": 0.26}},
+        {"options": {"note": 1}},
+        {"arrays": {"bins.0": np.array([0, 1, 2, 3])}},
+        {"arrays": {"emphasis": np.array([1, 1, 2])}},
+        {"arrays": {"tables": np.array([0, 1]), "emphasis": np.array([1, 1])}},
+    ],
 )
 def test_another_request_under_the_name_of_an_answered_one_is_refused(home: Home, change: dict[str, Any]) -> None:
     site = home.open()
-    assert refused(site.handle(home.ask("pairs").encode())) is None
+    assert refused(site.handle(home.ask("tables").encode())) is None
     before = home.ledger.read_bytes()
-    assert refused(site.handle(home.ask("pairs", **change).encode())) == "POLICY_REFUSED"
-    assert refused(site.handle(home.ask("one_way", name="pairs").encode())) == "POLICY_REFUSED"
+    assert refused(site.handle(home.ask("tables", **change).encode())) == "POLICY_REFUSED"
+    assert refused(site.handle(home.ask("one_way", name="tables").encode())) == "POLICY_REFUSED"
     assert home.ledger.read_bytes() == before
 
 
@@ -322,7 +600,7 @@ def test_a_crash_before_the_reply_was_sealed_costs_the_spend_and_lets_nothing_ou
 
 def test_a_request_of_another_study_is_refused(home: Home) -> None:
     site = home.open(Forbidden())  # type: ignore[arg-type]
-    for kind in ("describe", "one_way", "pairs", "monitor", "train"):
+    for kind in KINDS:
         assert refused(site.handle(home.ask(kind, study="0f" * 32).encode())) == "POLICY_REFUSED"
     assert home.charged == []
 
@@ -386,7 +664,7 @@ SHARES = {
 
 
 @pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("kind", ["one_way", "pairs", "monitor"])
+@pytest.mark.parametrize("kind", MEASUREMENTS)
 def test_a_share_that_is_not_one_is_refused_and_spends_nothing(home: Home, kind: str, share: str) -> None:
     site = home.open(Forbidden())  # type: ignore[arg-type]
     body = home.ask(kind, options={"share": json.loads(share)}).encode()
@@ -447,33 +725,34 @@ BAD_BINS: dict[str, dict[str, np.ndarray]] = {
 
 
 @pytest.mark.parametrize("fault", BAD_BINS)
-@pytest.mark.parametrize("kind", ["pairs", "monitor", "train"])
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"describe", "one_way"}))
 def test_bins_that_are_not_maps_are_refused_and_spend_nothing(home: Home, kind: str, fault: str) -> None:
     site = home.open(Forbidden())  # type: ignore[arg-type]
     assert refused(site.handle(home.ask(kind, arrays=BAD_BINS[fault]).encode())) == "POLICY_REFUSED"
     assert home.charged == []
 
 
-@pytest.mark.parametrize("kind", ["pairs", "monitor", "train"])
-def test_a_map_that_is_absent_is_refused_and_spends_nothing(home: Home, kind: str) -> None:
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"describe", "one_way"}))
+def test_a_map_that_is_absent_is_refused_and_spends_nothing(either: Home, kind: str) -> None:
+    home = either
     site = home.open(Forbidden())  # type: ignore[arg-type]
-    whole = home.ask(kind)
-    fewer = {name: array for name, array in whole.arrays.items() if name != "bins.1"}
-    body = Request(kind, whole.study, whole.run, whole.name, whole.options, fewer).encode()
-    assert refused(site.handle(body)) == "POLICY_REFUSED"
+    for number in (1, len(home.bins) - 1):
+        body = home.ask(kind, arrays={f"bins.{number}": None}).encode()
+        assert refused(site.handle(body)) == "POLICY_REFUSED"
     assert home.charged == []
 
 
 def test_bins_that_make_more_cells_than_a_site_will_hold_are_refused_and_spend_nothing(
-    home: Home, monkeypatch: pytest.MonkeyPatch
+    either: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = all_pairs(SIZES, 2).n_cells
+    home = either
+    cells = layouts(home)["tables"].n_cells
     monkeypatch.setattr(policy, "MAX_CELLS", cells - 1)
     site = home.open(Forbidden())  # type: ignore[arg-type]
-    assert refused(site.handle(home.ask("pairs").encode())) == "POLICY_REFUSED"
+    assert refused(site.handle(home.ask("tables").encode())) == "POLICY_REFUSED"
     assert home.charged == []
     monkeypatch.setattr(policy, "MAX_CELLS", cells)
-    assert refused(home.open().handle(home.ask("pairs").encode())) is None
+    assert refused(home.open().handle(home.ask("tables").encode())) is None
 
 
 @pytest.mark.parametrize(
@@ -494,9 +773,44 @@ def test_weights_that_do_not_fit_the_bins_are_refused_and_spend_nothing(home: Ho
 
 def test_a_score_without_weights_is_refused_and_spends_nothing(home: Home) -> None:
     site = home.open(Forbidden())  # type: ignore[arg-type]
-    whole = home.ask("monitor")
-    body = Request("monitor", whole.study, whole.run, whole.name, whole.options, pack_bins(BINS)).encode()
+    assert refused(site.handle(home.ask("monitor", arrays={"weights": None}).encode())) == "POLICY_REFUSED"
+    assert home.charged == []
+
+
+def test_a_score_looks_at_the_columns_of_the_record_alone(tmp_path: Path) -> None:
+    home = make_either(tmp_path / "north", "windows")
+    site = home.open(Forbidden())  # type: ignore[arg-type]
+    for more in (-1, 1, sum(sizes_of(home.bins[4:]))):
+        weights = np.zeros(home.score_weights + more)
+        assert refused(site.handle(home.ask("monitor", arrays={"weights": weights}).encode())) == "POLICY_REFUSED"
+    assert home.charged == []
+
+
+CRITIC_FAULTS: dict[str, dict[str, np.ndarray | None]] = {
+    "absent": {"critic.record_embedding.weight": None},
+    "another shape": {"critic.record_embedding.weight": np.zeros((4, 9), dtype=np.float32)},
+    "another type": {"critic.record_embedding.weight": np.zeros((4, 10))},
+    "one too many": {"critic.extra": np.zeros(1, dtype=np.float32)},
+}
+
+
+@pytest.mark.parametrize("kind", ["critic", "verdict", "train"])
+@pytest.mark.parametrize("fault", CRITIC_FAULTS)
+def test_a_critic_that_is_not_the_study_s_is_refused_and_spends_nothing(home: Home, kind: str, fault: str) -> None:
+    site = home.open(Forbidden())  # type: ignore[arg-type]
+    whole = {name: array for name, array in home.ask("critic").arrays.items() if name.startswith(CRITIC)}
+    options = {"weights": [1.0]} if kind == "train" else {}
+    body = home.ask(kind, options=options, arrays={**whole, **CRITIC_FAULTS[fault]}).encode()
     assert refused(site.handle(body)) == "POLICY_REFUSED"
+    assert home.charged == []
+
+
+@pytest.mark.parametrize("kind", ["critic", "verdict"])
+def test_a_critic_that_is_not_finite_is_refused_and_spends_nothing(home: Home, kind: str) -> None:
+    site = home.open(Forbidden())  # type: ignore[arg-type]
+    weight = np.full((4, 10), np.nan, dtype=np.float32)
+    body = home.ask(kind, arrays={"critic.record_embedding.weight": weight}).encode()
+    assert refused(site.handle(body)) == "PROTOCOL"
     assert home.charged == []
 
 
@@ -515,11 +829,20 @@ def test_a_score_without_weights_is_refused_and_spends_nothing(home: Home) -> No
         {"seed": "7"},
         {"seed": None},
         {"seed": 7.0},
+        {"weights": 1.0},
+        {"weights": []},
+        {"weights": [1]},
+        {"weights": ["1.0"]},
+        {"weights": [-0.5]},
+        {"weights": [1e9]},
+        {"weights": [1.0, 1.0]},
+        {"weights": {"semantic": 1.0}},
     ],
 )
 def test_training_beyond_the_study_is_refused(home: Home, options: dict[str, Any]) -> None:
     site = home.open(Forbidden())  # type: ignore[arg-type]
-    assert refused(site.handle(home.ask("train", options=options).encode())) == "POLICY_REFUSED"
+    critic = {name: array for name, array in home.ask("critic").arrays.items() if name.startswith(CRITIC)}
+    assert refused(site.handle(home.ask("train", options=options, arrays=critic).encode())) == "POLICY_REFUSED"
 
 
 @pytest.mark.parametrize(
@@ -528,11 +851,24 @@ def test_training_beyond_the_study_is_refused(home: Home, options: dict[str, Any
         {"generator.heads.weight": np.zeros((10, 3), dtype=np.float32)},
         {"generator.heads.bias": np.zeros(10)},
         {"generator.extra": np.zeros(1, dtype=np.float32)},
-        {"targets.one_way": np.zeros((2, 9), dtype=np.float32)},
+        {"targets.one_way.values": np.zeros((2, 9), dtype=np.float32)},
+        {"targets.one_way.precision": np.zeros(9, dtype=np.float32)},
+        {"targets.pair.values": np.zeros((2, 10, 9), dtype=np.float32)},
+        {"targets.pair.precision": None},
+        {"targets.label_counts": np.zeros(3, dtype=np.float32)},
+        {"targets.average.values": np.zeros((2, 5), dtype=np.float32)},
+        {"targets.embedding.values": np.zeros((2, 8), dtype=np.float32)},
         {"targets.extra": np.zeros(1, dtype=np.float32)},
+        {"groups.records": None},
+        {"groups.records": np.arange(9)},
+        {"groups.records": np.arange(10, dtype=np.float64)},
+        {"groups.records": np.arange(1, 11)},
+        {"groups.records": np.arange(10) * 2},
+        {"groups.records": np.arange(10)[::-1].copy()},
+        {"groups.channels": np.arange(2)},
     ],
 )
-def test_arrays_that_do_not_fit_the_generator_are_refused(home: Home, arrays: dict[str, np.ndarray]) -> None:
+def test_arrays_that_do_not_fit_the_generator_are_refused(home: Home, arrays: dict[str, np.ndarray | None]) -> None:
     site = home.open(Forbidden())  # type: ignore[arg-type]
     assert refused(site.handle(home.ask("train", arrays=arrays).encode())) == "POLICY_REFUSED"
 
@@ -546,7 +882,7 @@ def test_the_sites_key_is_made_once_and_readable_by_its_user_alone(tmp_path: Pat
     assert stat.S_IMODE(home.key.parent.stat().st_mode) == 0o700
     key = home.key.read_bytes()
     assert len(key) == 32
-    assert refused(home.open().handle(home.ask("pairs").encode())) is None
+    assert refused(home.open().handle(home.ask("tables").encode())) is None
     assert home.key.read_bytes() == key
     other = make_home(tmp_path / "other", key=None)
     other.open().handle(other.ask("one_way").encode())
@@ -571,7 +907,7 @@ def test_a_key_that_was_lost_after_a_charge_is_not_replaced(home: Home) -> None:
     # Another key holds out other units: a unit could pay from both budgets.
     assert refused(home.open().handle(home.ask("one_way").encode())) is None
     home.key.unlink()
-    assert refused(home.open(Forbidden()).handle(home.ask("pairs").encode())) == "POLICY_REFUSED"  # type: ignore[arg-type]
+    assert refused(home.open(Forbidden()).handle(home.ask("tables").encode())) == "POLICY_REFUSED"  # type: ignore[arg-type]
     assert not home.key.exists()
     assert home.charged == ["run-1/one_way"]
 
@@ -602,6 +938,26 @@ DIRTY: dict[str, tuple[list[Sequence[str]], str]] = {
 }
 
 
+def check_dirty(home: Home, reason: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whatever is asked is refused alike and unspent, and nothing that was planted is told or logged."""
+    site = home.open(Forbidden())  # type: ignore[arg-type]
+    kinds = ("describe", *MEASUREMENTS, "describe")
+    with caplog.at_level(logging.DEBUG):
+        bodies = [site.handle(home.ask(kind).encode()) for kind in kinds]
+    printed = capfd.readouterr()
+    log = "\n".join(logging.Formatter().format(record) for record in caplog.records)
+    found = [record.getMessage().startswith("site=north event=table_refused") for record in caplog.records]
+    assert found == [True] * len(kinds)
+    assert log.count(reason) == len(kinds)
+    # The coordinator learns that something went wrong, and the same whatever it was.
+    assert bodies == [refusal("north", ExitCode.INTERNAL)] * len(kinds)
+    for secret in (PLANTED_TEXT, PLANTED_NUMBER, "4711"):
+        assert secret.encode() not in bodies[0]
+        assert secret not in log
+        assert secret not in printed.out + printed.err
+    assert home.charged == []
+
+
 @pytest.mark.parametrize("fault", DIRTY)
 def test_what_is_wrong_with_a_table_stays_at_the_site_and_its_text_reaches_not_even_the_log(
     fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
@@ -610,20 +966,93 @@ def test_what_is_wrong_with_a_table_stays_at_the_site_and_its_text_reaches_not_e
     study = {**STUDY, "unit": {**STUDY["unit"], "surplus": "refuse"}}
     header = "patient,colour,age,amount,ill" if rows else f"{PLANTED_TEXT},red,3,1.0,no"
     home = make_home(tmp_path / "north", [GOOD_ROW, *rows], header=header, study=study)
-    site = home.open(Forbidden())  # type: ignore[arg-type]
-    with caplog.at_level(logging.DEBUG):
-        bodies = [site.handle(home.ask(kind).encode()) for kind in ("one_way", "pairs", "monitor", "one_way")]
-    printed = capfd.readouterr()
-    log = "\n".join(logging.Formatter().format(record) for record in caplog.records)
-    assert [record.getMessage().startswith("site=north event=table_refused") for record in caplog.records] == [True] * 4
-    assert log.count(reason) == 4
-    # The coordinator learns that something went wrong, and the same whatever it was.
-    assert bodies == [refusal("north", ExitCode.INTERNAL)] * 4
-    for secret in (PLANTED_TEXT, PLANTED_NUMBER, "4711"):
-        assert secret.encode() not in bodies[0]
-        assert secret not in log
-        assert secret not in printed.out + printed.err
-    assert home.charged == []
+    check_dirty(home, reason, caplog, capfd)
+
+
+GOOD_STEP = ("p1", "0", "40", "a")
+DIRTY_SERIES: dict[str, tuple[list[Sequence[str]], str, dict[str, Any]]] = {
+    "a unit that the first table lacks": (
+        [(PLANTED_TEXT, "0", "40", "a")],
+        "patient: a row of the long table is of a unit",
+        {},
+    ),
+    "a unit key that is missing": ([("", "0", PLANTED_NUMBER, "a")], "patient: the unit key is missing", {}),
+    "text in a whole number": ([("p1", "1", PLANTED_TEXT, "a")], "pulse: a value is not a number", {}),
+    "a number out of bounds": ([("p1", "1", PLANTED_NUMBER, "a")], "pulse: a value is outside", {}),
+    "a category that is not listed": ([("p1", "1", "40", PLANTED_TEXT)], "drug: a value is not among", {}),
+    "a category that is missing": ([("p1", PLANTED_NUMBER, "40", "")], "drug: a value is missing", {}),
+    "a time that is missing": ([("p1", "", "40", "a")], "minute: a time is missing", {}),
+    "a time that is text": ([("p1", PLANTED_TEXT, "40", "a")], "minute: a time is not a number", {}),
+    "a time too far away": ([("p1", f"{PLANTED_NUMBER}e30", "40", "a")], "minute: a time is not a number", {}),
+    "a time that goes back": (
+        [("p1", PLANTED_NUMBER, "40", "a"), ("p1", "1", "40", "a")],
+        "minute: the rows of a unit are not in the order of time",
+        {},
+    ),
+    "a time twice": (
+        [("p1", PLANTED_NUMBER, "40", "a"), ("p1", PLANTED_NUMBER, "50", "a")],
+        "minute: two rows of a unit have the same time",
+        {},
+    ),
+    "too many steps": (
+        [("p1", f"{PLANTED_NUMBER}{step}", "40", "a") for step in range(9)],
+        "minute: a unit has rows outside the window",
+        {"longer": "refuse"},
+    ),
+    "a unit without steps": ([], "minute: a unit has no row in its window", {"empty": "refuse"}),
+    "text that is not UTF-8": ([("p1", "1", PLANTED_TEXT + "\udcff", "a")], "not a table of delimited UTF-8", {}),
+    "a row too long": ([(*GOOD_STEP, PLANTED_TEXT)], "a row has more or fewer cells", {}),
+    "a row too short": ([(PLANTED_TEXT, "1")], "a row has more or fewer cells", {}),
+}
+
+
+@pytest.mark.parametrize("fault", DIRTY_SERIES)
+def test_what_is_wrong_with_a_long_table_stays_at_the_site_too(
+    fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    steps, reason, rules = DIRTY_SERIES[fault]
+    study = {**WINDOWED, "windows": {**WINDOWED["windows"], **rules}}
+    rows = [GOOD_ROW, (PLANTED_NUMBER, *GOOD_ROW[1:])] if fault == "a unit without steps" else [GOOD_ROW]
+    home = make_home(tmp_path / "north", rows, series=[GOOD_STEP, *steps], study=study)
+    check_dirty(home, reason, caplog, capfd)
+
+
+def test_a_patient_twice_in_the_first_table_has_no_window_of_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study = {**WINDOWED, "unit": {**WINDOWED["unit"], "surplus": "drop"}}
+    rows = [GOOD_ROW, *[(PLANTED_TEXT, *GOOD_ROW[1:])] * 2]
+    home = make_home(tmp_path / "north", rows, series=[GOOD_STEP], study=study)
+    check_dirty(home, "patient: a unit has more than one row in the first table", caplog, capfd)
+
+
+@pytest.mark.parametrize("missing", ["absent", "empty", "a header alone"])
+def test_a_long_table_without_rows_is_refused_like_any_other(
+    missing: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    home = make_home(tmp_path / "north", [GOOD_ROW], series=[], study=WINDOWED)
+    path = home.folder / "series.csv"
+    if missing == "absent":
+        path.unlink()
+    if missing == "empty":
+        path.write_text("")
+    reason = {"absent": "no such table", "empty": "the table is empty", "a header alone": "a header and no rows"}[
+        missing
+    ]
+    check_dirty(home, reason, caplog, capfd)
+
+
+def test_a_site_has_a_long_table_if_and_only_if_its_study_has_windows(tmp_path: Path) -> None:
+    make_home(tmp_path / "north", series=str(tmp_path / "north" / "series.csv"))
+    with pytest.raises(PolicyError, match=r"^series: "):
+        open_site(tmp_path / "north" / "site.yaml")
+    home = make_either(tmp_path / "south", "windows")
+    settings_ = yaml.safe_load((home.folder / "site.yaml").read_text())
+    del settings_["series"]
+    (home.folder / "site.yaml").write_text(yaml.safe_dump(settings_))
+    with pytest.raises(PolicyError, match=r"^series: "):
+        home.open()
+    assert not home.ledger.exists()
 
 
 MALFORMED = {
@@ -671,7 +1100,7 @@ def test_random_bytes_never_raise(standing: tuple[Home, Site], body: bytes) -> N
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.sampled_from(["describe", "one_way", "pairs", "monitor"]),
+    st.sampled_from(["describe", *MEASUREMENTS]),
     st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), min_size=1, max_size=3),
 )
 def test_a_request_with_changed_bytes_never_raises_and_never_passes_the_budget(

@@ -472,14 +472,65 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "label": {"column": "ward", "positive": "no"},
     "table": {"delimiter": ";", "header": ["id", "age"], "missing_markers": ["?"], "comment": "#"},
     "privacy": {"epsilon": 2, "delta": 1e-7, "one_way_share": 0.123, "holdout": 0.123},
+    "discriminators": {"statistical": 2, "temporal": 2, "semantic": 1, "neural": 1, "scope": "local"},
+    "critic": {"width": 8, "steps": 9, "learning_rate": 0.0123, "clip_norm": 2, "strength": 2},
+    "noise": {
+        "schedule": "fixed",
+        "rounds": 2,
+        "kappa": 0.5,
+        "direction": "lag",
+        "again": 0.5,
+        "max_share": 0.9,
+        "goal": 0.8,
+        "reference_auc": 0.8,
+    },
     "rounds": {"count": 11, "trainers": 3, "local_steps": 7, "refine_steps": 9},
-    "model": {"latent": 9, "width": 99, "blocks": 3, "batch": 99, "learning_rate": 0.0123, "max_bins": 9},
+    "model": {
+        "latent": 9,
+        "width": 99,
+        "blocks": 3,
+        "batch": 99,
+        "learning_rate": 0.0123,
+        "max_bins": 9,
+        "body": "attention",
+        "channel_bins": 9,
+        "states": 9,
+    },
     "release": {"rows": 77},
     "columns.age": {"min": -1, "max": 98, **_NUMERIC},
     "columns.dose": {"min": -1, "max": 4, "decimals": 2, **_NUMERIC},
     "columns.ward": {"categories": ["no", "south"], "unlisted": "other", "missing": True},
 }
-_FIXED = {"schema", "draft", "type", "unit", "label", "table", "columns", "privacy", "rounds", "model", "release"}
+_FIXED = {
+    *("schema", "draft", "type", "unit", "label", "table", "columns", "windows", "privacy", "discriminators", "critic"),
+    *("noise", "rounds", "model", "release"),
+}
+GRID = {
+    "layout": "grid",
+    "length": 4,
+    "time": {"column": "hour"},
+    "step": 1,
+    "channels": {"rate": {"type": "integer", "min": 0, "max": 99, "missing": True}},
+}
+EVENTS = {**GRID, "layout": "events", "step": None}
+OTHER_WINDOWS: list[tuple[dict[str, Any], str, Any]] = [
+    (GRID, "layout", "events"),
+    (GRID, "length", 5),
+    (GRID, "time", {"column": "minute"}),
+    (GRID, "step", 2),
+    (GRID, "start", 3),
+    (GRID, "longer", "last"),
+    (GRID, "shorter", "refuse"),
+    (GRID, "empty", "allow"),
+    (GRID, "unsorted", "sort"),
+    (GRID, "combine", {"rate": "mean"}),
+    (GRID, "channels", {"rate": {"type": "integer", "min": 0, "max": 98, "missing": True}}),
+    (GRID, "ignore", ["note"]),
+    (EVENTS, "time", {"column": "hour", "type": "timestamp"}),
+    (EVENTS, "ties", "keep"),
+    (EVENTS, "gap", "rate"),
+]
+"""A value other than the one in that section, for every key of windows."""
 
 
 def digest(data: dict[str, Any]) -> str:
@@ -513,7 +564,11 @@ def keys_of(model: type[BaseModel]) -> list[str]:
 def test_the_digest_differs_with_every_value_of_every_key() -> None:
     listed = {path: set(values) for path, values in OTHERWISE.items()}
     listed["columns.ward"].add("groups")
-    known = {path: set(keys_of(model)) - _FIXED for path, model in sections(Study).items()}
+    known = {
+        path: set(keys_of(model)) - (set() if path else _FIXED)
+        for path, model in sections(Study).items()
+        if not path.startswith("windows")
+    }
     known |= {
         f"columns.{name}": set(keys_of(COLUMN_TYPES[kind])) - _FIXED
         for name, kind in (("age", "integer"), ("dose", "continuous"), ("ward", "categorical"))
@@ -524,6 +579,21 @@ def test_the_digest_differs_with_every_value_of_every_key() -> None:
     grouped = deepcopy(FULL)
     grouped["columns"]["ward"] = {"type": "categorical", "groups": {"no": ["a"], "yes": ["b"], "south": ["c"]}}
     digests += [digest(grouped)]
+    assert len(set(digests)) == len(digests)
+
+
+def test_the_digest_differs_with_every_value_of_every_key_of_windows() -> None:
+    known = {path: set(keys_of(model)) for path, model in sections(Study).items() if path.startswith("windows")}
+    assert known.keys() == {"windows", "windows.time"}
+    assert {key for _, key, _ in OTHER_WINDOWS} == known["windows"]
+    assert known["windows.time"] == {"column", "type"}
+    base = deepcopy(FULL)
+    base["unit"] = {"name": "patient", "key": "pid"}
+    all_windows = [GRID, EVENTS]
+    for windows, key, value in OTHER_WINDOWS:
+        changed_windows = {**windows, key: value}
+        all_windows.append(changed_windows if key != "layout" else {**changed_windows, "step": None, "length": 6})
+    digests = [digest(base), *[digest({**base, "windows": windows}) for windows in all_windows]]
     assert len(set(digests)) == len(digests)
 
 
@@ -611,14 +681,16 @@ def table_rows(first: str) -> list[list[str]]:
 
 
 def test_the_example_in_the_docs_is_a_study(load: Load) -> None:
-    (example,) = blocks("yaml")
+    example, windows = blocks("yaml")
     study = load(text=example)
     assert study.label.positive in study.label_values
+    one_row_a_unit = example.replace("max_records: 2 ", "max_records: 1 ")
+    assert load(text=one_row_a_unit + windows).windows is not None
 
 
 def test_the_docs_name_every_key() -> None:
-    (example,) = blocks("yaml")
-    prose = DOCS.read_text(encoding="utf-8").replace(example, "")
+    example = "".join(blocks("yaml"))
+    prose = re.sub(r"^```.*?^```$", "", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     named = {*re.findall(r"(?:^|[\s{#])([a-z_]+):", example), *re.findall(r"`([a-z_]+)(?:: \w+)?`", prose)}
     known = {key for model in (*sections(Study).values(), *COLUMN_TYPES.values()) for key in keys_of(model)}
     assert known <= named

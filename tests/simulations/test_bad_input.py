@@ -42,6 +42,7 @@ columns:
   channel: {type: categorical, categories: [desk, phone, web]}
   outcome: {type: categorical, categories: [good, bad]}
 privacy: {epsilon: 1, delta: 1.0e-5, holdout: 0.1}
+noise: {rounds: 1}
 rounds: {count: 1, trainers: 2, local_steps: 1, refine_steps: 1}
 model: {latent: 4, width: 8, blocks: 1, batch: 8, max_bins: 4}
 """
@@ -193,7 +194,7 @@ STUDY_CASES = {
     "a study in UTF-16": Case(C.STUDY_INVALID, ("study.yaml", "UTF-8"), study=lambda text: text.encode("utf-16")),
     "a NUL byte in a study": Case(C.STUDY_INVALID, ("study.yaml", "not valid YAML"), study=lambda text: text + "\0"),
     "a repeated section": Case(
-        C.STUDY_INVALID, ("study.yaml:14", "privacy", "twice"), study=lambda text: text + "privacy: {epsilon: 9}\n"
+        C.STUDY_INVALID, ("study.yaml:15", "privacy", "twice"), study=lambda text: text + "privacy: {epsilon: 9}\n"
     ),
     "a repeated column": Case(
         C.STUDY_INVALID, ("study.yaml:8", "amount", "twice"), study=replacing("  visits", "  amount")
@@ -778,7 +779,7 @@ DAMAGES = {
     "a checkpoint that lacks an array": Damage(
         C.RESUME_IMPOSSIBLE,
         ("checkpoint",),
-        lambda run: remade(newest(run), lambda facts: facts, drop="pairs"),
+        lambda run: remade(newest(run), lambda facts: facts, drop="pairs-1"),
     ),
     "a checkpoint of another generator": Damage(
         C.RESUME_IMPOSSIBLE,

@@ -1,6 +1,7 @@
 """Whole runs through the command: what they leave behind, what they spend, what they draw, and how they go on."""
 
 import hashlib
+import itertools
 import json
 import tempfile
 from collections import defaultdict
@@ -21,9 +22,11 @@ from typer.testing import CliRunner, Result
 
 from client.records import read_table
 from client.site import Site
+from client.trainer import read_critic
 from client.vault import Vault
-from common.data.encoding import make_grids
+from common.data.queries import catalogue
 from common.data.schema import parse_table
+from common.data.tables import sizes_of
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Charge, Ledger, read_charges
 from common.study import Study, load_study
@@ -45,13 +48,33 @@ columns:
   channel: {type: categorical, categories: [desk, phone, web]}
   outcome: {type: categorical, categories: [good, bad]}
 privacy: {epsilon: 1, delta: 1.0e-5, holdout: 0.2}
-rounds: {count: 2, trainers: 2, local_steps: 2, refine_steps: 3}
+discriminators: {semantic: 0.5, neural: 0.5}
+critic: {steps: 2, width: 4}
+noise: {rounds: 2}
+rounds: {count: 4, trainers: 2, local_steps: 2, refine_steps: 3}
 model: {latent: 4, width: 8, blocks: 1, batch: 16, max_bins: 4}
 """
 EPSILON, DELTA = 1.0, 1e-5
 UNITS = 400
 SITES = (1, 2, 7, 32)
-RELEASES = ("monitor", "one_way", "pairs")
+RELEASES = {
+    "one_way": "train",
+    "pairs-1": "train",
+    "embedding-1": "train",
+    "monitor-1": "holdout",
+    "pairs-2": "train",
+    "embedding-2": "train",
+    "critic-2-1": "train",
+    "critic-2-2": "train",
+    "verdict-2": "holdout",
+    "monitor-2": "holdout",
+}
+"""What each site releases, in order, and of which account."""
+STEPS = (
+    *("one_way", "noise", "pairs-1", "embedding-1", "round", "monitor-1", "monitor_result", "noise", "pairs-2"),
+    *("embedding-2", "critic-2-1", "critic-2-2", "verdict-2", "critic", "round", "round", "round"),
+    *("monitor-2", "monitor_result"),
+)
 # No statistical test below fails by chance more often than this.
 FALSE_ALARM = 1e-9
 
@@ -168,7 +191,7 @@ def finish(inputs: Path, sites: int) -> Finished:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Site, "handle", recorded)
-        patch.setattr("simulations.run.make_site_folder", kept)
+        patch.setattr("simulations.experiment.make_site_folder", kept)
         result = invoke(inputs / "run", "--sites", str(sites))
     assert result.exit_code == 0, result.stderr
     return Finished(inputs / "run", result, answers, inputs / "private")
@@ -220,7 +243,7 @@ def test_every_json_file_is_without_nan_and_every_line_of_rounds_is_a_step(runs:
         read_json(path)
     lines = (run.folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [json.loads(line)["step"] for line in lines]
-    assert steps == ["one_way", "pairs", "round", "round", "monitor", "monitor_result"]
+    assert steps == list(STEPS)
     shares = [json.loads(line)["budget_used"] for line in lines]
     assert shares == sorted(shares)
     assert 0.99 < shares[-1] <= 1
@@ -305,7 +328,8 @@ def test_a_site_spends_at_most_its_budget_and_nearly_all_of_it(runs: Callable[[i
         # The budget itself is no more than epsilon and delta of the study allow.
         assert delta_of(float(budget) ** 0.5, EPSILON) <= DELTA
         charges = run.charges(site)
-        assert [charge.event.account for charge in charges] == ["train", "train", "holdout"]
+        assert {charge.request.split("/")[1]: charge.event.account for charge in charges} == RELEASES
+        assert [charge.request.split("/")[1] for charge in charges] == list(RELEASES)
         for account in ("train", "holdout"):
             assert Fraction(999, 1000) * budget < exact_spend(charges, account) <= budget
 
@@ -376,18 +400,26 @@ def noiseless(run: Finished, site: str, folder: Path) -> Vault:
     table = read_table(run.tables / site / "table.csv", study)
     ledger = Ledger(folder / f"{site}.jsonl", site=site, study=study.digest(), squared_mu=1e9)
     secret = (run.folder / "sites" / site / "site.key").read_bytes()
-    return Vault(table, study, make_grids(study.features), secret=secret, ledger=ledger, noise=NoNoise())
+    return Vault(table, None, study, secret=secret, ledger=ledger, noise=NoNoise())
 
 
-def sums_of(vault: Vault, request: Request, columns: int) -> np.ndarray:
+def sums_of(vault: Vault, request: Request, study: Study) -> np.ndarray:
     """What a site would have sent without noise."""
     identity = {"spend": 1.0, "request": request.identity, "digest": ""}
     if request.kind == "one_way":
         return vault.one_way(**identity)[0]
-    bins = unpack_bins(request.arrays, columns)
-    if request.kind == "pairs":
-        return vault.pairs(bins, **identity)[0]
-    return vault.scores(bins, request.arrays["weights"], **identity)[0]
+    bins = unpack_bins(request.arrays, len(study.features))
+    if request.kind == "tables":
+        known = catalogue(len(study.measured), study.windows)
+        queries = [known[number] for number in request.arrays["tables"]]
+        return vault.tables(queries, request.arrays["emphasis"], bins, **identity)[0]
+    if request.kind == "embedding":
+        return vault.embedding(bins, **identity)[0]
+    if request.kind == "monitor":
+        return vault.scores(bins, request.arrays["weights"], **identity)[0]
+    critic = read_critic(request, study, sizes_of(bins))
+    released = vault.gradient if request.kind == "critic" else vault.verdicts
+    return released(critic, bins, **identity)[0]
 
 
 @pytest.fixture(scope="module")
@@ -400,13 +432,13 @@ def residuals(
     vaults = {site: noiseless(run, site, folder) for site in run.sites}
     drawn: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     for answered in run.answers:
-        if answered.request.kind in RELEASES:
+        if answered.request.name in RELEASES:
             event = GaussianEvent.from_dict(answered.reply.facts["event"])
-            sums = sums_of(vaults[answered.site], answered.request, len(run.study.features))
+            sums = sums_of(vaults[answered.site], answered.request, run.study)
             noise = answered.reply.arrays["counts"] - sums
             assert noise.shape == (event.cells,)
             # Rounding to whole numbers adds a twelfth to the variance.
-            drawn[answered.request.kind][answered.site] = noise / np.sqrt(event.noise_stddev**2 + 1 / 12)
+            drawn[answered.request.name][answered.site] = noise / np.sqrt(event.noise_stddev**2 + 1 / 12)
     return drawn
 
 
@@ -417,23 +449,23 @@ def assert_standard_normal(values: np.ndarray) -> None:
     assert abs(float(values.sum())) < norm.isf(share) * size**0.5
 
 
-@pytest.mark.parametrize("kind", RELEASES)
+@pytest.mark.parametrize("name", RELEASES)
 @pytest.mark.statistical
 def test_the_noise_that_was_drawn_is_what_the_ledger_says(
-    residuals: dict[str, dict[str, np.ndarray]], kind: str
+    residuals: dict[str, dict[str, np.ndarray]], name: str
 ) -> None:
-    # Noised tables decide how many bins there are, but never fewer than one a column: 6 cells at each of 32 sites. A
+    # Noised tables decide how many bins there are, but never fewer than one a column; a verdict has 2 cells. A
     # standard deviation that is a third off is seen in so few, one that is a tenth off in the one-way tables.
-    values = np.concatenate(list(residuals[kind].values()))
-    assert values.size >= 6 * 32
+    values = np.concatenate(list(residuals[name].values()))
+    assert values.size >= 2 * 32
     assert_standard_normal(values)
 
 
-@pytest.mark.parametrize("kind", RELEASES)
+@pytest.mark.parametrize("name", RELEASES)
 @pytest.mark.statistical
-def test_every_site_draws_noise_of_its_own(residuals: dict[str, dict[str, np.ndarray]], kind: str) -> None:
+def test_every_site_draws_noise_of_its_own(residuals: dict[str, dict[str, np.ndarray]], name: str) -> None:
     # Sums over sites of the same noise would have 32 times the variance; false alarm 1e-9.
-    drawn = np.stack(list(residuals[kind].values()))
+    drawn = np.stack(list(residuals[name].values()))
     assert len(drawn) == 32
     assert_standard_normal(drawn.sum(axis=0) / 32**0.5)
 
@@ -441,7 +473,7 @@ def test_every_site_draws_noise_of_its_own(residuals: dict[str, dict[str, np.nda
 @pytest.mark.statistical
 def test_every_release_draws_noise_of_its_own(residuals: dict[str, dict[str, np.ndarray]]) -> None:
     # Cell by cell the first draws of two releases are independent; false alarm 1e-9.
-    for first, second in (("one_way", "pairs"), ("one_way", "monitor"), ("pairs", "monitor")):
+    for first, second in itertools.combinations(RELEASES, 2):
         shared = min(len(next(iter(residuals[kind].values()))) for kind in (first, second))
         sums = [residuals[first][site][:shared] + residuals[second][site][:shared] for site in residuals[first]]
         assert_standard_normal(np.concatenate(sums) / 2**0.5)
@@ -512,7 +544,7 @@ def interrupt(folder: Path, step: str, number: int, *, is_written: bool, options
     record = Coordinator._record
 
     def stop(coordinator: Coordinator, line: dict[str, Any]) -> None:
-        is_here = line["step"] == step and line.get("round", number) == number
+        is_here = line["step"] == step and line.get("round", number) == number and line.get("stage", number) == number
         if is_written or not is_here:
             record(coordinator, line)
         if is_here:
@@ -528,7 +560,22 @@ def interrupt(folder: Path, step: str, number: int, *, is_written: bool, options
 @pytest.mark.parametrize("is_written", [True, False], ids=["after its checkpoint", "before its checkpoint"])
 @pytest.mark.parametrize(
     ("step", "number", "charged"),
-    [("one_way", 0, 1), ("pairs", 0, 2), ("round", 1, 2), ("round", 2, 2), ("monitor", 0, 3), ("monitor_result", 0, 3)],
+    [
+        ("one_way", 0, 1),
+        ("noise", 1, 1),
+        ("pairs-1", 0, 2),
+        ("embedding-1", 0, 3),
+        ("round", 1, 3),
+        ("monitor-1", 0, 4),
+        ("noise", 2, 4),
+        ("pairs-2", 0, 5),
+        ("critic-2-2", 0, 8),
+        ("verdict-2", 0, 9),
+        ("critic", 2, 9),
+        ("round", 3, 9),
+        ("monitor-2", 0, 10),
+        ("monitor_result", 2, 10),
+    ],
 )
 def test_a_resumed_run_spends_nothing_twice_and_ends_as_one_that_was_not_interrupted(
     tmp_path: Path, uninterrupted: Path, step: str, number: int, charged: int, *, is_written: bool
@@ -548,13 +595,13 @@ def test_a_resumed_run_spends_nothing_twice_and_ends_as_one_that_was_not_interru
 
 def test_a_resumed_run_uses_the_replies_that_were_sealed_and_draws_no_fresh_noise(tmp_path: Path) -> None:
     # Real noise: a second draw would not agree with the first.
-    interrupt(tmp_path / "run", "pairs", 0, is_written=False, options=("--sites", "3"))
+    interrupt(tmp_path / "run", "pairs-1", 0, is_written=False, options=("--sites", "3"))
     sealed = {path: path.read_bytes() for path in (tmp_path / "run" / "sites").glob("*/replies/*")}
     assert len(sealed) == 6
     assert resume(tmp_path / "run").exit_code == 0
     assert all(path.read_bytes() == body for path, body in sealed.items())
     for ledger in (tmp_path / "run" / "ledger").glob("*.jsonl"):
-        assert len(read_charges(ledger)) == 3
+        assert len(read_charges(ledger)) == len(RELEASES)
 
 
 def test_a_run_that_is_over_is_resumed_without_asking_for_anything(tmp_path: Path) -> None:
@@ -565,7 +612,7 @@ def test_a_run_that_is_over_is_resumed_without_asking_for_anything(tmp_path: Pat
 
 
 def test_the_folder_of_a_run_is_not_taken_for_another(tmp_path: Path) -> None:
-    interrupt(tmp_path / "run", "pairs", 0, is_written=True)
+    interrupt(tmp_path / "run", "pairs-1", 0, is_written=True)
     ledgers = {path: path.read_bytes() for path in (tmp_path / "run" / "ledger").glob("*")}
     assert invoke(tmp_path / "run", *TEST_MODE, "--epsilon", "2").exit_code == 50
     lock = tmp_path / "run" / "study.lock.yaml"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from common.data import binning as module
-from common.data.binning import Binning, decode_table, make_binning
+from common.data.binning import Binning, decode_table, group_bins, identity_binning, make_binning
 from common.data.encoding import Grid, make_grid
 from common.data.histograms import Histogram, estimate_histograms, histogram_layout
 from common.data.schema import Column
@@ -29,9 +29,11 @@ def listed(cells: int, *, missing: bool = False) -> Grid:
     return grid("categorical", categories=[f"v{at}" for at in range(cells)], missing=missing)
 
 
-def histogram_of(counts: list[list[float]] | np.ndarray, *, variance: float = 1.0) -> Histogram:
+def histogram_of(
+    counts: list[list[float]] | np.ndarray, *, variance: float = 1.0, smooth: list[list[float]] | None = None
+) -> Histogram:
     table = np.array(counts, dtype=np.float64)
-    return Histogram(table, variance * np.eye(table.shape[1]))
+    return Histogram(table, variance * np.eye(table.shape[1]), np.array(counts if smooth is None else smooth, float))
 
 
 @st.composite
@@ -79,9 +81,10 @@ def test_bins_are_numbered_without_gaps_ordered_ones_are_contiguous_and_shares_s
     case: tuple[Histogram, Grid], max_bins: int
 ) -> None:
     histogram, one = case
-    before = histogram.counts.copy()
+    before = histogram.counts.copy(), histogram.smooth.copy()
     check(make_binning(histogram, one, max_bins=max_bins), histogram, one)
-    assert np.array_equal(histogram.counts, before)
+    assert np.array_equal(histogram.counts, before[0])
+    assert np.array_equal(histogram.smooth, before[1])
 
 
 @given(noisy())
@@ -175,20 +178,158 @@ def test_missing_is_joined_to_no_value_however_rare_or_frequent_it_is(count: flo
         assert binning.within[0, -1] == 1
 
 
+# --- groups of bins
+
+
+@given(noisy(), st.floats(1, 50))
+@settings(deadline=None, max_examples=100)
+def test_groups_are_numbered_without_gaps_join_neighbours_alone_and_leave_missing_apart(
+    case: tuple[Histogram, Grid], most: float
+) -> None:
+    histogram, one = case
+    binning = make_binning(histogram, one, max_bins=32)
+    group = group_bins(binning, histogram, one, most=most)
+    assert group.dtype == np.int64
+    assert group.shape == (binning.n_bins,)
+    assert group[0] == 0
+    assert set(np.diff(group)) <= {0, 1}
+    if one.column.missing:
+        assert (group == group[-1]).sum() == 1
+    if not one.is_ordered:
+        assert group.tolist() == list(range(binning.n_bins))
+
+
+@given(st.lists(st.floats(0, 1000), min_size=2, max_size=40), st.floats(1, 30), st.booleans())
+@settings(deadline=None, max_examples=200)
+def test_a_group_ends_with_a_fair_share_or_before_a_bin_that_would_swallow_it(
+    counts: list[float], most: float, missing: bool
+) -> None:
+    histogram = histogram_of([[*counts, *[1e6] * missing]])
+    one = ordered(len(counts), missing=missing)
+    mass = np.array(counts)
+    fair = mass.sum() / most  # missing does not count
+    group = group_bins(identity_binning(histogram), histogram, one, most=most)
+    held = mass[0]
+    for before, after, bin_mass in zip(group[:-1], group[1:], mass[1:], strict=False):
+        assert (after > before) == (held >= fair or held + bin_mass > 1.5 * fair)
+        held = bin_mass if after > before else held + bin_mass
+
+
+def test_groups_count_the_cells_of_their_bins_over_all_classes() -> None:
+    # Bins of 40, 40, 20 and 100 units of two classes, of two, one, one and two cells; a fair share is 50.
+    histogram = histogram_of([[0.0, 0.0, 40.0, 20.0, 0.0, 0.0], [30.0, 10.0, 0.0, 0.0, 90.0, 10.0]])
+    binning = Binning(np.array([0, 0, 1, 2, 3, 3]), np.ones((2, 6)))
+    assert group_bins(binning, histogram, ordered(6), most=4).tolist() == [0, 1, 1, 2]
+    assert group_bins(binning, histogram, ordered(6), most=1).tolist() == [0, 0, 0, 0]
+    assert group_bins(binning, histogram, ordered(6), most=100).tolist() == [0, 1, 2, 3]
+
+
 # --- shares within a bin
 
 
+# A bin of three cells between two others, and all that a column of categories has in one.
+BETWEEN = np.array([0, 1, 1, 1, 2])
+
+
+def within_of(histogram: Histogram) -> list[np.ndarray]:
+    """Shares of three cells in a bin that is not an outermost one, and of three categories."""
+    cells = histogram.counts.shape[1]
+    around = [np.pad(table, ((0, 0), (1, 1)), constant_values=1e6) for table in (histogram.counts, histogram.smooth)]
+    inner = Histogram(around[0], histogram.covariance[0, 0] * np.eye(cells + 2), around[1])
+    return [
+        module._shares_within(inner, BETWEEN, ordered(5))[:, 1:4],
+        module._shares_within(histogram, np.zeros(cells, dtype=np.int64), listed(3)),
+    ]
+
+
 def test_shares_are_those_of_the_counts_where_these_carry_a_signal() -> None:
-    histogram = histogram_of([[10.0, 30.0, 60.0], [600.0, 300.0, 100.0]], variance=1e-6)
-    binning = Binning(np.zeros(3, dtype=np.int64), module._shares_within(histogram, np.zeros(3, dtype=np.int64)))
-    np.testing.assert_allclose(binning.within, [[0.1, 0.3, 0.6], [0.6, 0.3, 0.1]])
+    for within in within_of(histogram_of([[10.0, 30.0, 60.0], [600.0, 300.0, 100.0]], variance=1e-6)):
+        np.testing.assert_allclose(within, [[0.1, 0.3, 0.6], [0.6, 0.3, 0.1]])
 
 
 def test_a_class_without_a_signal_borrows_the_shares_of_all_classes_together() -> None:
-    histogram = histogram_of([[-3.0, 5.0, -2.0], [600.0, 300.0, 100.0]], variance=100.0)
-    within = module._shares_within(histogram, np.zeros(3, dtype=np.int64))
-    np.testing.assert_allclose(within[0], [597 / 1000, 305 / 1000, 98 / 1000])
-    np.testing.assert_allclose(within[1], [0.6, 0.3, 0.1])
+    for within in within_of(histogram_of([[-3.0, 5.0, -2.0], [600.0, 300.0, 100.0]], variance=100.0)):
+        np.testing.assert_allclose(within[0], [597 / 1000, 305 / 1000, 98 / 1000])
+        np.testing.assert_allclose(within[1], [0.6, 0.3, 0.1])
+
+
+def test_shares_are_those_of_the_smooth_counts_and_the_plain_ones_say_where_there_is_a_signal() -> None:
+    smooth = [[100.0, 0.0, 0.0], [500.0, 400.0, 100.0]]
+    for within in within_of(histogram_of([[-3.0, 5.0, -2.0], [600.0, 300.0, 100.0]], variance=100.0, smooth=smooth)):
+        np.testing.assert_allclose(within[0], [600 / 1100, 400 / 1100, 100 / 1100])
+        np.testing.assert_allclose(within[1], [0.5, 0.4, 0.1])
+    smooth = [[-3.0, 5.0, -2.0], [500.0, 400.0, 100.0]]
+    for within in within_of(histogram_of([[30.0, 30.0, 40.0], [600.0, 300.0, 100.0]], variance=100.0, smooth=smooth)):
+        np.testing.assert_allclose(within[0], projected_slowly(np.array(smooth[0])), atol=1e-9)
+
+
+def test_bins_are_made_from_the_plain_counts() -> None:
+    counts, smooth = [[1000.0] * 6], [[0.0, 0.0, 6000.0, 0.0, 0.0, 0.0]]
+    for one in (ordered(6), listed(6)):
+        binning = make_binning(histogram_of(counts, smooth=smooth), one, max_bins=32)
+        assert binning.bin_of.tolist() == list(range(6))
+
+
+def rising_slowly(counts: np.ndarray) -> np.ndarray:
+    """The nearest counts that never fall: for each cell the largest of the smallest means over runs that hold it."""
+    return np.array(
+        [
+            max(min(counts[a:b].mean() for b in range(at + 1, len(counts) + 1)) for a in range(at + 1))
+            for at in range(len(counts))
+        ]
+    )
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 30.0, 1000.0]), st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_in_the_outermost_bins_of_an_ordered_column_counts_fall_towards_the_bound(
+    seed: int, stddev: float, missing: bool
+) -> None:
+    random = np.random.default_rng(seed)
+    bin_of = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2, *[3] * missing])
+    counts = random.choice([0.0, 20.0, 500.0], (2, len(bin_of))) + random.normal(0, stddev, (2, len(bin_of)))
+    histogram = histogram_of(counts, variance=stddev**2)
+    within = module._shares_within(histogram, bin_of, ordered(12, missing=missing))
+    assert (np.diff(within[:, :4]) >= -1e-12).all()
+    assert (np.diff(within[:, 7:12]) <= 1e-12).all()
+    for label in range(2):
+        for inside, toward in ((slice(0, 4), 1), (slice(4, 7), 0), (slice(7, 12), -1)):
+            needed = 2 * histogram.deviation(inside) / np.sqrt(2)
+            own = counts[label, inside] if counts[label, inside].sum() >= needed else counts[:, inside].sum(axis=0)
+            expected = rising_slowly(own[::toward])[::toward] if toward else own
+            np.testing.assert_allclose(within[label, inside], projected_slowly(expected), atol=1e-9)
+    if missing:
+        assert (within[:, 12] == 1).all()
+
+
+def test_the_shares_of_categories_and_of_inner_bins_may_rise_and_fall() -> None:
+    counts = [[50.0, 900.0, 50.0]]
+    for within in within_of(histogram_of(counts)):
+        np.testing.assert_allclose(within, [[0.05, 0.9, 0.05]])
+
+
+@pytest.mark.statistical
+def test_the_noise_of_empty_cells_beyond_a_tail_becomes_no_outliers() -> None:
+    truth = np.concatenate([[400.0], 60 * 0.6 ** np.arange(8), np.zeros(72)])
+    bin_of = np.minimum(np.arange(81), 1)
+    random = np.random.default_rng(0)
+    beyond, free = [], []
+    for _ in range(200):
+        histogram = histogram_of([truth + random.normal(0, 10, 81)], variance=100.0)
+        beyond.append(module._shares_within(histogram, bin_of, ordered(81))[0, 20:].sum())
+        free.append(module._project_to_simplex(histogram.counts[0, 1:])[19:].sum())
+    # The share of cells where nobody is, 0.09 and 0.26: five standard errors of these means, 0.009 and 0.012, away.
+    assert np.mean(beyond) < 0.14
+    assert np.mean(free) > 0.2
+
+
+def test_a_bin_for_each_cell_draws_that_cell() -> None:
+    binning = identity_binning(histogram_of([[0.0, -5.0, 1e6, 2.0]] * 3))
+    check(binning, histogram_of([[0.0] * 4] * 3), ordered(4))
+    assert binning.n_bins == 4
+    assert binning.bin_of.tolist() == [0, 1, 2, 3]
+    cells = np.arange(40) % 4
+    assert np.array_equal(binning.draw_cells(cells, np.arange(40) % 3, np.random.default_rng(0)), cells)
 
 
 def projected_slowly(counts: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What evaluation.json holds: plain values, a reason for each gap, the same content for the same seed."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,25 +9,24 @@ import pandas as pd
 import pytest
 
 from common.data.schema import parse_table
-from common.evaluation.report import DEFINITIONS, EVALUATION_SCHEMA, evaluate
+from common.data.windows import WindowedTable
+from common.evaluation.report import DEFINITIONS, EVALUATION_SCHEMA, WINDOW_DEFINITIONS, evaluate
 from common.study import Study, parse_study
 
-STUDY: Study = parse_study(
-    {
-        "name": "toy",
-        "label": {"column": "ill", "positive": "yes"},
-        "columns": {
-            "colour": {"type": "categorical", "categories": ["red", "green"], "missing": True},
-            "age": {"type": "integer", "min": 0, "max": 100},
-            "ill": {"type": "categorical", "categories": ["no", "yes"]},
-        },
-        "privacy": {"epsilon": 1, "delta": 1e-6},
+PLAIN: dict[str, Any] = {
+    "name": "toy",
+    "label": {"column": "ill", "positive": "yes"},
+    "columns": {
+        "colour": {"type": "categorical", "categories": ["red", "green"], "missing": True},
+        "age": {"type": "integer", "min": 0, "max": 100},
+        "ill": {"type": "categorical", "categories": ["no", "yes"]},
     },
-    source="test",
-)
+    "privacy": {"epsilon": 1, "delta": 1e-6},
+}
+STUDY: Study = parse_study(PLAIN, source="test")
 
 
-def draw(n: int, seed: int, *, ill_when_old: bool = True) -> pd.DataFrame:
+def draw(n: int, seed: int, *, ill_when_old: bool = True) -> WindowedTable:
     generator = np.random.default_rng(seed)
     age = generator.integers(0, 101, n)
     text = pd.DataFrame(
@@ -36,18 +36,26 @@ def draw(n: int, seed: int, *, ill_when_old: bool = True) -> pd.DataFrame:
             "ill": np.where((age > 60) == ill_when_old, "yes", "no"),
         }
     )
-    return parse_table(text, STUDY.columns)
+    return WindowedTable.without_windows(parse_table(text, STUDY.columns))
 
 
 SYNTHETIC, TRAIN, HOLDOUT = draw(300, 1, ill_when_old=False), draw(250, 2), draw(200, 3)
 
 
-def write(synthetic: pd.DataFrame, train: pd.DataFrame, holdout: pd.DataFrame, *, seed: int = 0) -> str:
-    return json.dumps(evaluate(synthetic, train, holdout, STUDY, seed=seed), allow_nan=False)
+def write(
+    synthetic: WindowedTable, train: WindowedTable, holdout: WindowedTable, *, seed: int = 0, study: Study = STUDY
+) -> str:
+    return json.dumps(evaluate(synthetic, train, holdout, study, seed=seed), allow_nan=False)
 
 
-def read(synthetic: pd.DataFrame, train: pd.DataFrame, holdout: pd.DataFrame, *, seed: int = 0) -> Any:
-    return json.loads(write(synthetic, train, holdout, seed=seed))
+def read(
+    synthetic: WindowedTable, train: WindowedTable, holdout: WindowedTable, *, seed: int = 0, study: Study = STUDY
+) -> Any:
+    return json.loads(write(synthetic, train, holdout, seed=seed, study=study))
+
+
+def aged(table: WindowedTable, ages: np.ndarray | int) -> WindowedTable:
+    return replace(table, records=table.records.assign(age=ages))
 
 
 def test_it_is_json_without_nan_and_comes_back_as_it_went() -> None:
@@ -86,9 +94,8 @@ def test_a_copy_of_the_holdout_has_no_distance_to_it() -> None:
 
 def test_all_distances_are_cut_at_the_edges_of_the_training_table() -> None:
     # All training ages lie far below the others, so that those share one cell.
-    young = TRAIN.assign(age=np.arange(len(TRAIN)) % 10)
-    old = [table.assign(age=ages) for table, ages in ((SYNTHETIC, 40 + np.arange(300) % 9), (HOLDOUT, 70))]
-    fidelity = read(old[0], young, old[1])["fidelity"]
+    young = aged(TRAIN, np.arange(250) % 10)
+    fidelity = read(aged(SYNTHETIC, 40 + np.arange(300) % 9), young, aged(HOLDOUT, 70))["fidelity"]
     assert fidelity["synthetic_vs_holdout"]["columns"]["age"] == 0
     assert fidelity["floor_train_vs_holdout"]["columns"]["age"] == 1
 
@@ -99,6 +106,7 @@ def test_the_same_seed_gives_the_same_text() -> None:
 
 def test_each_measurement_is_defined_in_one_sentence() -> None:
     report = read(SYNTHETIC, TRAIN, HOLDOUT)
+    assert "windows" not in report
     assert report["definitions"] == DEFINITIONS
     for named in (report["utility"], report["utility"]["tstr"], report["utility"]["tstr"]["gradient_boosting"]):
         assert set(named) <= set(DEFINITIONS)
@@ -111,9 +119,122 @@ def test_each_measurement_is_defined_in_one_sentence() -> None:
 def test_whatever_is_null_has_its_reason_beside_it(broken: str, how: str) -> None:
     tables = {"synthetic": SYNTHETIC, "train": TRAIN, "holdout": HOLDOUT}
     table = tables[broken]
-    tables[broken] = table.iloc[:0] if how == "empty" else table[table["ill"] == "no"]
+    tables[broken] = table.take(np.array([], int) if how == "empty" else (table.records["ill"] == "no").to_numpy())
     report = read(tables["synthetic"], tables["train"], tables["holdout"])
     measured = [*report["utility"]["tstr"].values(), *report["utility"]["trtr"].values(), *report["fidelity"].values()]
+    assert any(entry["reason"] is not None for entry in measured)
+    for entry in measured:
+        assert (None in [value for key, value in entry.items() if key != "reason"]) == (entry["reason"] is not None)
+
+
+# --- with windows
+
+WINDOWED: Study = parse_study(
+    {
+        **PLAIN,
+        "unit": {"name": "patient", "key": "patient"},
+        "windows": {
+            "layout": "events",
+            "length": 6,
+            "time": {"column": "minute"},
+            "channels": {
+                "pulse": {"type": "continuous", "min": 0, "max": 200, "missing": True},
+                "ward": {"type": "categorical", "categories": ["a", "b"]},
+            },
+        },
+    },
+    source="test",
+)
+
+
+def draw_windows(n: int, seed: int, *, ill_when_rising: bool = True) -> WindowedTable:
+    """Units whose pulse rises or falls; its direction alone says who is ill."""
+    generator = np.random.default_rng(seed)
+    rising = generator.random(n) < 0.5
+    table = draw(n, seed + 100)
+    ill = pd.Categorical.from_codes((rising == ill_when_rising).astype(int), dtype=table.records["ill"].dtype)
+    slope = np.where(rising, 8.0, -8.0)[:, None] * np.arange(6)
+    pulse = 100 + slope + generator.normal(0, 4, (n, 6))
+    pulse[generator.random((n, 6)) < 0.1] = np.nan
+    values = np.stack([pulse, generator.integers(0, 2, (n, 6)).astype(float)], axis=2)
+    lengths = generator.integers(4, 7, n)
+    values[np.arange(6) >= lengths[:, None]] = np.nan
+    return WindowedTable(table.records.assign(ill=ill), values, lengths)
+
+
+MADE, LEARNT, KEPT = draw_windows(110, 1, ill_when_rising=False), draw_windows(100, 2), draw_windows(90, 3)
+
+
+@pytest.fixture(scope="module")
+def windowed() -> Any:
+    return read(MADE, LEARNT, KEPT, study=WINDOWED)
+
+
+def test_a_study_with_windows_has_their_figures_beside_those_of_records(windowed: Any) -> None:
+    assert windowed["rows"] == {"synthetic": 110, "train": 100, "holdout": 90}
+    assert windowed["study"] == WINDOWED.digest()
+    records = [WindowedTable.without_windows(table.records) for table in (MADE, LEARNT, KEPT)]
+    assert windowed["fidelity"] == read(*records)["fidelity"]
+    assert set(windowed["windows"]) == {"synthetic_vs_holdout", "floor_train_vs_holdout", "prediction"}
+    assert set(windowed["windows"]["floor_train_vs_holdout"]["channels"]) == {"pulse", "ward"}
+    assert windowed == evaluate(MADE, LEARNT, KEPT, WINDOWED, seed=0)
+
+
+def test_tstr_uses_the_synthetic_windows_and_trtr_the_real_ones(windowed: Any) -> None:
+    utility = windowed["utility"]
+    for name in ("gradient_boosting_on_summaries", "sequence_classifier"):
+        assert utility["trtr"][name]["auc"] > 0.9
+        assert utility["tstr"][name]["auc"] < 0.1
+    # What the columns say of the label is nothing, whoever is asked.
+    assert 0.2 < utility["trtr"]["gradient_boosting_static"]["auc"] < 0.8
+
+
+def test_distances_and_predictions_are_those_of_the_tables_that_they_name() -> None:
+    # The pulse of the synthetic units is higher, and jumps where the real one glides.
+    jumps = MADE.values.copy()
+    jumps[:, :, 0] = np.where(np.isnan(jumps[:, :, 0]), np.nan, 140 + 30 * (np.arange(6) % 2))
+    report = read(replace(MADE, values=jumps), LEARNT, KEPT, study=WINDOWED)["windows"]
+    far, near = report["synthetic_vs_holdout"], report["floor_train_vs_holdout"]
+    assert far["numeric_marginal"] > 3 * near["numeric_marginal"]
+    assert far["change"] > 3 * near["change"]
+    assert far["channels"]["pulse"]["lag_1_real"] == near["channels"]["pulse"]["lag_1_real"]
+    assert report["prediction"]["tstr"]["error"] > 1.3 * report["prediction"]["trtr"]["error"]
+
+
+def test_copies_of_windows_have_the_distances_of_what_they_copy() -> None:
+    report = read(LEARNT, LEARNT, KEPT, study=WINDOWED)
+    windows = report["windows"]
+    assert windows["synthetic_vs_holdout"] == windows["floor_train_vs_holdout"]
+    assert windows["prediction"]["tstr"] == windows["prediction"]["trtr"]
+    assert report["utility"]["tstr"] == report["utility"]["trtr"]
+    copied = read(KEPT, LEARNT, KEPT, study=WINDOWED)["windows"]
+    assert copied["synthetic_vs_holdout"]["numeric_marginal"] == 0
+    assert copied["floor_train_vs_holdout"] == windows["floor_train_vs_holdout"]
+
+
+def test_each_measurement_of_windows_is_defined_in_one_sentence(windowed: Any) -> None:
+    defined = DEFINITIONS | WINDOW_DEFINITIONS
+    assert windowed["definitions"] == defined
+    # None of them changes what a study without windows means by a name.
+    assert not set(DEFINITIONS) & set(WINDOW_DEFINITIONS)
+    windows = windowed["windows"]
+    figures = {name.removesuffix("_within") for name in windows["synthetic_vs_holdout"]} - {"channels", "reasons"}
+    for named in (windowed["utility"], windowed["utility"]["tstr"], figures, {"prediction"}):
+        assert set(named) <= set(defined)
+    assert all(text.endswith(".") and text.count(". ") == 0 for text in WINDOW_DEFINITIONS.values())
+
+
+@pytest.mark.parametrize("broken", ["synthetic", "train", "holdout"])
+def test_without_units_whatever_is_null_of_windows_has_its_reason(broken: str) -> None:
+    tables = {"synthetic": MADE, "train": LEARNT, "holdout": KEPT}
+    tables[broken] = tables[broken].take(np.array([], int))
+    report = read(tables["synthetic"], tables["train"], tables["holdout"], study=WINDOWED)
+    windows = report["windows"]
+    for entry in (windows["synthetic_vs_holdout"], windows["floor_train_vs_holdout"]):
+        assert {name for name, value in entry.items() if value is None} == set(entry["reasons"])
+    assert ("length" in windows["synthetic_vs_holdout"]["reasons"]) == (broken != "train")
+    assert ("length" in windows["floor_train_vs_holdout"]["reasons"]) == (broken != "synthetic")
+    measured = [*windows["prediction"].values(), *report["utility"]["tstr"].values(), *report["fidelity"].values()]
     assert any(entry["reason"] is not None for entry in measured)
     for entry in measured:
         assert (None in [value for key, value in entry.items() if key != "reason"]) == (entry["reason"] is not None)

@@ -1,21 +1,41 @@
-"""The statistical critic: the distance that it estimates, without bias, and of measured tables alone."""
+"""The measured critics: the distance that they estimate, without bias, and of measured tables alone."""
 
 import itertools
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from common.data.tables import all_pairs
-from common.models.critics import StatisticalCritic, Targets, assemble
+from common.data.queries import Family
+from common.models.critics import (
+    EMBEDDING,
+    MEASURED,
+    Adversary,
+    Cluster,
+    Joins,
+    MeasuredCritic,
+    expectations,
+    make_cluster,
+    relaxed,
+)
+from common.models.embedding import EmbeddingMeans
+from common.models.generator import GeneratorShape, Outcome
+from common.models.neural import CriticShape, NeuralCritic, generator_loss, initialise_critic
+from common.models.sequences import Courses, Expected, SequenceShape
+from common.models.targets import Groups, Target, Targets, table_shapes
 
 CPU = torch.device("cpu")
 SIZES = (3, 2, 4)
 STARTS = np.concatenate([[0], np.cumsum(SIZES)])
 BINS = int(STARTS[-1])
-CLASSES = 2
+CLASSES = 3  # not 2, the number of halves
 STATES = 5
+# Every bin a group of its own.
+FINE = Groups(np.arange(BINS), np.zeros(0, dtype=np.int64))
 
 
 def mixture(seed: int) -> np.ndarray:
@@ -46,16 +66,35 @@ def targets_at(
     noise = np.random.default_rng(noise_seed)
     stddev = 0.0 if noise_seed is None else np.sqrt(variance)
     return Targets(
-        one_way=one_way * scale[:, None] + noise.normal(0, stddev, one_way.shape),
-        one_way_precision=np.full(BINS, 1 / variance),
-        pairs=(pairs * scale[:, None, None] + noise.normal(0, stddev, pairs.shape)) * measured,
-        pairs_precision=measured / variance,
-        label_counts=scale,
+        {
+            "one_way": Target(
+                one_way * scale[:, None] + noise.normal(0, stddev, one_way.shape), np.full(BINS, 1 / variance)
+            ),
+            Family.PAIR: Target(
+                (pairs * scale[:, None, None] + noise.normal(0, stddev, pairs.shape)) * measured, measured / variance
+            ),
+        },
+        scale,
+        FINE,
     )
+
+
+def statistical(targets: Targets) -> MeasuredCritic:
+    return MeasuredCritic(targets, MEASURED["statistical"], CPU)
 
 
 def tensor(shares: np.ndarray) -> Tensor:
     return torch.as_tensor(shares, dtype=torch.float32)
+
+
+def outcome_of(batch: Tensor) -> Outcome:
+    """A generator's outcome: the rows of a batch, (classes, rows, bins), class after class."""
+    return Outcome(batch.reshape(-1, batch.shape[2]), None, SIZES)
+
+
+def seen(batch: Tensor) -> Expected:
+    """What a critic is shown of a batch: two parts a class, the halves of its rows."""
+    return expectations(outcome_of(batch), 2 * CLASSES, Joins(FINE, CPU))
 
 
 def twice(shares: np.ndarray) -> Tensor:
@@ -66,15 +105,16 @@ def twice(shares: np.ndarray) -> Tensor:
 def distance_slowly(shares: np.ndarray, targets: Targets) -> float:
     """Squared differences of exact tables, in noise variances, one cell at a time, per measured cell."""
     one_way, pairs = tables_of(shares)
+    wanted, crossed = targets.tables["one_way"], targets.tables["pair"]
     total, cells = 0.0, 0
     for label, count in enumerate(targets.label_counts):
         for a in range(BINS):
-            total += (one_way[label, a] * count - targets.one_way[label, a]) ** 2 * targets.one_way_precision[a]
+            total += (one_way[label, a] * count - wanted.values[label, a]) ** 2 * wanted.precision[a]
             cells += 1
             for b in range(BINS):
-                if targets.pairs_precision[a, b] > 0:
-                    difference = pairs[label, a, b] * count - targets.pairs[label, a, b]
-                    total += difference**2 * targets.pairs_precision[a, b]
+                if crossed.precision[a, b] > 0:
+                    difference = pairs[label, a, b] * count - crossed.values[label, a, b]
+                    total += difference**2 * crossed.precision[a, b]
                     cells += 1
     return total / cells
 
@@ -82,55 +122,56 @@ def distance_slowly(shares: np.ndarray, targets: Targets) -> float:
 def loss_slowly(batch: np.ndarray, targets: Targets) -> float:
     """The product of the differences of the two halves, one cell at a time."""
     half = batch.shape[1] // 2
+    wanted, crossed = targets.tables["one_way"], targets.tables["pair"]
     total, cells = 0.0, 0
     halves = (batch[:, :half], batch[:, half:])
     for label, count in enumerate(targets.label_counts):
         for a in range(BINS):
-            differences = [part[label, :, a].mean() * count - targets.one_way[label, a] for part in halves]
-            total += differences[0] * differences[1] * targets.one_way_precision[a]
+            differences = [part[label, :, a].mean() * count - wanted.values[label, a] for part in halves]
+            total += differences[0] * differences[1] * wanted.precision[a]
             cells += 1
         for a, b in itertools.product(range(BINS), repeat=2):
-            if targets.pairs_precision[a, b] > 0:
+            if crossed.precision[a, b] > 0:
                 differences = [
-                    np.mean([row[a] * row[b] for row in part[label]]) * count - targets.pairs[label, a, b]
+                    np.mean([row[a] * row[b] for row in part[label]]) * count - crossed.values[label, a, b]
                     for part in halves
                 ]
-                total += differences[0] * differences[1] * targets.pairs_precision[a, b]
+                total += differences[0] * differences[1] * crossed.precision[a, b]
                 cells += 1
     return total / cells
 
 
 TRUTH, OTHER = mixture(1), mixture(2)
-COUNTS = [300.0, 900.0]
+COUNTS = [300.0, 900.0, 100.0]
 
 
-@pytest.mark.parametrize("rows", [2, 6, 7])
+@pytest.mark.parametrize("rows", [2, 6, 14])
 def test_the_loss_is_that_of_a_loop_over_cells(rows: int) -> None:
     targets = targets_at(TRUTH, COUNTS, noise_seed=4)
-    targets.pairs_precision[:3] *= 0.5
+    targets.tables["pair"].precision[:3] *= 0.5
     batch = OTHER[:, np.arange(rows) % STATES]
-    found = StatisticalCritic(targets, CPU).loss(tensor(batch))
+    found = statistical(targets).loss(seen(tensor(batch)))
     assert found.item() == pytest.approx(loss_slowly(batch, targets), rel=1e-4)
 
 
 def test_with_exact_tables_in_both_halves_the_loss_is_the_distance() -> None:
     targets = targets_at(TRUTH, COUNTS, noise_seed=4)
-    critic = StatisticalCritic(targets, CPU)
+    critic = statistical(targets)
     for shares in (TRUTH, OTHER):
-        assert critic.loss(twice(shares)).item() == pytest.approx(distance_slowly(shares, targets), rel=1e-4)
+        assert critic.loss(seen(twice(shares))).item() == pytest.approx(distance_slowly(shares, targets), rel=1e-4)
 
 
 @pytest.mark.statistical
 @pytest.mark.parametrize("shares", [TRUTH, OTHER])
 def test_the_mean_loss_over_many_batches_is_the_distance_of_the_exact_tables(shares: np.ndarray) -> None:
     targets = targets_at(TRUTH, COUNTS, noise_seed=4)
-    critic = StatisticalCritic(targets, CPU)
+    critic = statistical(targets)
     random = np.random.default_rng(0)
     losses, plain = [], []
     for _ in range(4000):
         batch = tensor(shares[:, random.integers(0, STATES, 8)])
-        losses.append(critic.loss(batch).item())
-        plain.append(critic.loss(torch.cat([batch, batch], dim=1)).item())
+        losses.append(critic.loss(seen(batch)).item())
+        plain.append(critic.loss(seen(torch.cat([batch, batch], dim=1))).item())
     exact = distance_slowly(shares, targets)
     error = np.std(losses) / np.sqrt(len(losses))
     # Five standard errors: a false alarm in two million seeds, and the seed is fixed.
@@ -140,89 +181,395 @@ def test_the_mean_loss_over_many_batches_is_the_distance_of_the_exact_tables(sha
 
 
 def test_the_loss_is_lowest_at_the_truth() -> None:
-    critic = StatisticalCritic(targets_at(TRUTH, COUNTS), CPU)
-    assert critic.loss(twice(TRUTH)).item() == pytest.approx(0, abs=1e-6)
+    critic = statistical(targets_at(TRUTH, COUNTS))
+    assert critic.loss(seen(twice(TRUTH))).item() == pytest.approx(0, abs=1e-6)
     random = np.random.default_rng(0)
     for amount in (0.01, 0.1, 1.0):
         for _ in range(10):
             mixed = (1 - amount) * TRUTH + amount * mixture(int(random.integers(10, 1000)))
-            assert critic.loss(twice(mixed)).item() > 1e-4
+            assert critic.loss(seen(twice(mixed))).item() > 1e-4
 
 
 def test_the_gradient_vanishes_at_the_truth_and_leads_back_to_it_elsewhere() -> None:
-    critic = StatisticalCritic(targets_at(TRUTH, COUNTS), CPU)
+    critic = statistical(targets_at(TRUTH, COUNTS))
     at_truth = twice(TRUTH).requires_grad_()
-    critic.loss(at_truth).backward()
+    critic.loss(seen(at_truth)).backward()
     assert at_truth.grad is not None
     assert at_truth.grad.abs().max() < 1e-3
     # Each row on its way to the truth: downhill.
     away = twice(0.9 * TRUTH + 0.1 * OTHER).requires_grad_()
-    critic.loss(away).backward()
+    critic.loss(seen(away)).backward()
     assert away.grad is not None
     assert (away.grad * (twice(TRUTH) - away.detach())).sum() < 0
 
 
 @pytest.mark.statistical
 def test_at_the_truth_the_loss_is_one_noise_variance_a_cell() -> None:
-    critics = [StatisticalCritic(targets_at(TRUTH, COUNTS, noise_seed=seed), CPU) for seed in range(200)]
-    losses = [critic.loss(twice(TRUTH)).item() for critic in critics]
-    # Each is a mean of 70 squared normals, standard deviation sqrt(2 / 70): 0.012 over 200. Five of them.
+    critics = [statistical(targets_at(TRUTH, COUNTS, noise_seed=seed)) for seed in range(200)]
+    losses = [critic.loss(seen(twice(TRUTH))).item() for critic in critics]
+    # Each is a mean of 105 squared normals, standard deviation sqrt(2 / 105): 0.010 over 200. Six of them.
     assert np.mean(losses) == pytest.approx(1, abs=0.06)
 
 
 def test_blocks_that_were_not_measured_do_not_count() -> None:
     targets = targets_at(TRUTH, COUNTS, noise_seed=4)
-    loss = StatisticalCritic(targets, CPU).loss(twice(OTHER)).item()
-    unmeasured = targets.pairs_precision == 0
+    pairs = targets.tables["pair"]
+    loss = statistical(targets).loss(seen(twice(OTHER))).item()
+    unmeasured = pairs.precision == 0
     assert unmeasured[np.tril_indices(BINS)].all()
-    targets.pairs[:, unmeasured] = 1e4
-    assert StatisticalCritic(targets, CPU).loss(twice(OTHER)).item() == loss
+    pairs.values[:, unmeasured] = 1e4
+    assert statistical(targets).loss(seen(twice(OTHER))).item() == loss
     # One block less: the mean is over the cells that are left.
-    targets.pairs_precision[STARTS[0] : STARTS[1], STARTS[1] : STARTS[2]] = 0
+    pairs.precision[STARTS[0] : STARTS[1], STARTS[1] : STARTS[2]] = 0
     expected = distance_slowly(OTHER, targets)
-    assert StatisticalCritic(targets, CPU).loss(twice(OTHER)).item() == pytest.approx(expected, rel=1e-4)
+    assert statistical(targets).loss(seen(twice(OTHER))).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_table_without_pairs_is_compared_by_its_columns() -> None:
     targets = targets_at(TRUTH, COUNTS)
-    targets.pairs_precision[:] = 0
-    critic = StatisticalCritic(targets, CPU)
+    targets.tables["pair"].precision[:] = 0
+    critic = statistical(targets)
     expected = np.mean((tables_of(OTHER)[0] - tables_of(TRUTH)[0]) ** 2 * np.square(COUNTS)[:, None] / 25)
-    assert critic.loss(twice(OTHER)).item() == pytest.approx(expected, rel=1e-4)
+    assert critic.loss(seen(twice(OTHER))).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_class_that_noise_made_negative_counts_as_one_unit() -> None:
-    targets = targets_at(TRUTH, [-50.0, 100.0])
-    one = targets_at(TRUTH, [1.0, 100.0])
-    critic = StatisticalCritic(Targets(**{**vars(targets), "one_way": one.one_way, "pairs": one.pairs}), CPU)
-    assert critic.classes == CLASSES
-    assert critic.loss(twice(TRUTH)).item() == pytest.approx(0, abs=1e-6)
+    one = targets_at(TRUTH, [1.0, 100.0, 10.0])
+    critic = statistical(Targets(one.tables, np.array([-50.0, 100.0, 10.0]), FINE))
+    assert critic.loss(seen(twice(TRUTH))).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_flat_pair_tables_are_laid_out_in_upper_blocks_with_their_own_precision() -> None:
-    layout = all_pairs(SIZES, CLASSES)
-    random = np.random.default_rng(0)
-    flat, one_way = random.normal(size=layout.n_cells), random.normal(size=(CLASSES, BINS))
-    targets = assemble(
-        layout=layout,
-        pair_counts=flat,
-        pair_variance=np.array([2.0, 4.0, 8.0]),
-        one_way=one_way,
-        one_way_variance=np.arange(1.0, BINS + 1),
-        label_counts=np.array(COUNTS),
-    )
-    assert targets.pairs.shape == (CLASSES, BINS, BINS)
-    found = np.zeros(layout.n_cells)
-    for table, (left, right) in enumerate(itertools.combinations(range(3), 2)):
-        for label, a, b in itertools.product(range(CLASSES), range(SIZES[left]), range(SIZES[right])):
-            where = (label * SIZES[left] + a) * SIZES[right] + b + layout.offsets[table]
-            found[where] = targets.pairs[label, STARTS[left] + a, STARTS[right] + b]
-            assert targets.pairs_precision[STARTS[left] + a, STARTS[right] + b] == 1 / 2.0 ** (table + 1)
-    assert np.array_equal(found, flat)
-    measured = np.add.outer(*[np.repeat(np.arange(3), SIZES)] * 2) >= 0
-    column = np.repeat(np.arange(3), SIZES)
-    measured = column[:, None] < column[None, :]
-    assert np.array_equal(targets.pairs_precision > 0, measured)
-    assert (targets.pairs[:, ~measured] == 0).all()
-    np.testing.assert_allclose(targets.one_way_precision, 1 / np.arange(1.0, BINS + 1))
-    assert np.array_equal(targets.one_way, one_way)
+def test_the_cells_of_a_critic_are_those_that_were_measured_in_every_class() -> None:
+    targets = targets_at(TRUTH, COUNTS)
+    assert statistical(targets).cells == CLASSES * (BINS + 3 * 2 + 3 * 4 + 2 * 4)
+    targets.tables["one_way"].precision[0] = 0
+    assert statistical(targets).cells == CLASSES * (BINS - 1 + 3 * 2 + 3 * 4 + 2 * 4)
+
+
+# --- expected tables
+
+# Bins of the first column: two and one; of the second: both; of the third: one, two, one.
+JOINED = np.array([0, 0, 1, 2, 2, 3, 4, 4, 5])
+
+
+@pytest.mark.parametrize("joined", [FINE.records, JOINED])
+def test_expected_tables_are_means_over_the_rows_of_each_part_pairs_over_groups(joined: np.ndarray) -> None:
+    random = np.random.default_rng(3)
+    rows = random.random((12, BINS))
+    groups = np.array([[row[joined == group].sum() for group in range(joined.max() + 1)] for row in rows])
+    joins = Joins(Groups(joined, np.zeros(0, dtype=np.int64)), CPU)
+    for parts in (1, 2, 4, 12):
+        found = expectations(Outcome(tensor(rows), None, SIZES), parts, joins)
+        assert set(found) == {"one_way", "pair"}
+        halves = zip(np.split(rows, parts), np.split(groups, parts), strict=True)
+        for part, (own, own_groups) in enumerate(halves):
+            np.testing.assert_allclose(found["one_way"][part], own.mean(axis=0), atol=1e-6)
+            crossed = np.mean([np.outer(row, row) for row in own_groups], axis=0)
+            np.testing.assert_allclose(found["pair"][part], crossed, atol=1e-6)
+
+
+def test_pairs_of_groups_are_compared_with_targets_over_groups() -> None:
+    targets = targets_at(TRUTH, COUNTS, noise_seed=4)
+    coarse = np.eye(6)[JOINED]
+    crossed = targets.tables["pair"]
+    values = np.einsum("lab,ag,bh->lgh", crossed.values, coarse, coarse)
+    precision = np.sign(coarse.T @ crossed.precision @ coarse) / 25
+    tables = {"one_way": targets.tables["one_way"], "pair": Target(values, precision)}
+    grouped = Targets(tables, targets.label_counts, Groups(JOINED, np.zeros(0, dtype=np.int64)))
+    batch = OTHER[:, np.arange(6) % STATES]
+    expected = expectations(outcome_of(tensor(batch)), 2 * CLASSES, Joins(grouped.groups, CPU))
+    total, cells = product_slowly(grouped, expected, ["one_way", "pair"])
+    assert cells == CLASSES * (BINS + 2 * 1 + 2 * 3 + 1 * 3)
+    assert statistical(grouped).loss(expected).item() == pytest.approx(total / cells, rel=1e-4)
+
+
+SEQUENCE = SequenceShape(
+    kind="chains",
+    steps=4,
+    blocks=((0, 2), (2, 4)),
+    sizes=(3, 2),
+    missing=(True, False),
+    ordered=(True, False),
+    states=2,
+)
+SHAPE = GeneratorShape(SIZES, CLASSES, latent=2, width=8, blocks=1, sequence=SEQUENCE)
+GROUPED = Groups(JOINED, np.array([0, 0, 1, 2, 3]))
+
+
+class Windows:
+    """Stands in for a head: tables of windows at random, by part, and one relaxed window a row."""
+
+    def __init__(self, parts: int, seed: int = 0) -> None:
+        random = np.random.default_rng(seed)
+        names = [str(name) for name in table_shapes(SHAPE, GROUPED) if name not in ("one_way", "pair")]
+        shapes = table_shapes(SHAPE, GROUPED)
+        self.tables = {name: tensor(random.random((parts, *shapes[name]))) for name in names}
+        self.asked: list[tuple[Tensor, Tensor]] = []
+
+    def expected(self, records: Tensor, channels: Tensor) -> Expected:
+        self.asked.append((records, channels))
+        return dict(self.tables)
+
+
+def test_the_tables_of_windows_stand_beside_those_of_records() -> None:
+    windows, rows = Windows(3), tensor(OTHER.reshape(-1, BINS))
+    joins = Joins(GROUPED, CPU)
+    found = expectations(Outcome(rows, cast("Courses", windows), SIZES), 3, joins)
+    assert {"one_way", "pair"} | set(windows.tables) == set(found)
+    assert all(found[name] is table for name, table in windows.tables.items())
+    alone = expectations(Outcome(rows, None, SIZES), 3, joins)
+    assert all(torch.equal(found[name], alone[name]) for name in alone)
+    # The head is told the records by group, part by part, and how its channels' bins join.
+    ((records, channels),) = windows.asked
+    assert torch.equal(records, (rows @ joins.records).view(3, -1, 6))
+    assert torch.equal(channels, torch.eye(4)[[0, 0, 1, 2, 3]])
+
+
+# --- which critic compares what, and all of them together
+
+
+def test_each_table_of_a_study_is_compared_by_one_critic_and_each_is_there() -> None:
+    names = [name for tables in MEASURED.values() for name in tables]
+    assert len(names) == len(set(names))
+    assert set(names) == set(table_shapes(SHAPE, GROUPED)) | {EMBEDDING}
+    # Without windows the temporal critic has nothing to compare.
+    without = set(table_shapes(GeneratorShape(SIZES, CLASSES, 2, 8, 1), FINE))
+    assert without == set(MEASURED["statistical"])
+
+
+class Means:
+    """Stands in for the mean embedding of a generator: what it is told."""
+
+    def __init__(self, means: Tensor) -> None:
+        self.means = means
+
+    def expected(self, outcome: Outcome, parts: int) -> Tensor:
+        assert parts == len(self.means)
+        return self.means
+
+
+ROWS = 6
+LABELS = torch.arange(CLASSES).repeat_interleave(ROWS)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Releases of every table of a study with windows and of an embedding, at random, and what a generator says."""
+
+    targets: Targets
+    outcome: Outcome
+    means: EmbeddingMeans
+    expected: Expected
+
+    def cluster(self, adversary: Adversary | None = None) -> Cluster:
+        return make_cluster(self.targets, self.means, adversary, CPU)
+
+    def loss(self, cluster: Cluster, seed: int = 0) -> tuple[Tensor, Tensor]:
+        return cluster.loss(self.outcome, LABELS, CLASSES, torch.Generator().manual_seed(seed))
+
+
+def case(seed: int) -> Case:
+    random = np.random.default_rng(seed)
+    counts = np.array(COUNTS)
+    windows = Windows(2 * CLASSES, seed)
+    batch = mixture(seed)[:, random.integers(0, STATES, ROWS)]
+    outcome = Outcome(tensor(batch).reshape(-1, BINS), cast("Courses", windows), SIZES)
+    means = tensor(random.normal(0, 0.3, (2 * CLASSES, 8)))
+    tables = {}
+    for name, shape in {**table_shapes(SHAPE, GROUPED), EMBEDDING: (8,)}.items():
+        precision = random.random(shape) * (random.random(shape) < 0.8)
+        tables[str(name)] = Target(counts.reshape(-1, *[1] * len(shape)) * random.random((CLASSES, *shape)), precision)
+    expected = {**expectations(outcome, 2 * CLASSES, Joins(GROUPED, CPU)), EMBEDDING: means}
+    return Case(Targets(tables, counts, GROUPED), outcome, cast("EmbeddingMeans", Means(means)), expected)
+
+
+def product_slowly(targets: Targets, expected: Expected, names: list[str]) -> tuple[float, int]:
+    """Products of the differences of two parts over the cells of some tables, and how many cells these are."""
+    total, cells = 0.0, 0
+    for name in names:
+        target = targets.tables[name]
+        for label, count in enumerate(targets.label_counts):
+            for place in np.ndindex(target.precision.shape):
+                if target.precision[place] == 0:
+                    continue
+                first, second = (
+                    float(expected[name][2 * label + half][place]) * count - target.values[label][place]
+                    for half in (0, 1)
+                )
+                total += first * second * target.precision[place]
+                cells += 1
+    return total, cells
+
+
+@pytest.mark.parametrize("critic", list(MEASURED))
+def test_a_critic_compares_its_own_tables_whatever_their_shape(critic: str) -> None:
+    one = case(1)
+    names = [str(name) for name in MEASURED[critic]]
+    total, cells = product_slowly(one.targets, one.expected, names)
+    found = MeasuredCritic(one.targets, MEASURED[critic], CPU)
+    assert found.cells == cells
+    assert found.loss(one.expected).item() == pytest.approx(total / cells, rel=1e-4)
+    # The other tables may say what they like.
+    others = {name: 7 * table for name, table in one.expected.items() if name not in names}
+    assert found.loss({**one.expected, **others}).item() == found.loss(one.expected).item()
+
+
+def test_fused_critics_are_the_mean_over_the_cells_of_all_releases() -> None:
+    one = case(2)
+    total, cells = product_slowly(one.targets, one.expected, list(one.targets.tables))
+    fused, measured = one.loss(one.cluster())
+    assert fused.item() == measured.item() == pytest.approx(total / cells, rel=1e-4)
+    # Each weighs by its cells, so that they are not the mean of three means.
+    parts = [MeasuredCritic(one.targets, tables, CPU) for tables in MEASURED.values()]
+    assert len({part.cells for part in parts}) == 3
+    plain = np.mean([part.loss(one.expected).item() for part in parts])
+    assert abs(fused.item() - plain) > 0.01 * abs(plain)
+
+
+def test_without_windows_and_embedding_the_cluster_is_the_statistical_critic() -> None:
+    targets = targets_at(TRUTH, COUNTS, noise_seed=4)
+    batch = tensor(OTHER[:, np.arange(ROWS) % STATES])
+    cluster = make_cluster(targets, None, None, CPU)
+    fused, measured = cluster.loss(outcome_of(batch), LABELS, CLASSES, torch.Generator())
+    assert fused.item() == measured.item() == pytest.approx(statistical(targets).loss(seen(batch)).item())
+
+
+def test_means_are_not_asked_where_no_embedding_was_released() -> None:
+    class Deaf:
+        def expected(self, outcome: Outcome, parts: int) -> Tensor:
+            raise AssertionError("means were asked")
+
+    one = replace(case(3), means=cast("EmbeddingMeans", Deaf()))
+    del one.targets.tables[EMBEDDING]  # type: ignore[attr-defined]
+    names = [name for name in one.expected if name != EMBEDDING]
+    total, cells = product_slowly(one.targets, one.expected, names)
+    assert one.loss(one.cluster())[0].item() == pytest.approx(total / cells, rel=1e-4)
+
+
+@pytest.mark.parametrize("silent", ["temporal", "semantic", "statistical"])
+def test_a_critic_without_a_measured_cell_has_no_part_in_the_loss(silent: str) -> None:
+    one = case(4)
+    for name in MEASURED[silent]:
+        one.targets.tables[str(name)].precision[:] = 0
+    names = [str(name) for critic, tables in MEASURED.items() if critic != silent for name in tables]
+    total, cells = product_slowly(one.targets, one.expected, names)
+    assert one.loss(one.cluster())[0].item() == pytest.approx(total / cells, rel=1e-4)
+
+
+def test_the_gradient_of_the_fused_loss_reaches_every_measured_table() -> None:
+    one = case(5)
+    windows, means = cast("Windows", one.outcome.courses), cast("Means", one.means)
+    given = {**windows.tables, EMBEDDING: means.means, "records": one.outcome.records}
+    for table in given.values():
+        table.requires_grad_()
+    one.loss(one.cluster())[0].backward()
+    assert given["records"].grad is not None
+    assert (given.pop("records").grad != 0).any(dim=0).all()
+    for name, table in given.items():
+        assert table.grad is not None, name
+        measured = torch.as_tensor(one.targets.tables[name].precision > 0)
+        assert (table.grad[:, measured] != 0).all(), name
+        assert (table.grad[:, ~measured] == 0).all(), name
+
+
+# --- the neural critic as an adversary
+
+
+def adversary(*weights: float, seed: int = 0) -> Adversary:
+    """Of records alone, one head."""
+    shape = CriticShape(BINS, 0, 0, CLASSES, width=4, channels=4, semantic=True, temporal=False)
+    return Adversary(initialise_critic(shape, seed=seed), weights)
+
+
+def records_only(seed: int) -> tuple[Outcome, Targets]:
+    batch = mixture(seed)[:, np.random.default_rng(seed).integers(0, STATES, ROWS)]
+    return outcome_of(tensor(batch)), targets_at(TRUTH, COUNTS, noise_seed=4)
+
+
+def test_a_head_weighs_as_its_gate_says_beside_the_measured_critics() -> None:
+    outcome, targets = records_only(6)
+    plain, _ = make_cluster(targets, None, None, CPU).loss(outcome, LABELS, CLASSES, torch.Generator())
+    found = adversary(1.0)
+    rows, steps = relaxed(outcome, torch.Generator().manual_seed(3))
+    assert steps is None
+    scored = generator_loss(found.critic(rows, None, LABELS))
+    assert scored.shape == (1,)
+    for weight in (0.5, 3.0):
+        cluster = make_cluster(targets, None, Adversary(found.critic, (weight,)), CPU)
+        fused, measured = cluster.loss(outcome, LABELS, CLASSES, torch.Generator().manual_seed(3))
+        # What is reported is the measured part: another seed or critic does not change it.
+        assert measured.item() == plain.item()
+        assert fused.item() == pytest.approx(plain.item() + weight * scored.item())
+
+
+def test_two_heads_have_a_weight_each() -> None:
+    class TwoHeads:
+        def __call__(self, records: Tensor, steps: Tensor | None, labels: Tensor) -> object:
+            assert steps is None
+            return SimpleNamespace(heads=lambda: [torch.full((len(labels),), 2.0), torch.full((len(labels),), -1.0)])
+
+    outcome, targets = records_only(7)
+    both = Adversary(cast("NeuralCritic", TwoHeads()), (0.25, 4.0))
+    fused, measured = make_cluster(targets, None, both, CPU).loss(outcome, LABELS, CLASSES, torch.Generator())
+    expected = 0.25 * (np.sqrt(5) - 2) / 2 + 4 * (np.sqrt(2) + 1) / 2
+    assert (fused - measured).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_heads_without_weight_are_not_asked() -> None:
+    class Deaf:
+        def __call__(self, *given: object) -> object:
+            raise AssertionError("a head without weight was asked")
+
+    outcome, targets = records_only(8)
+    random = torch.Generator().manual_seed(5)
+    before = random.get_state()
+    cluster = make_cluster(targets, None, Adversary(cast("NeuralCritic", Deaf()), (0.0, 0.0)), CPU)
+    fused, measured = cluster.loss(outcome, LABELS, CLASSES, random)
+    assert fused is measured
+    assert torch.equal(random.get_state(), before)
+
+
+def test_the_generator_feels_the_adversary_and_the_adversary_is_not_moved() -> None:
+    outcome, targets = records_only(9)
+    found = adversary(2.0)
+    before = {name: value.clone() for name, value in found.critic.state_dict().items()}
+    gradients = []
+    for one in (None, found):
+        records = outcome.records.detach().clone().requires_grad_()
+        again = Outcome(records, None, SIZES)
+        loss, _ = make_cluster(targets, None, one, CPU).loss(again, LABELS, CLASSES, torch.Generator().manual_seed(1))
+        loss.backward()
+        assert records.grad is not None
+        gradients.append(records.grad)
+    assert not torch.allclose(gradients[0], gradients[1])
+    assert all(torch.equal(before[name], value) for name, value in found.critic.state_dict().items())
+
+
+def test_a_relaxed_row_has_one_bin_a_column_and_the_gradient_of_the_probabilities() -> None:
+    rows = tensor(np.repeat(mixture(1)[0, :1], 20_000, axis=0)).requires_grad_()
+    drawn, steps = relaxed(Outcome(rows, None, SIZES), torch.Generator().manual_seed(0))
+    assert steps is None
+    assert set(drawn.detach().round(decimals=5).unique().tolist()) == {0, 1}
+    for part in torch.split(drawn, list(SIZES), dim=1):
+        torch.testing.assert_close(part.sum(dim=1), torch.ones(len(part)))
+    # A share of 20,000 draws has a standard deviation of at most 0.0035; six of them.
+    torch.testing.assert_close(drawn.mean(dim=0), rows[0], atol=0.022, rtol=0)
+    weights = torch.arange(BINS, dtype=torch.float32)
+    (drawn * weights).sum().backward()
+    assert rows.grad is not None
+    torch.testing.assert_close(rows.grad, weights.expand_as(rows))
+
+
+def test_windows_are_relaxed_beside_the_records() -> None:
+    class Head:
+        def relaxed(self, random: torch.Generator) -> Tensor:
+            return torch.rand(CLASSES * STATES, 3, 5, generator=random)
+
+    outcome = Outcome(tensor(OTHER).reshape(-1, BINS), cast("Courses", Head()), SIZES)
+    first, again, other = (relaxed(outcome, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first[1] is not None
+    assert again[1] is not None
+    assert first[1].shape == (CLASSES * STATES, 3, 5)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])

@@ -1,15 +1,21 @@
 """The one loop: it learns what it is shown, the same from the same seed, and average and loading keep to their word."""
 
 import itertools
+from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from common.data.queries import Family
 from common.models import training
-from common.models.critics import StatisticalCritic, Targets
-from common.models.generator import Generator, GeneratorShape, draw_bins, initialise
+from common.models.critics import Adversary, Cluster, Joins, expectations, make_cluster
+from common.models.generator import Generator, GeneratorShape, Outcome, draw_bins, initialise
+from common.models.neural import CriticShape, initialise_critic
+from common.models.sequences import SequenceShape
+from common.models.targets import Groups, Target, Targets, table_shapes
 from common.models.training import Stretch, average, load_parameters, parameters_of, schedule, train
 
 CPU = torch.device("cpu")
@@ -33,10 +39,11 @@ def exact_targets() -> Targets:
     pairs[:, :3, 3:] = JOINT * UNITS
     precision[:3, 3:] = 1 / 100
     one_way = np.concatenate([JOINT.sum(axis=2), JOINT.sum(axis=1)], axis=1) * UNITS
-    return Targets(one_way, np.full(bins, 1 / 100), pairs, precision, np.full(CLASSES, UNITS))
+    tables = {"one_way": Target(one_way, np.full(bins, 1 / 100)), Family.PAIR: Target(pairs, precision)}
+    return Targets(tables, np.full(CLASSES, UNITS), Groups(np.arange(bins), np.zeros(0, dtype=np.int64)))
 
 
-CRITIC = StatisticalCritic(exact_targets(), CPU)
+CLUSTER = make_cluster(exact_targets(), None, None, CPU)
 
 
 def stretch(steps: int, *, seed: int = 7, start: float = 1e-2, end: float = 1e-3) -> Stretch:
@@ -45,12 +52,12 @@ def stretch(steps: int, *, seed: int = 7, start: float = 1e-2, end: float = 1e-3
 
 def trained(steps: int, *, seed: int = 7) -> Generator:
     generator = initialise(SHAPE, seed=1)
-    train(generator, CRITIC, stretch(steps, seed=seed), CPU)
+    train(generator, CLUSTER, stretch(steps, seed=seed), CPU)
     return generator
 
 
 def joint_of(generator: Generator, label: int) -> np.ndarray:
-    bins = draw_bins(generator, np.full(50_000, label), seed=3, device=CPU)
+    bins, _ = draw_bins(generator, np.full(50_000, label), seed=3, device=CPU)
     return np.bincount(bins[:, 0] * 4 + bins[:, 1], minlength=12).reshape(3, 4) / len(bins)
 
 
@@ -69,30 +76,29 @@ def test_a_stretch_depends_on_the_parameters_alone_and_not_on_what_was_trained_b
     novice = initialise(SHAPE, seed=2)
     load_parameters(novice, parameters_of(veteran))
     for generator in (veteran, novice):
-        train(generator, CRITIC, stretch(4, seed=9), CPU)
+        train(generator, CLUSTER, stretch(4, seed=9), CPU)
     once, again = parameters_of(veteran), parameters_of(novice)
     assert all(np.array_equal(once[name], again[name]) for name in once)
 
 
-class Watching(StatisticalCritic):
-    """Notes the generator's parameters whenever it is asked: before each step."""
+class Watching:
+    """A cluster that notes the generator's parameters whenever it is asked: before each step."""
 
     def __init__(self, generator: Generator) -> None:
-        super().__init__(exact_targets(), CPU)
         self._generator = generator
         self.seen: list[dict[str, np.ndarray]] = []
 
-    def loss(self, shares: Tensor) -> Tensor:
+    def loss(self, outcome: Outcome, labels: Tensor, classes: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         self.seen.append(parameters_of(self._generator))
-        return super().loss(shares)
+        return CLUSTER.loss(outcome, labels, classes, random)
 
 
 def test_the_published_generator_is_the_exponential_moving_average_of_the_steps() -> None:
     generator, averaged = initialise(SHAPE, seed=1), initialise(SHAPE, seed=2)
-    critic = Watching(generator)
+    watching = Watching(generator)
     expected = {name: value.astype(np.float64) for name, value in parameters_of(averaged).items()}
-    train(generator, critic, stretch(30), CPU, averaged=averaged)
-    after_each = [*critic.seen[1:], parameters_of(generator)]
+    train(generator, cast("Cluster", watching), stretch(30), CPU, averaged=averaged)
+    after_each = [*watching.seen[1:], parameters_of(generator)]
     assert len(after_each) == 30
     for parameters in after_each:
         for name, value in parameters.items():
@@ -106,9 +112,9 @@ def test_the_published_generator_is_the_exponential_moving_average_of_the_steps(
 
 def test_training_lowers_the_loss() -> None:
     generator = initialise(SHAPE, seed=1)
-    first = train(generator, CRITIC, stretch(20), CPU)
+    first = train(generator, CLUSTER, stretch(20), CPU)
     for seed in range(4):
-        last = train(generator, CRITIC, stretch(50, seed=seed), CPU)
+        last = train(generator, CLUSTER, stretch(50, seed=seed), CPU)
     assert 0 <= last < first / 10
 
 
@@ -121,8 +127,8 @@ def test_the_same_seed_gives_the_same_parameters_and_another_gives_others() -> N
 def test_no_steps_change_nothing() -> None:
     generator = initialise(SHAPE, seed=1)
     before = parameters_of(generator)
-    assert np.isnan(train(generator, CRITIC, stretch(0), CPU))
-    assert np.isnan(train(initialise(SHAPE, seed=2), CRITIC, stretch(0), CPU, averaged=generator))
+    assert np.isnan(train(generator, CLUSTER, stretch(0), CPU))
+    assert np.isnan(train(initialise(SHAPE, seed=2), CLUSTER, stretch(0), CPU, averaged=generator))
     assert all(np.array_equal(before[name], value) for name, value in parameters_of(generator).items())
 
 
@@ -137,7 +143,7 @@ def test_the_learning_rate_is_that_of_the_stretch() -> None:
     def moved(first: float, last: float, steps: int) -> float:
         generator = initialise(SHAPE, seed=1)
         before = parameters_of(generator)
-        train(generator, CRITIC, stretch(steps, start=first, end=last), CPU)
+        train(generator, CLUSTER, stretch(steps, start=first, end=last), CPU)
         return max(float(np.abs(before[name] - value).max()) for name, value in parameters_of(generator).items())
 
     assert moved(0.0, 0.0, 5) == 0
@@ -148,9 +154,9 @@ def test_the_learning_rate_is_that_of_the_stretch() -> None:
 
 def test_a_far_target_does_not_make_a_far_step() -> None:
     far = exact_targets()
-    far.one_way[:] *= 1e6
+    far.tables["one_way"].values[:] *= 1e6
     generator = initialise(SHAPE, seed=1)
-    train(generator, StatisticalCritic(far, CPU), stretch(10), CPU)
+    train(generator, make_cluster(far, None, None, CPU), stretch(10), CPU)
     assert all(np.isfinite(value).all() for value in parameters_of(generator).values())
 
 
@@ -163,6 +169,119 @@ def test_the_global_random_state_is_neither_read_nor_changed() -> None:
             found.append(parameters_of(trained(3)))
             assert torch.equal(torch.get_rng_state(), before)
     assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+
+
+class Told:
+    """A cluster that notes what it is asked, and says what it was told to."""
+
+    def __init__(self, fused: float, measured: list[float]) -> None:
+        self._fused, self._measured = fused, iter(measured)
+        self.asked: list[tuple[Tensor, Tensor, int, torch.Generator]] = []
+
+    def loss(self, outcome: Outcome, labels: Tensor, classes: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        self.asked.append((outcome.records, labels, classes, random))
+        return outcome.records.sum() * 0 + self._fused, torch.tensor(next(self._measured))
+
+
+def test_the_loss_that_is_told_is_the_mean_of_the_measured_critics_alone() -> None:
+    told = Told(1e6, [1.0, 2.0, 6.0])
+    found = train(initialise(SHAPE, seed=1), cast("Cluster", told), stretch(3), CPU)
+    assert found == 3.0
+
+
+def test_each_step_shows_the_critics_new_rows_class_after_class_and_one_stream_of_chance() -> None:
+    told = Told(0.0, [0.0] * 3)
+    train(initialise(SHAPE, seed=1), cast("Cluster", told), stretch(3, start=0.0, end=0.0), CPU)
+    assert [(len(records), classes) for records, _, classes, _ in told.asked] == [(CLASSES * 128, CLASSES)] * 3
+    for _, labels, _, _ in told.asked:
+        assert torch.equal(labels, torch.arange(CLASSES).repeat_interleave(128))
+    assert not torch.equal(told.asked[0][0], told.asked[1][0])
+    assert len({id(random) for _, _, _, random in told.asked}) == 1
+
+
+def test_a_neural_critic_pulls_the_generator_and_does_not_move() -> None:
+    shape = CriticShape(sum(SIZES), 0, 0, CLASSES, width=4, channels=4, semantic=True, temporal=False)
+    critic = initialise_critic(shape, seed=0)
+    before = {name: value.clone() for name, value in critic.state_dict().items()}
+    found = []
+    for weight in (0.0, 50.0, 50.0):
+        generator = initialise(SHAPE, seed=1)
+        cluster = make_cluster(exact_targets(), None, Adversary(critic, (weight,)), CPU)
+        train(generator, cluster, stretch(3), CPU)
+        found.append(parameters_of(generator)["heads.weight"])
+    assert not np.array_equal(found[0], found[1])
+    assert np.array_equal(found[1], found[2])
+    assert np.array_equal(found[0], parameters_of(trained(3))["heads.weight"])
+    assert all(torch.equal(before[name], value) for name, value in critic.state_dict().items())
+
+
+# --- windows
+
+CHAINS = SequenceShape(
+    kind="chains",
+    steps=6,
+    blocks=((0, 3), (3, 6)),
+    sizes=(4, 2),
+    missing=(True, False),
+    ordered=(True, False),
+    states=3,
+)
+WINDOWED = {
+    "chains": replace(SHAPE, sequence=CHAINS),
+    "states": replace(SHAPE, sequence=replace(CHAINS, kind="states")),
+    # The second column says that there are 3 to 6 steps.
+    "lasting": replace(SHAPE, sequence=replace(CHAINS, kind="states"), length_column=1, fewest=3),
+    "attention": replace(SHAPE, body="attention", sequence=CHAINS),
+}
+
+
+def taught(shape: GeneratorShape) -> Targets:
+    """The exact tables of another generator, whose windows depend much on the latent and on the label."""
+    teacher = initialise(shape, seed=5)
+    with torch.no_grad():
+        for module in (teacher.heads, teacher.sequence.start, teacher.sequence.pull):  # type: ignore[union-attr]
+            module.weight[:, : 2 * shape.latent] *= 6
+        latent = torch.randn(2000, shape.latent, generator=torch.Generator().manual_seed(0))
+        groups = Groups(np.arange(sum(SIZES)), np.arange(6))
+        outcome = teacher(latent, torch.arange(CLASSES).repeat_interleave(1000))
+        expected = expectations(outcome, CLASSES, Joins(groups, CPU))
+    # What lies beside the upper blocks of two axes is not measured.
+    columns, channels = (np.repeat(np.arange(2), sizes) for sizes in (SIZES, CHAINS.sizes))
+    upper = {Family.PAIR: columns[:, None] < columns, Family.TOGETHER: channels[:, None] < channels}
+    tables = {}
+    for name, dense in table_shapes(shape, groups).items():
+        precision = np.full(dense, 1 / 100) * upper.get(cast("Family", name), 1.0)
+        tables[str(name)] = Target(expected[name].double().numpy() * UNITS, precision)
+    return Targets(tables, np.full(CLASSES, UNITS), groups)
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_windows_are_learned_and_every_parameter_is_trained(name: str) -> None:
+    cluster = make_cluster(taught(WINDOWED[name]), None, None, CPU)
+    generator = initialise(WINDOWED[name], seed=1)
+    before = parameters_of(generator)
+    first = train(generator, cluster, stretch(5), CPU)
+    for key, value in parameters_of(generator).items():
+        assert np.isfinite(value).all()
+        assert not np.array_equal(before[key], value), key
+    for seed in range(4):
+        last = train(generator, cluster, stretch(30, seed=seed), CPU)
+    assert last < first / 5
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_a_seed_fixes_the_training_of_windows_and_the_average_follows_all_parameters(name: str) -> None:
+    cluster = make_cluster(taught(WINDOWED[name]), None, None, CPU)
+    found = []
+    for seed in (7, 7, 8):
+        generator, averaged = initialise(WINDOWED[name], seed=1), initialise(WINDOWED[name], seed=2)
+        before = parameters_of(averaged)
+        train(generator, cluster, stretch(2, seed=seed), CPU, averaged=averaged)
+        found.append((parameters_of(generator), parameters_of(averaged)))
+    for once, again, other in zip(*found, strict=True):
+        assert all(np.array_equal(once[key], again[key]) for key in once)
+        assert any(not np.array_equal(once[key], other[key]) for key in once)
+    assert all(not np.array_equal(before[key], value) for key, value in found[0][1].items())
 
 
 # --- schedule

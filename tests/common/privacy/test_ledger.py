@@ -89,7 +89,7 @@ def release(ledger: Ledger, noise: NoNoise, *, request: str = "run/one_way", sha
     event = mechanism.plan(spend=share * BUDGET, account="train", noise=noise)  # type: ignore[arg-type]
     nobody = Contributions(np.zeros(0, np.int64), np.zeros((0, 1), np.int64), np.zeros(0, np.int64))
     return mechanism.release(
-        nobody,
+        [nobody],
         event=event,
         request=request,
         request_digest="ab" * 32,

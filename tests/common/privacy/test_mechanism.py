@@ -1,7 +1,7 @@
 """The mechanism: one unit moves the sums by no more than is claimed, and nothing is drawn that was not charged."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data.encoding import Grid, encode_table, make_grids
-from common.data.histograms import histogram_codes, histogram_layout
+from common.data.histograms import histogram_codes, histogram_layout, window_hits
+from common.data.queries import Coded, Counter, Query, catalogue, layout_of
 from common.data.schema import CategoricalColumn, Column, IntegerColumn
-from common.data.tables import TableLayout, all_pairs, cell_indices
-from common.data.units import bound_units
+from common.data.tables import Hits, TableLayout, cell_indices
+from common.data.units import WINDOW_WEIGHT, bound_units
+from common.data.windows import TimeColumn, Windows
 from common.errors import BudgetError, LedgerError
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Charge, Ledger
-from common.privacy.mechanism import Contributions, CountMechanism
+from common.privacy.mechanism import MAXIMUM_EMPHASIS, Contributions, CountMechanism
 from common.privacy.noise import MAXIMUM_STDDEV, SeededNoise
 
 SECRET = bytes(range(32))
@@ -50,18 +52,18 @@ class Pass:
         self.charged.append(charge)
 
 
-def sums_of(mechanism: CountMechanism, contributions: Contributions) -> np.ndarray:
+def sums_of(mechanism: CountMechanism, *parts: Contributions) -> np.ndarray:
     """The sums that a release adds its noise to."""
     noise = Silence()
     event = mechanism.plan(spend=1.0, account="train", noise=noise)  # type: ignore[arg-type]
-    return release(mechanism, contributions, event, ledger=Pass(), noise=noise)
+    return release(mechanism, parts, event, ledger=Pass(), noise=noise)
 
 
 def release(
-    mechanism: CountMechanism, contributions: Contributions, event: GaussianEvent, *, ledger: Any, noise: Any
+    mechanism: CountMechanism, parts: Iterable[Contributions], event: GaussianEvent, *, ledger: Any, noise: Any
 ) -> np.ndarray:
     return mechanism.release(
-        contributions, event=event, request="run/one_way", request_digest="ab" * 32, ledger=ledger, noise=noise
+        parts, event=event, request="run/one_way", request_digest="ab" * 32, ledger=ledger, noise=noise
     )
 
 
@@ -104,18 +106,49 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(pd.DataFrame(data), make_grids(columns), draw(st.integers(1, 5)))
 
 
-def contributions_of(case: Case, table: pd.DataFrame, layout: TableLayout, *, pairs: bool) -> dict[str, Contributions]:
-    """What each account of units adds to a vector, by the same steps as at a site."""
+def parts_of(
+    case: Case, table: pd.DataFrame, layout: TableLayout, queries: Sequence[Query]
+) -> dict[str, list[Contributions]]:
+    """What each account of units adds to a vector, by the same steps as at a site; no queries for one-way tables."""
     bounded = bound_units(
         table, key="unit", max_records=case.max_records, drop_surplus=True, holdout=0.4, secret=SECRET
     )
-    cells = encode_table(table, case.grids)
-    codes = cells if pairs else histogram_codes(cells, case.grids)
-    indices = cell_indices(codes, table["label"].cat.codes.to_numpy().astype(np.int64), layout)[bounded.rows]
-    return {
-        account: Contributions(bounded.units[chosen], indices[chosen], bounded.weights[chosen])
-        for account, chosen in (("train", ~bounded.holdout), ("holdout", bounded.holdout))
-    }
+    cells = encode_table(table, case.grids)[bounded.rows]
+    labels = table["label"].cat.codes.to_numpy().astype(np.int64)[bounded.rows]
+    parts = {}
+    for account, chosen in (("train", ~bounded.holdout), ("holdout", bounded.holdout)):
+        units, weights = bounded.units[chosen], bounded.weights[chosen]
+        if queries:
+            counter = Counter(Coded(labels[chosen], cells[chosen]), None, weights)
+            parts[account] = [as_part(hits, units) for hits in hits_of(counter, queries, layout)]
+        else:
+            codes = histogram_codes(cells[chosen], case.grids)
+            parts[account] = [Contributions(units, cell_indices(codes, labels[chosen], layout), weights)]
+    return parts
+
+
+def hits_of(counter: Counter, queries: Sequence[Query], layout: TableLayout) -> Iterator[Hits]:
+    return (counter.hits(query, layout, number) for number, query in enumerate(queries))
+
+
+def as_part(hits: Hits, units: np.ndarray) -> Contributions:
+    return Contributions(units[hits.rows], hits.cells[:, None], hits.weights)
+
+
+def emphases(tables: int, data: st.DataObject) -> np.ndarray:
+    """What a coordinator may ask for: a whole number from 1 to 16 a table."""
+    listed = data.draw(st.lists(st.integers(1, MAXIMUM_EMPHASIS), min_size=tables, max_size=tables))
+    return np.array(listed, dtype=np.int64)
+
+
+def check_move(
+    difference: np.ndarray, mechanism: CountMechanism, layout: TableLayout, emphasis: np.ndarray
+) -> list[int]:
+    """One unit's part in the sums is within the sensitivity, together and table by table; its L1 norm in each."""
+    assert sum(int(cell) ** 2 for cell in difference) <= mechanism.squared_sensitivity
+    moved = [int(np.abs(table).sum()) for table in layout.split(difference)]
+    assert all(one <= mechanism.unit_weight * most for one, most in zip(moved, emphasis.tolist(), strict=True))
+    return moved
 
 
 @settings(max_examples=120, deadline=None)
@@ -123,27 +156,89 @@ def contributions_of(case: Case, table: pd.DataFrame, layout: TableLayout, *, pa
 def test_one_unit_moves_the_sums_of_one_account_by_the_sensitivity_at_most(
     case: Case, pairs: bool, data: st.DataObject
 ) -> None:
+    queries = catalogue(len(case.grids), None) if pairs else ()
     layout = (
-        all_pairs([grid.n_cells for grid in case.grids], len(LABELS))
+        layout_of(queries, [grid.n_cells for grid in case.grids], len(LABELS))
         if pairs
         else histogram_layout(case.grids, len(LABELS))
     )
     leaver = data.draw(st.sampled_from(sorted(set(case.table["unit"]))))
     without = case.table[case.table["unit"] != leaver].reset_index(drop=True)
     weight = math.lcm(*range(1, case.max_records + 1))
-    mechanism = CountMechanism(layout.offsets, weight)
-    assert mechanism.squared_sensitivity == layout.n_tables * weight**2
+    emphasis = emphases(layout.n_tables, data)
+    mechanism = CountMechanism(layout.offsets, weight, emphasis)
+    assert mechanism.squared_sensitivity == sum(one**2 for one in emphasis.tolist()) * weight**2
     moved = []
-    ours, theirs = (contributions_of(case, table, layout, pairs=pairs) for table in (case.table, without))
+    ours, theirs = (parts_of(case, table, layout, queries) for table in (case.table, without))
     for account in ("train", "holdout"):
-        difference = sums_of(mechanism, ours[account]) - sums_of(mechanism, theirs[account])
-        squared = sum(int(cell) ** 2 for cell in difference)
-        assert squared <= mechanism.squared_sensitivity
-        moved.append(squared > 0)
-        for table in layout.split(difference):
-            assert int(np.abs(table).sum()) in (0, weight)
+        difference = sums_of(mechanism, *ours[account]) - sums_of(mechanism, *theirs[account])
+        found = check_move(difference, mechanism, layout, emphasis)
+        moved.append(any(found))
+        # All of a unit's weight in each table, or nothing in any.
+        assert found == [weight * most * moved[-1] for most in emphasis.tolist()]
     # The unit was in one account: in the other not a count has changed.
     assert sorted(moved) == [False, True]
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> tuple[Windows, np.ndarray, np.ndarray]:
+    """A study's windows, cells of some units' windows, (units, steps, channels), and their labels; few values, so that
+    steps pile up in the same cells.
+    """  # noqa: D205
+    length = draw(st.integers(2, 20))
+    layout = draw(st.sampled_from(["grid", "events"]))
+    channels: dict[str, Column] = {
+        "level": IntegerColumn(type="integer", min=0, max=99, cells=20, missing=True, sparse=draw(st.booleans())),
+        "kind": CategoricalColumn(type="categorical", categories=("a", "b"), missing=draw(st.booleans())),
+    }
+    found = Windows(
+        layout=layout,
+        length=length,
+        time=TimeColumn(column="at"),
+        channels=channels,
+        **({"step": 1} if layout == "grid" else {"empty": "allow"}),
+    )
+    units = draw(st.integers(1, 6))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    cells = np.stack(
+        [random.choice([0, 0, 0, one.n_cells - 1], (units, length)) for one in make_grids(channels)], axis=2
+    )
+    lengths = np.full(units, length) if layout == "grid" else random.integers(0, length + 1, units)
+    cells[np.arange(length) >= lengths[:, None]] = -1
+    return found, cells, random.integers(0, 2, units)
+
+
+@settings(max_examples=120, deadline=None)
+@given(windows(), st.booleans(), st.data())
+def test_one_unit_s_window_moves_the_sums_by_the_sensitivity_at_most(
+    case: tuple[Windows, np.ndarray, np.ndarray], one_way: bool, data: st.DataObject
+) -> None:
+    schema, cells, labels = case
+    grids = make_grids(schema.channels)
+    queries = catalogue(1, schema)
+    layout = (
+        histogram_layout((), len(LABELS), grids)
+        if one_way
+        else layout_of(queries, [2, *(grid.n_cells for grid in grids)], len(LABELS))
+    )
+    emphasis = emphases(layout.n_tables, data)
+    mechanism = CountMechanism(layout.offsets, WINDOW_WEIGHT, emphasis)
+
+    def sums(rows: np.ndarray) -> np.ndarray:
+        mine, lengths = cells[rows], (cells[rows, :, 0] >= 0).sum(axis=1)
+        coded = Coded(labels[rows], labels[rows, None], mine, lengths)
+        counter = Counter(coded, schema, np.full(len(rows), WINDOW_WEIGHT))
+        hits = (
+            window_hits(mine, labels[rows], grids, layout, whole=WINDOW_WEIGHT)
+            if one_way
+            else hits_of(counter, queries, layout)
+        )
+        return sums_of(mechanism, *(as_part(one, rows) for one in hits))
+
+    everybody = np.arange(len(cells))
+    leaver = data.draw(st.sampled_from(everybody.tolist()))
+    moved = check_move(sums(everybody) - sums(np.delete(everybody, leaver)), mechanism, layout, emphasis)
+    assert any(moved) == bool((cells[leaver] >= 0).any())
 
 
 def test_the_sensitivity_is_reached_by_a_unit_whose_records_are_alike() -> None:
@@ -157,6 +252,9 @@ def test_the_sensitivity_is_an_exact_integer_however_large() -> None:
     mechanism = CountMechanism(np.arange(2001), unit_weight=720_720)
     assert mechanism.squared_sensitivity == 2000 * 720_720**2
     assert isinstance(mechanism.squared_sensitivity, int)
+    # Beyond what 64 bits hold.
+    mechanism = CountMechanism(np.arange(2001), unit_weight=720_720**2, emphasis=np.full(2000, 16))
+    assert mechanism.squared_sensitivity == 256 * 2000 * 720_720**4 > 2**64
 
 
 # Two tables of 3 and 5 cells, a unit weighs 6.
@@ -203,9 +301,146 @@ def test_contributions_that_break_the_bound_are_refused_before_any_charge(fault:
     noise, ledger = Silence(), Pass()
     event = MECHANISM.plan(spend=1.0, account="train", noise=noise)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="contributions"):
-        release(MECHANISM, BAD[fault], event, ledger=ledger, noise=noise)
+        release(MECHANISM, [BAD[fault]], event, ledger=ledger, noise=noise)
     assert ledger.charged == []
     assert noise.drawn == []
+
+
+# The same hits, table by table.
+TABLES = [replace(GOOD, indices=GOOD.indices[:, [table]]) for table in (0, 1)]
+NOBODY = Contributions(whole([]), np.zeros((0, 1), np.int64), whole([]))
+
+
+def test_parts_for_one_table_after_the_other_are_summed_as_the_whole() -> None:
+    assert sums_of(MECHANISM, *TABLES).tolist() == sums_of(MECHANISM, GOOD).tolist()
+    # Each part has hits of its own: as many as it likes, of whom it likes.
+    other = Contributions(whole([0, 1, 2, 2]), whole([[7], [7], [3], [4]]), whole([6, 1, 5, 1]))
+    assert sums_of(MECHANISM, TABLES[0], other).tolist() == [3, 6, 3, 5, 1, 0, 0, 7]
+    assert sums_of(MECHANISM, NOBODY, TABLES[1]).tolist() == [0, 0, 0, 3, 6, 0, 0, 3]
+
+
+def test_parts_are_checked_one_by_one_as_they_come_and_all_of_them_before_the_charge() -> None:
+    ledger, charged = Pass(), []
+
+    def come(*parts: Contributions) -> Iterator[Contributions]:
+        for part in parts:
+            charged.append(len(ledger.charged))
+            yield part
+
+    event = MECHANISM.plan(spend=1.0, account="train", noise=Silence())  # type: ignore[arg-type]
+    release(MECHANISM, come(*TABLES), event, ledger=ledger, noise=Silence())
+    assert charged == [0, 0]
+    assert len(ledger.charged) == 1
+    # One that is refused is the last that is asked for: no part waits in memory for another.
+    with pytest.raises(ValueError, match="contributions"):
+        release(MECHANISM, come(TABLES[1], TABLES[1]), event, ledger=ledger, noise=Silence())
+    assert charged == [0, 0, 1]
+
+
+BAD_PARTS: dict[str, list[Contributions]] = {
+    "none at all": [],
+    "a table without a part": TABLES[:1],
+    "a part too many": [*TABLES, NOBODY],
+    "a part too many, behind the last cell": [*TABLES, Contributions(whole([0]), whole([[8]]), whole([6]))],
+    "a part twice": [TABLES[0], TABLES[0]],
+    "parts in another order": TABLES[::-1],
+    "the whole and a part": [GOOD, TABLES[1]],
+    "a part and the whole": [TABLES[0], GOOD],
+    "a unit that weighs too much in the last part": [
+        TABLES[0],
+        Contributions(whole([0, 0]), whole([[3], [4]]), whole([6, 1])),
+    ],
+    "a cell of the table before, in the last part": [
+        TABLES[0],
+        Contributions(whole([0]), whole([[2]]), whole([6])),
+    ],
+}
+
+
+@pytest.mark.parametrize("fault", BAD_PARTS)
+def test_parts_that_do_not_cover_the_tables_one_by_one_are_refused_before_any_charge(fault: str) -> None:
+    noise, ledger = Silence(), Pass()
+    event = MECHANISM.plan(spend=1.0, account="train", noise=noise)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="contributions"):
+        release(MECHANISM, iter(BAD_PARTS[fault]), event, ledger=ledger, noise=noise)
+    assert ledger.charged == []
+    assert noise.drawn == []
+
+
+def test_what_fails_on_the_way_to_a_part_is_neither_charged_nor_drawn() -> None:
+    noise, ledger = Silence(), Pass()
+
+    def come() -> Iterator[Contributions]:
+        yield TABLES[0]
+        raise MemoryError
+
+    event = MECHANISM.plan(spend=1.0, account="train", noise=noise)  # type: ignore[arg-type]
+    with pytest.raises(MemoryError):
+        release(MECHANISM, come(), event, ledger=ledger, noise=noise)
+    assert ledger.charged == []
+    assert noise.drawn == []
+
+
+def test_an_emphasis_multiplies_the_sums_of_its_table_and_adds_its_square_to_the_sensitivity() -> None:
+    mechanism = CountMechanism(MECHANISM.offsets, 6, whole([1, 3]))
+    assert sums_of(mechanism, GOOD).tolist() == [3, 6, 3, 9, 18, 0, 0, 9]
+    assert sums_of(mechanism, *TABLES).tolist() == [3, 6, 3, 9, 18, 0, 0, 9]
+    assert mechanism.squared_sensitivity == 36 * (1 + 9)
+    # Reached by a unit whose records are alike: 6^2 + (3 * 6)^2.
+    alone = Contributions(np.zeros(3, np.int64), np.array([[1, 5]] * 3), np.full(3, 2))
+    assert int((sums_of(mechanism, alone) ** 2).sum()) == 360
+
+
+def test_without_emphasis_every_table_has_1() -> None:
+    plain = CountMechanism(MECHANISM.offsets, 6, whole([1, 1]))
+    assert plain.squared_sensitivity == MECHANISM.squared_sensitivity == 72
+    assert sums_of(plain, GOOD).tolist() == sums_of(MECHANISM, GOOD).tolist()
+
+
+def test_an_event_states_the_emphasis_and_that_of_another_is_refused() -> None:
+    noise, ledger = Silence(), Pass()
+    mechanism = CountMechanism(MECHANISM.offsets, 6, whole([1, 3]))
+    event = mechanism.plan(spend=0.02, account="train", noise=noise)  # type: ignore[arg-type]
+    assert (event.squared_sensitivity, event.scale, event.cells) == (360, 6, 8)
+    # For one spend: the noise that an emphasis takes from its table it adds to the others.
+    assert event.noise_stddev == pytest.approx(math.sqrt(360 / 0.02))
+    for other in (None, whole([1, 2]), whole([3, 3])):
+        with pytest.raises(ValueError, match="event"):
+            release(CountMechanism(MECHANISM.offsets, 6, other), [GOOD], event, ledger=ledger, noise=noise)
+    assert ledger.charged == []
+    assert noise.drawn == []
+
+
+def test_an_emphasis_that_is_changed_afterwards_changes_nothing() -> None:
+    emphasis = whole([1, 3])
+    mechanism = CountMechanism(MECHANISM.offsets, 6, emphasis)
+    emphasis[:] = 16
+    assert mechanism.squared_sensitivity == 360
+    assert sums_of(mechanism, GOOD).tolist() == [3, 6, 3, 9, 18, 0, 0, 9]
+
+
+@pytest.mark.parametrize(
+    "emphasis",
+    [
+        whole([1]),
+        whole([1, 1, 1]),
+        whole([[1, 1]]),
+        np.array(1),
+        whole([0, 1]),
+        whole([1, -1]),
+        whole([1, MAXIMUM_EMPHASIS + 1]),
+        whole([1, 2**62]),
+        np.array([1.0, 2.0]),
+        np.array([1, 2], dtype=np.int32),
+        np.array([1, 2], dtype=np.uint64),
+        np.array([True, True]),
+    ],
+)
+def test_an_emphasis_that_is_not_a_whole_number_from_1_to_16_a_table_is_refused(emphasis: np.ndarray) -> None:
+    assert MAXIMUM_EMPHASIS == 16
+    CountMechanism(MECHANISM.offsets, 6, whole([1, 16]))
+    with pytest.raises(ValueError, match=r"^emphasis: "):
+        CountMechanism(MECHANISM.offsets, 6, emphasis)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +463,7 @@ def test_an_event_that_is_not_this_mechanisms_is_refused_before_any_charge(chang
     noise, ledger = Silence(), Pass()
     planned = MECHANISM.plan(spend=1.0, account="train", noise=noise)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="event"):
-        release(MECHANISM, GOOD, replace(planned, **change), ledger=ledger, noise=noise)
+        release(MECHANISM, [GOOD], replace(planned, **change), ledger=ledger, noise=noise)
     assert ledger.charged == []
     assert noise.drawn == []
 
@@ -242,7 +477,7 @@ def test_what_the_ledger_refuses_is_not_drawn(refusal: Exception) -> None:
     noise = Silence()
     event = MECHANISM.plan(spend=1.0, account="train", noise=noise)  # type: ignore[arg-type]
     with pytest.raises(type(refusal)):
-        release(MECHANISM, GOOD, event, ledger=Refuse(), noise=noise)
+        release(MECHANISM, [GOOD], event, ledger=Refuse(), noise=noise)
     assert noise.drawn == []
 
 
@@ -250,10 +485,10 @@ def test_a_real_ledger_that_is_spent_stops_the_draw(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "north.jsonl", site="north", study="0f" * 32, squared_mu=1.0)
     noise = Silence()
     event = MECHANISM.plan(spend=0.7, account="train", noise=noise)  # type: ignore[arg-type]
-    release(MECHANISM, GOOD, event, ledger=ledger, noise=noise)
+    release(MECHANISM, [GOOD], event, ledger=ledger, noise=noise)
     before = (tmp_path / "north.jsonl").read_bytes()
     with pytest.raises(BudgetError):
-        MECHANISM.release(GOOD, event=event, request="run/two", request_digest="", ledger=ledger, noise=noise)  # type: ignore[arg-type]
+        MECHANISM.release([GOOD], event=event, request="run/two", request_digest="", ledger=ledger, noise=noise)  # type: ignore[arg-type]
     assert noise.drawn == ["run/one_way"]
     assert (tmp_path / "north.jsonl").read_bytes() == before
 
@@ -261,7 +496,7 @@ def test_a_real_ledger_that_is_spent_stops_the_draw(tmp_path: Path) -> None:
 def test_what_is_charged_is_what_was_planned_and_what_is_drawn() -> None:
     ledger, noise = Pass(), SeededNoise(b"seed")
     event = MECHANISM.plan(spend=0.02, account="holdout", noise=noise)
-    noised = release(MECHANISM, GOOD, event, ledger=ledger, noise=noise)
+    noised = release(MECHANISM, [GOOD], event, ledger=ledger, noise=noise)
     assert ledger.charged == [Charge("run/one_way", "ab" * 32, event)]
     assert event.spend <= 0.02
     assert (event.account, event.cells, event.scale, event.noise) == ("holdout", 8, 6, "test-seed")
@@ -278,7 +513,7 @@ def test_the_noise_of_a_release_has_the_variance_of_its_event(spend: float) -> N
     noise = SeededNoise(b"a fixed seed for the gate")
     event = mechanism.plan(spend=spend, account="train", noise=noise)
     nobody = Contributions(whole([]), np.zeros((0, 1), np.int64), whole([]))
-    drawn = release(mechanism, nobody, event, ledger=Pass(), noise=noise).astype(np.float64)
+    drawn = release(mechanism, [nobody], event, ledger=Pass(), noise=noise).astype(np.float64)
     # Rounding adds 1/12. Five standard errors of a variance over 1e5 draws; false alarm 6e-7.
     assert drawn.var() == pytest.approx(event.noise_stddev**2 + 1 / 12, rel=5 * math.sqrt(2 / 100_000))
     assert abs(drawn.mean()) < 5 * drawn.std() / math.sqrt(100_000)
@@ -288,7 +523,7 @@ def test_nobodys_contributions_are_charged_and_noised_like_everybodys() -> None:
     ledger, noise = Pass(), SeededNoise(b"seed")
     event = MECHANISM.plan(spend=1.0, account="train", noise=noise)
     nobody = Contributions(whole([]), np.zeros((0, 2), np.int64), whole([]))
-    noised = release(MECHANISM, nobody, event, ledger=ledger, noise=noise)
+    noised = release(MECHANISM, [nobody], event, ledger=ledger, noise=noise)
     assert len(ledger.charged) == 1
     assert noised.tolist() == noise.draw(8, noise_stddev=event.noise_stddev, context="run/one_way").tolist()
 

@@ -17,12 +17,12 @@ from common.wire import messages
 from common.wire.messages import KINDS, MESSAGE_SCHEMA, Reply, Request, refusal
 
 REQUEST = Request(
-    "pairs",
+    "tables",
     study="0f" * 32,
     run="run-1",
-    name="pairs",
+    name="tables",
     options={"share": 0.25, "steps": 3, "text": "é", "list": [1, 2.5, None]},
-    arrays={"bins.0": np.array([0, 1, 1]), "weights": np.array([0.5, -1.5])},
+    arrays={"bins.0": np.array([0, 1, 1]), "tables": np.array([0, 2]), "weights": np.array([0.5, -1.5])},
 )
 REPLY = Reply("north", {"ledger_head": "ab" * 32, "event": {"cells": 3}}, {"counts": np.array([3, -7, 2**62])})
 
@@ -44,7 +44,7 @@ def test_a_request_comes_out_as_it_went_in(kind: str) -> None:
     sent = Request(kind, REQUEST.study, REQUEST.run, REQUEST.name, REQUEST.options, REQUEST.arrays)
     came = Request.decode(sent.encode())
     assert (came.kind, came.study, came.run, came.name) == (kind, sent.study, sent.run, sent.name)
-    assert came.identity == "run-1/pairs"
+    assert came.identity == "run-1/tables"
     assert came.options == sent.options
     assert same(dict(sent.arrays), came.arrays)
 
@@ -215,6 +215,7 @@ def test_a_malformed_body_is_a_protocol_error(fault: str, decode: Callable[[byte
     "change",
     [
         {"kind": "forget"},
+        {"kind": "pairs"},
         {"kind": "decode"},
         {"kind": ""},
         {"kind": 1},

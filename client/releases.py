@@ -1,0 +1,97 @@
+"""What a site released and kept: its own discriminators, where the study says that they stay at the sites.
+
+Everything here was noised and charged before it was written, so training on it is post-processing like any other.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from common.data.binning import Binning
+from common.data.encoding import make_grids
+from common.data.histograms import estimate_histograms, histogram_layout
+from common.data.queries import catalogue
+from common.data.tables import sizes_of
+from common.errors import PolicyError
+from common.files import write_durably
+from common.models.releases import Bins, Measured, Release, targets_from
+from common.models.targets import Targets
+from common.privacy.events import GaussianEvent
+from common.study import Study
+from common.wire.messages import Reply, Request
+from common.wire.packing import shape_of, unpack_bins, unpack_groups
+
+
+class OwnReleases:
+    """The releases of one site, each with the request that it answered, in a folder of the site's own."""
+
+    def __init__(self, folder: Path, study: Study) -> None:
+        """Use a folder; it is made when the first release is kept."""
+        self._folder = folder
+        self._study = study
+
+    def keep(self, request: Request, reply: Reply) -> None:
+        """Write a release down. Raises OSError where that cannot be done."""
+        name = hashlib.sha256(request.identity.encode()).hexdigest()
+        number = len(list(self._folder.glob("*.request")))
+        write_durably(self._folder / f"{number:06d}-{name}.reply", reply.encode())
+        # Last: a release counts when its request is there.
+        write_durably(self._folder / f"{number:06d}-{name}.request", request.encode())
+
+    def targets(self, request: Request, bins: list[np.ndarray]) -> Targets:
+        """What this site's releases of a run say, over the bins and groups of a training request.
+
+        Raises:
+            PolicyError: nothing was released in the run, or the request's groups do not fit what was.
+        """
+        kept = [(asked, reply) for asked, reply in self._kept() if asked.run == request.run]
+        first = [_release(reply) for asked, reply in kept if asked.kind == "one_way"]
+        sizes = sizes_of(bins)
+        try:
+            groups = unpack_groups(request.arrays, len(bins))
+        except ValueError:
+            groups = []
+        if not first or [len(group) for group in groups] != list(sizes) or not all(map(_is_map, groups)):
+            raise PolicyError("request.group_of_bin: does not fit what this site released in the run")
+        measured = [self._measured(asked, reply, bins) for asked, reply in kept if asked.kind == "tables"]
+        embeddings = [_release(reply) for asked, reply in kept if asked.kind == "embedding"]
+        own = self._own_bins(first[0], bins)
+        return targets_from(own, shape_of(self._study, sizes), groups, measured, embeddings)
+
+    def _kept(self) -> list[tuple[Request, Reply]]:
+        paths = sorted(self._folder.glob("*.request"))
+        return [
+            (Request.decode(path.read_bytes()), Reply.decode(path.with_suffix(".reply").read_bytes())) for path in paths
+        ]
+
+    def _measured(self, asked: Request, reply: Reply, bins: list[np.ndarray]) -> Measured:
+        known = catalogue(len(self._study.measured), self._study.windows)
+        cells = unpack_bins(asked.arrays, len(bins))
+        maps = []
+        for group_of_cell, bin_of in zip(cells, bins, strict=True):
+            first_cell = np.unique(bin_of, return_index=True)[1]
+            maps.append(group_of_cell[first_cell])
+        return Measured(
+            [known[number] for number in asked.arrays["tables"]], asked.arrays["emphasis"], maps, _release(reply)
+        )
+
+    def _own_bins(self, release: Release, bins: list[np.ndarray]) -> Bins:
+        """The coordinator's bins with this site's own histograms."""
+        classes = len(self._study.label_values)
+        grids, channels = make_grids(self._study.measured), make_grids(self._study.channels)
+        layout = histogram_layout(grids, classes, channels)
+        histograms = estimate_histograms(release.counts, layout, (*grids, *channels), variance=release.variance)
+        binnings = tuple(Binning(bin_of, np.ones((classes, len(bin_of)))) for bin_of in bins)
+        return Bins(binnings, tuple(histograms), len(grids), np.zeros((0, classes, 0)))
+
+
+def _is_map(group: np.ndarray) -> bool:
+    """Whether a map from bins to groups numbers them from 0 without gaps, in rising order."""
+    return group.dtype == np.int64 and group[0] == 0 and bool(np.isin(np.diff(group), (0, 1)).all())
+
+
+def _release(reply: Reply) -> Release:
+    event = GaussianEvent.from_dict(dict(reply.facts["event"]))
+    variance = (event.noise_stddev**2 + 1 / 12) / event.scale**2
+    return Release(reply.arrays["counts"] / event.scale, variance, {reply.site: event})

@@ -1,0 +1,124 @@
+"""From the bins of windows back to values that move as smoothly as the released tables of moves say.
+
+A bin holds several fine cells. Drawing one anew in each step would make a trajectory jitter inside its bins. So a cell
+is drawn by the released shares of its bin, tilted towards the channel's last cell, and the strength of the tilt is the
+one with which the moves of the synthetic windows come nearest to the released ones. All of it is post-processing.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from common.data.binning import Binning
+from common.data.changes import BUCKETS, moves, smoothness
+from common.data.encoding import Grid
+from common.data.schema import CategoricalColumn
+
+_WIDTHS: Final = (np.inf, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5)
+"""Candidates: over so many cells the tilt falls by a factor e; infinity is no tilt."""
+_TRIAL: Final = 2000
+"""Units on which the candidates are tried."""
+
+
+def decode_windows(
+    bins: np.ndarray,
+    labels: np.ndarray,
+    grids: Sequence[Grid],
+    binnings: Sequence[Binning],
+    released: np.ndarray,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Values of windows, (units, steps, channels) float64 as in `WindowedTable`.
+
+    Args:
+        bins: (units, steps, channels) int64, -1 beyond a unit's last step.
+        labels: (units,) int64.
+        grids: of the channels.
+        binnings: of the channels.
+        released: (channels, classes, buckets), the noised tables of moves.
+        generator: of everything that is drawn.
+    """
+    values = np.full(bins.shape, np.nan)
+    for position, (grid, binning) in enumerate(zip(grids, binnings, strict=True)):
+        path = bins[:, :, position]
+        width = np.inf
+        if grid.is_ordered:
+            width = _choose_width(path[:_TRIAL], labels[:_TRIAL], grid, binning, released[position], generator)
+        cells = _draw_cells(path, labels, grid, binning, width=width, generator=generator)
+        there = cells >= 0
+        values[:, :, position][there] = _to_numbers(cells[there], grid, generator)
+    return values
+
+
+def _to_numbers(cells: np.ndarray, grid: Grid, generator: np.random.Generator) -> np.ndarray:
+    decoded = grid.decode(cells, generator)
+    if isinstance(grid.column, CategoricalColumn):
+        return np.where(cells < grid.n_values, cells.astype(np.float64), np.nan)
+    return decoded.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _choose_width(
+    path: np.ndarray,
+    labels: np.ndarray,
+    grid: Grid,
+    binning: Binning,
+    released: np.ndarray,
+    generator: np.random.Generator,
+) -> float:
+    wanted = np.maximum(released.sum(axis=0), 0.0)
+    if not wanted.sum() > 0:
+        return float(_WIDTHS[0])
+    candidates = []
+    for width in _WIDTHS:
+        cells = _draw_cells(path, labels, grid, binning, width=width, generator=generator)
+        shares = np.bincount(moves(cells, grid)[1], minlength=BUCKETS)
+        candidates.append(shares / max(shares.sum(), 1))
+    return float(_WIDTHS[smoothness(wanted / wanted.sum(), candidates)])
+
+
+def _draw_cells(
+    path: np.ndarray,
+    labels: np.ndarray,
+    grid: Grid,
+    binning: Binning,
+    *,
+    width: float,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """A cell for each bin of a path, (units, steps) int64, -1 beyond the end.
+
+    Args:
+        path: (units, steps) int64 bins of one channel.
+        labels: (units,) int64.
+        grid: of the channel.
+        binning: of the channel.
+        width: of the tilt towards the last cell that held a value, in cells.
+        generator: of the draws.
+    """
+    inside = [np.flatnonzero(binning.bin_of == number) for number in range(binning.n_bins)]
+    most = max(map(len, inside))
+    member = np.array([np.pad(cells, (0, most - len(cells)), mode="edge") for cells in inside])  # (bins, most)
+    share = np.zeros((len(binning.within), binning.n_bins, most))
+    for number, cells in enumerate(inside):
+        share[:, number, : len(cells)] = binning.within[:, cells]
+    drawn = np.full(path.shape, -1, dtype=np.int64)
+    last = np.full(len(path), -1, dtype=np.int64)
+    for step in range(path.shape[1]):
+        rows = np.flatnonzero(path[:, step] >= 0)
+        cells, chance = member[path[rows, step]], share[labels[rows], path[rows, step]]  # (rows, most)
+        if np.isfinite(width):
+            apart = np.abs(cells - last[rows, None])
+            # From the nearest cell of the bin on: far from the bin the tilt would vanish altogether.
+            apart = apart - apart.min(axis=1, keepdims=True)
+            chance = np.where(last[rows, None] >= 0, chance * np.exp(-apart / width), chance)
+        total = np.cumsum(chance, axis=1)
+        # A tilt may leave nothing where the shares are zero nearby: then the shares alone decide.
+        bare = total[:, -1] <= 0
+        total[bare] = np.cumsum(share[labels[rows[bare]], path[rows[bare], step]], axis=1)
+        point = generator.random(len(rows)) * total[:, -1]
+        place = np.minimum((point[:, None] >= total).sum(axis=1), most - 1)
+        drawn[rows, step] = cells[np.arange(len(rows)), place]
+        held = drawn[rows, step] < grid.n_values
+        last[rows[held]] = drawn[rows[held], step]
+    return drawn

@@ -1,0 +1,438 @@
+"""Windows: what a unit went through, step by step, in a fixed number of steps.
+
+A study with windows has two tables: one row a unit (static columns and the label), and a long one with a row for each
+moment of a unit. `make_windows` cuts the long one into one window a unit and refuses what it cannot place; its errors
+name the column and the rule, never a value, a unit or a time.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Annotated, Final, Literal, Self
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from common.data.encoding import Grid, make_grid
+from common.data.schema import (
+    CategoricalColumn,
+    Column,
+    IntegerColumn,
+    Number,
+    Section,
+    Text,
+    Whole,
+    parse_table,
+)
+from common.errors import ExitCode, SchemaError
+
+MAX_STEPS: Final = 256
+_MINUTE: Final = 60.0
+_FAR: Final = 1e12
+"""No time lies further from zero than this many of its units: beyond, a float no longer tells minutes apart."""
+_STAMP: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:?\d\d)?")
+
+Combine = Literal["last", "first", "mean", "min", "max"]
+
+
+class TimeColumn(Section):
+    """When a row of the long table happened: a number in any unit, or an ISO 8601 time stamp, counted in minutes.
+
+    Time stamps carry a zone all or none; with zones, moments are compared, so different zones may be mixed.
+    """
+
+    column: Text
+    type: Literal["number", "timestamp"] = "number"
+
+
+class Windows(Section):
+    """How the long table becomes one window a unit."""
+
+    # grid: steps of equal width, some perhaps without a value. events: a unit's rows in order, each a step.
+    layout: Literal["grid", "events"]
+    # Steps in a window.
+    length: Annotated[Whole, Field(ge=2, le=MAX_STEPS)]
+    time: TimeColumn
+    # Grid: the width of a step, in the time's unit (minutes for time stamps).
+    step: Annotated[Number, Field(ge=1e-6, le=_FAR)] | None = None
+    # Grid: the time at which step 1 begins, or the unit's own first row.
+    start: Annotated[Number, Field(ge=-_FAR, le=_FAR)] | Literal["first"] | None = None
+    # A unit with rows outside its window: refuse the table, or keep its first or its last steps.
+    longer: Literal["refuse", "first", "last"] = "refuse"
+    # A unit whose rows end before the window does: allow it, or refuse the table.
+    shorter: Literal["allow", "refuse"] = "allow"
+    # A unit without a row in the window.
+    empty: Literal["refuse", "allow"] = "refuse"
+    # Rows of a unit that are not in the order of time: refuse the table, or sort them.
+    unsorted: Literal["refuse", "sort"] = "refuse"
+    # Events: rows of a unit at one time, whose order is not known: refuse the table, or take the table's order.
+    ties: Literal["refuse", "keep"] = "refuse"
+    # Events: the channel that is not read but computed, the time since the unit's row before.
+    gap: Text | None = None
+    # Grid: what becomes of several values in one step. Default: the last.
+    combine: dict[Text, Combine] = Field(default_factory=dict)
+    channels: dict[Text, Column] = Field(min_length=1, max_length=64)
+    # Columns of the long table that are not used.
+    ignore: tuple[Text, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        grid = self.layout == "grid"
+        for name, given, belongs in (
+            ("step", self.step is not None, grid),
+            ("start", self.start is not None, grid),
+            ("combine", bool(self.combine), grid),
+            ("gap", self.gap is not None, not grid),
+            ("ties", self.ties != "refuse", not grid),
+        ):
+            if given and not belongs:
+                raise ValueError(f"{name}: is for the other layout than {self.layout}")
+        if grid and self.step is None:
+            raise ValueError("step: a grid needs the width of a step")
+        if grid and self.start is None and self.time.type == "timestamp":
+            raise ValueError("start: with time stamps, say `start: first`, the unit's own first row")
+        if grid and self.time.type == "timestamp" and self.start != "first":
+            raise ValueError("start: with time stamps, only `first` is possible")
+        if self.time.column in self.channels:
+            raise ValueError("time.column: the time cannot be a channel")
+        for name in self.ignore:
+            if name in self.columns:
+                raise ValueError(f"ignore: {name} is used")
+        self._check_channels()
+        return self
+
+    def _check_channels(self) -> None:
+        for name, how in self.combine.items():
+            if name not in self.channels:
+                raise ValueError(f"combine: {name} is not a channel")
+            if isinstance(self.channels[name], CategoricalColumn) and how not in ("first", "last"):
+                raise ValueError(f"combine: {name} is categorical, which has a first and a last but no {how}")
+        if self.gap is not None:
+            column = self.channels.get(self.gap)
+            if column is None or isinstance(column, CategoricalColumn):
+                raise ValueError(f"gap: {self.gap} is not a numeric channel")
+            if not column.missing:
+                raise ValueError(f"gap: {self.gap} needs `missing: true`, since a unit's first row has none")
+
+    @property
+    def blocks(self) -> tuple[tuple[int, int], ...]:
+        """Parts of the window, first step and the one after the last: four of about equal length, fewer if short."""
+        parts = min(4, max(1, self.length // 2))
+        edges = [part * self.length // parts for part in range(parts + 1)]
+        return tuple(pairwise(edges))
+
+    @property
+    def varies(self) -> bool:
+        """Whether units have different numbers of steps; on a grid a step without a value is still a step."""
+        return self.layout == "events" and (self.shorter == "allow" or self.empty == "allow")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the long table beside the unit key: the time and all channels but the computed one."""
+        return (self.time.column, *(name for name in self.channels if name != self.gap))
+
+    @property
+    def starts_at(self) -> float:
+        """Time at which the first step of a grid begins; 0 where it is the unit's own first row."""
+        return 0.0 if self.start in (None, "first") else float(self.start)
+
+
+@dataclass(frozen=True)
+class WindowedTable:
+    """Units with their windows, typed.
+
+    records: one row a unit; categoricals over the public values, int64 or Int64, float64.
+    values: (units, steps, channels) float64, numbers in the schema's units; a categorical channel holds positions in
+        its public values. NaN where missing, and beyond a unit's last step.
+    lengths: (units,) int64, the steps that a unit has, 0 to steps; on a grid always all of them.
+    """
+
+    records: pd.DataFrame
+    values: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def without_windows(cls, records: pd.DataFrame) -> Self:
+        """Records of a study that has no windows."""
+        return cls(records, np.empty((len(records), 0, 0)), np.zeros(len(records), dtype=np.int64))
+
+    def take(self, rows: np.ndarray) -> "WindowedTable":
+        """Some of the units, by position or by mask."""
+        chosen = np.flatnonzero(rows) if rows.dtype == bool else rows
+        records = self.records.iloc[chosen].reset_index(drop=True)
+        return WindowedTable(records, self.values[chosen], self.lengths[chosen])
+
+
+def make_windows(
+    text: pd.DataFrame, windows: Windows, *, unit_key: str, units: pd.Series, missing_markers: tuple[str, ...] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """One window a unit, from the long table as text.
+
+    Guarantees: the window of a unit depends on its own rows alone.
+
+    Args:
+        text: the long table, every cell text.
+        windows: of the study.
+        unit_key: the column that tells units apart, in both tables.
+        units: (units,) text, the distinct keys of the static table, in its order.
+        missing_markers: text that means "no value", beside the empty cell.
+
+    Returns:
+        values and lengths, as in `WindowedTable`.
+
+    Raises:
+        SchemaError: a value breaks its column's rule, or a row cannot be placed.
+    """
+    read = {name: column for name, column in windows.channels.items() if name != windows.gap}
+    parsed = parse_table(text, read, missing_markers=missing_markers, unit_key=unit_key)
+    time = _parse_time(text[windows.time.column].str.strip(), windows.time)
+    owner = pd.Index(units).get_indexer(pd.Index(parsed[unit_key]))
+    if bool((owner < 0).any()):
+        raise SchemaError(
+            f"{unit_key}: a row of the long table is of a unit that the first table does not have",
+            ExitCode.UNIT_UNKNOWN,
+        )
+    by_unit = np.argsort(owner, kind="stable")
+    backwards = (np.diff(owner[by_unit]) == 0) & (np.diff(time[by_unit]) < 0)
+    if windows.unsorted == "refuse" and bool(backwards.any()):
+        raise SchemaError(
+            f"{windows.time.column}: the rows of a unit are not in the order of time; sort them, or set "
+            "windows.unsorted: sort",
+            ExitCode.TIME_UNSORTED,
+        )
+    order = np.lexsort((time, owner))  # stable: rows at one time stay in the table's order
+    rows = _Rows(
+        owner[order],
+        time[order],
+        {name: _as_numbers(parsed[name], column)[order] for name, column in read.items()},
+    )
+    return (_on_grid if windows.layout == "grid" else _in_order)(rows, windows, len(units))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The long table, sorted by unit and time; each (rows,). `owner` is a position among the units."""
+
+    owner: np.ndarray
+    time: np.ndarray
+    channels: dict[str, np.ndarray]
+
+
+def _as_numbers(values: pd.Series, column: Column) -> np.ndarray:
+    """(rows,) float64, NaN where missing; categories as positions in the public values."""
+    if isinstance(column, CategoricalColumn):
+        codes = values.cat.codes.to_numpy().astype(np.float64)
+        return np.where(codes < 0, np.nan, codes)
+    return values.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _parse_time(text: pd.Series, time: TimeColumn) -> np.ndarray:
+    """Times as numbers, (rows,) float64: as they stand, or minutes since 1970."""
+    name = time.column
+    if bool((text == "").any()):
+        raise SchemaError(f"{name}: a time is missing", ExitCode.MISSING_NOT_ALLOWED)
+    if time.type == "number":
+        numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
+        if not bool((np.abs(numbers) <= _FAR).all()):
+            raise SchemaError(f"{name}: a time is not a number between -{_FAR:g} and {_FAR:g}", ExitCode.NOT_A_TIME)
+        return np.asarray(numbers)
+    minutes: dict[str, float] = {}
+    zones = set()
+    for stamp in pd.unique(text):
+        moment = _parse_stamp(stamp)
+        if moment is None:
+            raise SchemaError(f"{name}: a time is not an ISO 8601 date and time", ExitCode.NOT_A_TIME)
+        zones.add(moment.tzinfo is not None)
+        minutes[stamp] = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() / _MINUTE
+    if len(zones) > 1:
+        raise SchemaError(
+            f"{name}: some times have a zone and some have none, so their order is not known", ExitCode.TIME_ZONE_MIXED
+        )
+    return text.map(minutes).to_numpy(dtype=np.float64)
+
+
+def _parse_stamp(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text) if _STAMP.fullmatch(text) else None
+    except ValueError:
+        return None
+
+
+def _on_grid(rows: _Rows, windows: Windows, units: int) -> tuple[np.ndarray, np.ndarray]:
+    """The value of each channel in each step: by `combine` where a step has several, NaN where it has none."""
+    owner, steps = rows.owner, windows.length
+    assert windows.step is not None
+    start = np.full(units, windows.starts_at)
+    if windows.start == "first":
+        start[owner[::-1]] = rows.time[::-1]
+    at = np.floor((rows.time - start[owner]) / windows.step)
+    if windows.longer == "last":
+        latest = np.full(units, -np.inf)
+        np.maximum.at(latest, owner, at)
+        at -= np.maximum(latest - (steps - 1), 0.0)[owner]
+    inside = (at >= 0) & (at < steps)
+    if windows.longer == "refuse" and not bool(inside.all()):
+        _refuse_longer(windows)
+    owner, at = owner[inside], at[inside].astype(np.int64)
+    last = np.full(units, -1, dtype=np.int64)
+    np.maximum.at(last, owner, at)
+    _check_extent(last + 1, windows)
+    values = np.full((units, steps, len(windows.channels)), np.nan)
+    for position, (name, column) in enumerate(windows.channels.items()):
+        found = rows.channels[name][inside]
+        there = ~np.isnan(found)
+        values[:, :, position] = _combined(
+            owner[there] * steps + at[there], found[there], units * steps, windows.combine.get(name, "last"), column
+        ).reshape(units, steps)
+        if not column.missing and bool(np.isnan(values[:, :, position]).any()):
+            raise SchemaError(
+                f"{name}: a step has no value, and the schema says `missing: false`", ExitCode.MISSING_NOT_ALLOWED
+            )
+    return values, np.full(units, steps, dtype=np.int64)
+
+
+def _combined(place: np.ndarray, found: np.ndarray, places: int, how: Combine, column: Column) -> np.ndarray:
+    """One value a place, NaN where none was found; `place` and `found` are in the order of time."""
+    result = np.full(places, np.nan)
+    if how == "last":
+        result[place] = found
+    elif how == "first":
+        result[place[::-1]] = found[::-1]
+    elif how == "mean":
+        count = np.bincount(place, minlength=places)
+        there = count > 0
+        result[there] = np.bincount(place, weights=found, minlength=places)[there] / count[there]
+        digits = 0 if isinstance(column, IntegerColumn) else getattr(column, "decimals", None)
+        result = result if digits is None else np.round(result, digits)
+    elif how == "min":
+        np.fmin.at(result, place, found)
+    else:
+        np.fmax.at(result, place, found)
+    return result
+
+
+def _in_order(rows: _Rows, windows: Windows, units: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each row a step, the first or the last `length` of a unit."""
+    owner, steps = rows.owner, windows.length
+    apart = np.diff(rows.time, prepend=np.nan)
+    counts = np.bincount(owner, minlength=units)
+    starts = np.cumsum(counts) - counts
+    apart[starts[counts > 0]] = np.nan
+    if windows.ties == "refuse" and bool((apart == 0).any()):
+        raise SchemaError(
+            f"{windows.time.column}: two rows of a unit have the same time, so their order is not known; set "
+            "windows.ties: keep to take the table's order",
+            ExitCode.TIME_REPEATED,
+        )
+    if windows.longer == "refuse" and bool((counts > steps).any()):
+        _refuse_longer(windows)
+    _check_extent(counts, windows)
+    at = np.arange(len(owner)) - starts[owner]
+    if windows.longer == "last":
+        at -= np.maximum(counts - steps, 0)[owner]
+    inside = (at >= 0) & (at < steps)
+    values = np.full((units, steps, len(windows.channels)), np.nan)
+    for position, (name, column) in enumerate(windows.channels.items()):
+        found = _gaps(name, column, apart) if name == windows.gap else rows.channels[name]
+        values[owner[inside], at[inside], position] = found[inside]
+    return values, np.minimum(counts, steps).astype(np.int64)
+
+
+def _gaps(name: str, column: Column, apart: np.ndarray) -> np.ndarray:
+    """Time since the row before as a value of its column; NaN for a unit's first row."""
+    assert not isinstance(column, CategoricalColumn)
+    if column.outside == "clip":
+        apart = np.clip(apart, column.min, column.max)
+    elif bool(((apart < column.min) | (apart > column.max)).any()):
+        raise SchemaError(
+            f"{name}: the time between two rows of a unit is outside min={column.min}, max={column.max}; widen the "
+            "public bounds, or set `outside: clip`",
+            ExitCode.OUT_OF_BOUNDS,
+        )
+    if isinstance(column, IntegerColumn):
+        return np.asarray(np.floor(apart))
+    return apart if column.decimals is None else np.asarray(np.round(apart, column.decimals))
+
+
+def _refuse_longer(windows: Windows) -> None:
+    raise SchemaError(
+        f"{windows.time.column}: a unit has rows outside the window of {windows.length} steps; set windows.longer: "
+        "first or last to drop them",
+        ExitCode.WINDOW_TOO_LONG,
+    )
+
+
+def _check_extent(steps: np.ndarray, windows: Windows) -> None:
+    """Refuse units whose rows end after so few steps, (units,), where the study does not allow it."""
+    if windows.empty == "refuse" and bool((steps == 0).any()):
+        raise SchemaError(
+            f"{windows.time.column}: a unit has no row in its window; set windows.empty: allow to keep it",
+            ExitCode.UNIT_WITHOUT_STEPS,
+        )
+    if windows.shorter == "refuse" and bool((steps < windows.length).any()):
+        raise SchemaError(
+            f"{windows.time.column}: the rows of a unit end before its window of {windows.length} steps; set "
+            "windows.shorter: allow",
+            ExitCode.WINDOW_TOO_SHORT,
+        )
+
+
+def encode_windows(values: np.ndarray, lengths: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:
+    """Fine cells of each channel and step, (units, steps, channels) int64; -1 beyond a unit's last step."""
+    units, steps, _ = values.shape
+    cells = np.empty(values.shape, dtype=np.int64)
+    for position, grid in enumerate(grids):
+        cells[:, :, position] = grid.encode(_as_series(values[:, :, position].ravel(), grid)).reshape(units, steps)
+    cells[np.arange(steps) >= lengths[:, None]] = -1
+    return cells
+
+
+def _as_series(values: np.ndarray, grid: Grid) -> pd.Series:
+    if isinstance(grid.column, CategoricalColumn):
+        codes = np.where(np.isnan(values), -1, values).astype(np.int64)
+        dtype = pd.CategoricalDtype(list(grid.column.values))
+        return pd.Series(pd.Categorical.from_codes(codes, dtype=dtype), name=grid.name)
+    return pd.Series(values, name=grid.name)
+
+
+def long_table(
+    values: np.ndarray, lengths: np.ndarray, windows: Windows, *, unit_key: str, units: Sequence[str]
+) -> pd.DataFrame:
+    """The long table of windows: a row a step, in the schema's dtypes, joined to the first table by the unit key.
+
+    The time is that at which a step of the grid begins (from 0 where the study says `first`); for events it is the sum
+    of the gaps so far where the study has them, and otherwise the row's number, from 0.
+    """
+    there = np.arange(windows.length) < lengths[:, None]  # (units, steps)
+    number = np.broadcast_to(np.arange(windows.length, dtype=np.float64), there.shape)
+    if windows.layout == "grid":
+        assert windows.step is not None
+        time = windows.starts_at + windows.step * number
+    elif windows.gap is not None:
+        apart = values[:, :, list(windows.channels).index(windows.gap)].copy()
+        apart[:, 0] = 0.0
+        time = np.cumsum(np.nan_to_num(apart), axis=1)
+    else:
+        time = number
+    column: dict[str, pd.Series] = {
+        unit_key: pd.Series(np.repeat(np.asarray(units, dtype=object), lengths), dtype="str"),
+        windows.time.column: _whole_where_possible(time[there]),
+    }
+    for position, (name, rule) in enumerate(windows.channels.items()):
+        column[name] = _in_dtype(values[:, :, position][there], make_grid(name, rule))
+    return pd.DataFrame(column)
+
+
+def _whole_where_possible(time: np.ndarray) -> pd.Series:
+    whole = bool((time == np.floor(time)).all())
+    return pd.Series(time.astype(np.int64) if whole else time)
+
+
+def _in_dtype(values: np.ndarray, grid: Grid) -> pd.Series:
+    series = _as_series(values, grid)
+    if isinstance(grid.column, IntegerColumn):
+        return series.astype("Int64") if grid.column.missing else series.astype("int64")
+    return series

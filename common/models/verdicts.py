@@ -1,0 +1,85 @@
+"""How often a neural critic is right, from noised counts of held-out units and from rows that a generator made.
+
+The accuracy decides, through a gate, how much a head of the critic weighs in the generator's loss: a head that cannot
+tell synthetic from real units beyond doubt weighs nothing, so it cannot hurt. Source: algorithm notes, section 6.3.
+"""
+
+import numpy as np
+import torch
+
+from common.data.queries import Coded
+from common.models.generator import GeneratorShape
+from common.models.neural import NeuralCritic
+
+_FULL = 0.15
+"""Accuracy above chance, beyond doubt, at which the gate is wide open."""
+
+
+def one_hot(coded: Coded, shape: GeneratorShape) -> tuple[np.ndarray, np.ndarray | None]:
+    """Units as a neural critic reads them: (units, record bins) and (units, steps, channel bins) bool, or None."""
+    records = np.zeros((len(coded.labels), sum(shape.sizes)), dtype=bool)
+    np.put_along_axis(records, coded.records + np.cumsum([0, *shape.sizes])[:-1], values=True, axis=1)
+    if coded.windows is None or shape.sequence is None:
+        return records, None
+    bins = sum(shape.sequence.sizes)
+    places = coded.windows + np.cumsum([0, *shape.sequence.sizes])[:-1]
+    # A place of its own, cut off again, takes the steps beyond a unit's end.
+    steps = np.zeros((*places.shape[:2], bins + 1), dtype=bool)
+    np.put_along_axis(steps, np.where(coded.windows < 0, bins, places), values=True, axis=2)
+    return records, steps[:, :, :bins]
+
+
+@torch.no_grad()
+def judge(critic: NeuralCritic, records: np.ndarray, steps: np.ndarray | None, labels: np.ndarray) -> np.ndarray:
+    """Which units each head takes for real, (units, heads) int64, 0 or 1.
+
+    Guarantees: a unit's verdict depends on that unit and the critic alone, to the last bit. Units are judged one by
+    one: a matrix library may add in another order when a neighbour is gone.
+    """
+    verdicts = np.zeros((len(labels), len(heads_of(critic))), dtype=np.int64)
+    for unit in range(len(labels)):
+        scores = critic(
+            torch.from_numpy(records[unit : unit + 1]).float(),
+            None if steps is None else torch.from_numpy(steps[unit : unit + 1]).float(),
+            torch.from_numpy(labels[unit : unit + 1]),
+        )
+        verdicts[unit] = [int(head.item() > 0) for head in scores.heads()]
+    return verdicts
+
+
+def heads_of(critic: NeuralCritic) -> list[str]:
+    """Names of the heads, in the order of their scores."""
+    present = {"semantic": critic.shape.semantic, "temporal": critic.shape.temporal}
+    return [name for name, there in present.items() if there]
+
+
+def accuracies(counts: np.ndarray, variance: float, fakes: np.ndarray) -> list[tuple[float, float]] | None:
+    """Accuracy of each head and its standard error, half of the cases real.
+
+    Args:
+        counts: (heads, 2), noised counts in units of held-out units taken for fake, and for real.
+        variance: of one count.
+        fakes: (rows, heads), verdicts on rows that the generator made.
+
+    Returns:
+        None where there are so few held-out units that noise hides them.
+    """
+    found = []
+    for (fake, real), verdicts in zip(counts, fakes.T, strict=True):
+        total = float(fake + real)
+        if total < 3 * float(np.sqrt(2 * variance)):
+            return None
+        right = min(max(float(real) / total, 0.0), 1.0)
+        # First order in the noise of both counts, and the chance of the draw of units and rows.
+        noise = variance * (right**2 + (1 - right) ** 2) / total**2
+        caught = 1 - float(verdicts.mean())
+        chance = 0.25 / total + 0.25 / len(verdicts)
+        found.append(((right + caught) / 2, float(np.sqrt(noise + chance)) / 2))
+    return found
+
+
+def gate(found: list[tuple[float, float]] | None, heads: int) -> tuple[float, ...]:
+    """Weight of each head, 0 to 1: closed unless the accuracy passes chance by two standard errors."""
+    if found is None:
+        return (0.0,) * heads
+    return tuple(min(max((accuracy - 0.5 - 2 * error) / _FULL, 0.0), 1.0) for accuracy, error in found)

@@ -1,0 +1,110 @@
+"""What the measured discriminators ask: which tables, over which groups of bins, for which share of the budget."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.data.queries import Family, Query, catalogue
+from common.models.releases import Bins, group_maps
+from common.models.sequences import Expected
+from common.models.targets import TableIndex, Targets
+from common.study import Study
+
+_PARTS: Mapping[str, tuple[str, tuple[Family, ...]]] = {
+    "pairs": ("statistical", (Family.PAIR,)),
+    "couplings": ("temporal", (Family.COURSE, Family.TOGETHER)),
+    "dynamics": (
+        "temporal",
+        (Family.LEVEL, Family.TRANSITION, Family.ENDS, Family.HIGHEST, Family.LOWEST, Family.OBSERVED),
+    ),
+}
+"""Each part is one release: whose budget it has, and its families. The parts of one discriminator share equally."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tables that are released together.
+
+    numbers: (tables,) int64, in the study's catalogue. maps: from the bins of each column and channel to the codes that
+    the tables are over. share: of the discriminators' budget.
+    """
+
+    name: str
+    numbers: np.ndarray
+    queries: Sequence[Query]
+    maps: Sequence[np.ndarray]
+    share: float
+
+    def only(self, numbers: np.ndarray) -> "Part":
+        """Some of the tables, for the same share."""
+        kept = np.isin(self.numbers, numbers)
+        queries = [query for query, keep in zip(self.queries, kept, strict=True) if keep]
+        return Part(self.name, self.numbers[kept], queries, self.maps, self.share)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All that the measured discriminators ask. groups: from bins to groups, of each column and channel."""
+
+    parts: tuple[Part, ...]
+    groups: Sequence[np.ndarray]
+
+
+def plan_survey(study: Study, bins: Bins, budgets: Sequence[float]) -> Survey:
+    """The tables of every discriminator that is on.
+
+    Args:
+        study: with the discriminators' weights.
+        bins: of columns and channels.
+        budgets: squared mu of each site; groups are as fine as the noise that they buy allows.
+    """
+    shares = study.discriminators.shares(windows=study.windows is not None)
+    known = catalogue(bins.columns, study.windows)
+    numbers = {
+        name: np.array([at for at, query in enumerate(known) if query.family in families], dtype=np.int64)
+        for name, (discriminator, families) in _PARTS.items()
+        if discriminator in shares
+    }
+    numbers = {name: some for name, some in numbers.items() if len(some)}
+    owners = [_PARTS[name][0] for name in numbers]
+    share_of = {name: shares[_PARTS[name][0]] / owners.count(_PARTS[name][0]) for name in numbers}
+    rest = 1 - study.privacy.one_way_share
+    # The noise of one count of a table of two columns or channels, summed over sites.
+    grouped = [name for name in ("pairs", "couplings") if name in numbers]
+    stddev = max(
+        (
+            float(np.sqrt(sum(len(numbers[name]) / (rest * share_of[name] * budget) for budget in budgets)))
+            for name in grouped
+        ),
+        default=1.0,
+    )
+    groups = group_maps(bins, study, stddev=stddev)
+    own = [np.arange(size) for size in bins.sizes]
+    parts = tuple(
+        Part(name, some, [known[at] for at in some], groups if name in grouped else own, share_of[name])
+        for name, some in numbers.items()
+    )
+    return Survey(parts, groups)
+
+
+def worst_fitted(part: Part, index: TableIndex, targets: Targets, expected: Expected, *, share: float) -> np.ndarray:
+    """The tables of a part that a generator fits worst beyond what noise explains, in rising order, (tables,) int64.
+
+    Args:
+        part: whole.
+        index: of the targets.
+        targets: released so far, the part among them.
+        expected: mean tables of the generator by class, from `expectations`.
+        share: of the part's tables to return; at least one.
+    """
+    scores = []
+    for query in part.queries:
+        cells, target = index.table(query), targets.tables[query.family]
+        counts = targets.label_counts.reshape(-1, *[1] * target.precision.ndim)
+        apart = (expected[query.family].cpu().double().numpy() * counts - target.values)[:, *cells]
+        squares = apart**2 * target.precision[cells]
+        # Under noise alone their sum has the mean `size` and the variance 2 size.
+        scores.append((squares.sum() - squares.size) / np.sqrt(2 * squares.size))
+    keep = max(1, round(share * len(part.queries)))
+    return np.sort(part.numbers[np.argsort(-np.array(scores), kind="stable")[:keep]])

@@ -1,0 +1,129 @@
+"""What each discriminator and each noise schedule adds: `python simulations/run.py --scenario icu --ablate 3`.
+
+Runs one scenario or study with parts of the discriminator cluster switched off, at equal budget, over several seeds,
+and gives means with 95 % intervals. Every run is an ordinary run, in a folder of its own, and is not run again if its
+evaluation is there.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import t as student
+
+from common.errors import CheckpointError, ExitCode, StudyError
+from server.checkpoints import write_file, write_json
+from simulations.experiment import Run, execute
+from simulations.federation import Engine
+
+VARIANTS: Mapping[str, Mapping[str, float]] = {
+    "all": {"statistical": 1.0, "temporal": 1.0, "semantic": 0.1, "neural": 0.2},
+    "without statistical": {"statistical": 0.0, "temporal": 1.0, "semantic": 0.1, "neural": 0.2},
+    "without semantic": {"statistical": 1.0, "temporal": 1.0, "semantic": 0.0, "neural": 0.2},
+    "without temporal": {"statistical": 1.0, "temporal": 0.0, "semantic": 0.1, "neural": 0.2},
+    "measured only": {"statistical": 1.0, "temporal": 1.0, "semantic": 0.1, "neural": 0.0},
+    "neural only": {"statistical": 0.0, "temporal": 0.0, "semantic": 0.0, "neural": 1.0},
+}
+"""Weights of the discriminators, as in the study's section of that name."""
+
+SCHEDULES = ("fixed", "stage", "pid")
+
+_OF_WINDOWS = (
+    *("discriminative_score", "summaries_auc", "autocorrelation", "agreement", "cross_correlation"),
+    *("numeric_marginal", "categorical_marginal", "change"),
+)
+
+
+def ablate(
+    base: Run, *, seeds: int, only: list[str], engine: Engine, device: torch.device, on_run: Callable[[str], None]
+) -> str:
+    """Compare variants at equal budget; writes ablation.json and ablation.md, returns the Markdown.
+
+    Args:
+        base: what is varied; its folder holds all runs.
+        seeds: runs of each variant, with the seeds 0, 1, ...
+        only: names like "measured only/pid"; empty for all.
+        engine: of all runs.
+        device: of all runs.
+        on_run: is told what comes next.
+
+    Raises:
+        StudyError: a name is not known.
+    """
+    known = ["/".join(pair) for pair in itertools.product(VARIANTS, SCHEDULES)]
+    for name in only:
+        if name not in known:
+            raise StudyError(f"only={name}: expected one of {', '.join(known)}", ExitCode.USAGE)
+    rows = []
+    for name in only or known:
+        found = []
+        for seed in range(seeds):
+            on_run(f"{name}, seed {seed}")
+            found.append(_figures(_evaluation(base, *name.split("/"), seed=seed, engine=engine, device=device)))
+        rows.append({"variant": name, **_summarised(found)})
+    table = _markdown(rows)
+    write_json(base.folder / "ablation.json", {"study": base.study.digest(), "seeds": seeds, "rows": rows})
+    write_file(base.folder / "ablation.md", table.encode())
+    return table
+
+
+def _evaluation(
+    base: Run, variant: str, schedule: str, *, seed: int, engine: Engine, device: torch.device
+) -> dict[str, Any]:
+    """The evaluation of one run, made now or found."""
+    study = base.study.with_overrides(discriminators=dict(VARIANTS[variant]), noise={"schedule": schedule})
+    folder = base.folder / f"{variant.replace(' ', '-')}-{schedule}-{seed}"
+    run = Run(study, replace(base.options, seed=seed), folder, is_new=True)
+    path = folder / "evaluation.json"
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        if found["study"] != study.digest():
+            raise CheckpointError(f"{folder}: holds a run of another study; choose another --out")
+        return found
+    return execute(run, engine, device, lambda _: None)[0]
+
+
+def _figures(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
+    """What is compared: each figure by name."""
+    utility = evaluation["utility"]["tstr"]
+    figures = {f"TSTR AUC, {name.replace('_', ' ')}": scores["auc"] for name, scores in utility.items()}
+    figures["two-way distance"] = evaluation["fidelity"]["synthetic_vs_train"]["two_way_mean"]
+    if "windows" in evaluation:
+        windows = evaluation["windows"]["synthetic_vs_holdout"]
+        figures |= {name.replace("_", " "): windows[name] for name in _OF_WINDOWS}
+        figures["prediction error"] = evaluation["windows"]["prediction"]["tstr"]["error"]
+    return figures
+
+
+def _summarised(found: list[dict[str, float | None]]) -> dict[str, tuple[float, float | None] | None]:
+    """Mean and half width of the 95 % t-interval over seeds; no interval from one seed, nothing where none has it."""
+    summary: dict[str, tuple[float, float | None] | None] = {}
+    for name in found[0]:
+        values = np.array([one[name] for one in found if one[name] is not None], dtype=np.float64)
+        if not len(values):
+            summary[name] = None
+            continue
+        half = None
+        if len(values) > 1:
+            half = float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+        summary[name] = (float(values.mean()), half)
+    return summary
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    """The table, a line a variant and schedule."""
+    names = [name for name in rows[0] if name != "variant"]
+    lines = [f"| discriminators/noise | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    lines += [f"| {row['variant']} | {' | '.join(_cell(row[name]) for name in names)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: tuple[float, float | None] | None) -> str:
+    if value is None:
+        return "-"
+    mean, half = value
+    return f"{mean:.4f}" if half is None else f"{mean:.4f} ± {half:.4f}"
