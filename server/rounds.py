@@ -35,6 +35,7 @@ from common.models.releases import Bins, Measured, Release, bins_from, targets_f
 from common.models.targets import TableIndex, Target, TargetBuilder, Targets
 from common.models.training import Stretch, average, load_parameters, parameters_of, schedule, train
 from common.models.verdicts import accuracies, gate, heads_of, judge
+from common.models.warm_start import warm_start
 from common.privacy.events import GaussianEvent
 from common.study import Study
 from common.wire.messages import KEPT, Request
@@ -224,6 +225,8 @@ class Coordinator:
                 embeddings += self._measure_embedding(roster, bins, learner, stage)
                 known = ([], []) if self._is_local else (measured, embeddings)
                 learner.targets = targets_from(bins, shape, survey.groups, *known)
+                if stage == 0 and not state.generator:
+                    learner.begin()
                 self._train_critic(roster, bins, learner, stage)
             if number >= state.rounds_done:
                 self._train_round(roster, bins, learner, number)
@@ -512,6 +515,11 @@ class _Learner:
         self._index = TableIndex(shape, survey.groups)
         self._study = study
         self._device = device
+
+    def begin(self) -> None:
+        """Start from what was released, before the first step."""
+        for generator in (self.generator, self.averaged):
+            warm_start(generator, self.targets)
 
     @property
     def adversary(self) -> Adversary | None:

@@ -23,6 +23,10 @@ from common.data.queries import COUNT_BUCKETS, EXTREME_GROUPS, Family, extreme_g
 
 Expected: TypeAlias = dict[str, Tensor]
 
+REACH = 10.0
+"""Parameters that all latents share are multiplied by it: a step of the optimiser moves each by the learning rate, and
+a few hundred steps must take a logit all the way to a sharp transition."""
+
 
 @dataclass(frozen=True)
 class SequenceShape:
@@ -320,7 +324,7 @@ class ChainHead(nn.Module):
         ordered = torch.tensor(shape.ordered)[:, None, None]
         self.register_buffer("distance", torch.where(ordered, apart, 0.0), persistent=False)
         # Values move little before anything is learned.
-        self.base = nn.Parameter(torch.where(ordered, -6.0 * apart.abs(), torch.eye(widest)))
+        self.base = nn.Parameter(torch.where(ordered, -6.0 * apart.abs(), torch.eye(widest)) / REACH)
         closed = torch.tensor([[slot >= values for slot in range(widest)] for values in shape.values])
         self.register_buffer("closed", closed, persistent=False)
         self.register_buffer("never_missing", ~torch.tensor(shape.missing), persistent=False)
@@ -332,7 +336,8 @@ class ChainHead(nn.Module):
         pull = self.pull(hidden).view(rows, blocks, channels, 1, -1)
         stay, spread, drift = self.bend(hidden).view(rows, blocks, channels, 3, 1, 1).unbind(3)
         still = torch.eye(self.shape.widest, device=hidden.device)
-        logits = self.base + pull + stay * still + 3 * spread * self.distance.abs() + 3 * drift * self.distance
+        bent = 2 * stay * still + REACH * (spread * self.distance.abs() + drift * self.distance)
+        logits = REACH * self.base + pull + bent
         move = logits.masked_fill(self.closed[:, None, :], -torch.inf).softmax(dim=4)
         seen = torch.sigmoid(self.seen(hidden).view(rows, channels, -1)).masked_fill(self.never_missing[:, None], 1.0)
         into = seen[:, :, 1:].view(rows, channels, blocks, 2).transpose(1, 2)  # chance to be seen next
@@ -437,8 +442,9 @@ class StateHead(nn.Module):
         self.start = nn.Linear(wide, shape.states)
         self.pull = nn.Linear(wide, shape.states)
         self.tilt = nn.Linear(wide, slots)
-        self.move = nn.Parameter(0.1 * torch.randn(shape.states, shape.states) + 2 * torch.eye(shape.states))
-        self.emit = nn.Parameter(torch.randn(shape.states, slots))
+        shared = 0.1 * torch.randn(shape.states, shape.states) + 2 * torch.eye(shape.states)
+        self.move = nn.Parameter(shared / REACH)
+        self.emit = nn.Parameter(torch.randn(shape.states, slots) / REACH)
         closed = torch.ones(slots, dtype=torch.bool)
         closed[torch.from_numpy(shape.slots)] = False
         self.register_buffer("closed", closed.view(len(shape.sizes), -1), persistent=False)
@@ -446,8 +452,8 @@ class StateHead(nn.Module):
     def forward(self, hidden: Tensor, weights: StepWeights) -> States:
         """States of each row of (rows, wide)."""
         rows, states = len(hidden), self.shape.states
-        move = (self.move + self.pull(hidden)[:, None, :]).softmax(dim=2)
-        logits = (self.emit + self.tilt(hidden)[:, None, :]).view(rows, states, len(self.shape.sizes), -1)
+        move = (REACH * self.move + self.pull(hidden)[:, None, :]).softmax(dim=2)
+        logits = (REACH * self.emit + self.tilt(hidden)[:, None, :]).view(rows, states, len(self.shape.sizes), -1)
         emit = logits.masked_fill(self.closed, -torch.inf).softmax(dim=3)
         return States(self.shape, weights, self.start(hidden).softmax(dim=1), move, emit)
 

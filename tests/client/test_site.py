@@ -20,7 +20,7 @@ from client import policy
 from client.site import Site, open_site
 from common.data.encoding import make_grids
 from common.data.histograms import histogram_layout
-from common.data.queries import Family, catalogue, layout_of
+from common.data.queries import catalogue, layout_of
 from common.data.tables import TableLayout, one_way, sizes_of
 from common.data.units import WINDOW_WEIGHT, bound_units
 from common.errors import ExitCode, LedgerError, PolicyError, StudyError
@@ -35,7 +35,7 @@ from common.privacy.events import GaussianEvent
 from common.privacy.ledger import read_charges
 from common.privacy.mechanism import MAXIMUM_EMPHASIS
 from common.privacy.noise import NoiseSource, SeededNoise
-from common.study import STEPS, Study, parse_study
+from common.study import Study, parse_study
 from common.wire.messages import KEPT, KINDS, MESSAGE_SCHEMA, Reply, Request, refusal
 from common.wire.packing import (
     CRITIC,
@@ -53,6 +53,7 @@ KEY = bytes(range(32))
 # What spends; the last two on held-out units.
 MEASUREMENTS = ("one_way", "tables", "embedding", "critic", "monitor", "verdict")
 HELD_OUT = ("monitor", "verdict")
+WITH_BINS = sorted(set(KINDS) - {"describe", "one_way"})
 PRIVACY = {"epsilon": 1, "delta": 1e-5, "holdout": 0.3}
 STUDY: dict[str, Any] = {
     "schema": "privshare.study/1",
@@ -88,8 +89,8 @@ WINDOWED: dict[str, Any] = {
         },
     },
 }
-# After the columns: 0 to 4 steps, 20 cells of the pulse and missing, 3 drugs.
-WINDOWED_BINS = [*BINS, np.arange(5), np.append(np.arange(20) // 10, 2), np.array([0, 1, 1])]
+# Of the channels: 20 cells of the pulse and missing, 3 drugs.
+CHANNEL_BINS = [np.append(np.arange(20) // 10, 2), np.array([0, 1, 1])]
 
 Row = tuple[str, ...]
 
@@ -137,7 +138,10 @@ class Home:
     @property
     def bins(self) -> list[np.ndarray]:
         """The map from cells to bins of each column and channel."""
-        return BINS if self.study.windows is None else WINDOWED_BINS
+        if self.study.windows is None:
+            return BINS
+        steps = make_grids(self.study.measured)[-1]
+        return [*BINS, np.arange(steps.n_cells), *CHANNEL_BINS]
 
     @property
     def tables(self) -> int:
@@ -201,6 +205,25 @@ class Home:
     @property
     def charged(self) -> list[str]:
         return [charge.request for charge in read_charges(self.ledger)]
+
+    @property
+    def kept(self) -> dict[str, np.ndarray]:
+        """Releases that stayed at the site, by request."""
+        paths = sorted((self.folder / "state" / "releases").glob("*.request"))
+        return {
+            Request.decode(path.read_bytes()).identity: Reply.decode(path.with_suffix(".reply").read_bytes()).arrays[
+                "counts"
+            ]
+            for path in paths
+        }
+
+    @property
+    def state(self) -> dict[str, bytes]:
+        """Every file of the site's own."""
+        folder = self.folder / "state"
+        return {
+            str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+        }
 
     @property
     def sealed(self) -> dict[str, bytes]:
@@ -356,9 +379,10 @@ def test_a_measurement_is_charged_as_it_is_stated_and_sized_by_the_schema(either
     assert sums.min() >= 0
     found = [int(table.sum()) for table in layout.split(sums)]
     columns = len(home.study.measured)
-    of_records = {"one_way": len(found) if columns == 3 else 6, "tables": columns * (columns - 1) // 2}.get(
-        kind, tables
-    )
+    of_records = {
+        "one_way": histogram_layout(make_grids(home.study.measured), 2).n_tables,
+        "tables": columns * (columns - 1) // 2,
+    }.get(kind, tables)
     assert len(set(found[:of_records])) == 1
     assert found[0] % whole == 0
     assert 0 < found[0] < whole * 40
@@ -401,26 +425,18 @@ def test_training_and_holdout_units_make_up_the_table_together(either: Home) -> 
     assert units["verdict"] == units["monitor"] > 0
 
 
-def test_units_without_records_in_common_are_told_apart_by_the_vectors(tmp_path: Path) -> None:
-    """A unit is one vector however many records it has: its first by the site's key."""
-    one = [row for row in ROWS if row[0] == "p1"]
-    many = [row for row in ROWS if row[0] == "p0"][:2]
-    held = bound_units(
-        pd.DataFrame({"patient": ["p0", "p1"]}),
-        key="patient",
-        max_records=2,
-        drop_surplus=True,
-        holdout=0.3,
-        secret=KEY,
-    ).holdout
-    assert not held.any()
-    for rows, units in ((one, 1), (many, 1), ([*one, *many], 2)):
-        home = make_home(tmp_path / f"{len(rows)}", rows)
-        reply = Reply.decode(home.open().handle(home.ask("embedding").encode()))
-        sums = below_noise(reply, "run-1/embedding").astype(np.float64)
-        # Of norm 1 each; two of them at an angle.
-        assert np.linalg.norm(sums) <= units * SCALE
-        assert np.linalg.norm(sums) == pytest.approx(SCALE, rel=0.01) or units == 2
+@pytest.mark.parametrize(("patient", "records"), [("p1", 1), ("p0", 2), ("p0", 9)])
+def test_a_unit_is_one_vector_however_many_records_it_has(tmp_path: Path, patient: str, records: int) -> None:
+    names = pd.DataFrame({"patient": ["p0", "p1"]})
+    split = bound_units(names, key="patient", max_records=2, drop_surplus=True, holdout=0.3, secret=KEY)
+    assert not split.holdout.any()
+    rows = [row for row in ROWS if row[0] == patient][:records]
+    assert len(rows) == records
+    home = make_home(tmp_path / "north", rows)
+    reply = Reply.decode(home.open().handle(home.ask("embedding").encode()))
+    norm = np.linalg.norm(below_noise(reply, "run-1/embedding").astype(np.float64))
+    assert norm == pytest.approx(SCALE, rel=0.01)
+    assert norm <= SCALE
 
 
 # --- which tables, and how exactly
@@ -664,11 +680,11 @@ SHARES = {
 
 
 @pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("kind", MEASUREMENTS)
-def test_a_share_that_is_not_one_is_refused_and_spends_nothing(home: Home, kind: str, share: str) -> None:
+def test_a_share_that_is_not_one_is_refused_and_spends_nothing(home: Home, share: str) -> None:
     site = home.open(Forbidden())  # type: ignore[arg-type]
-    body = home.ask(kind, options={"share": json.loads(share)}).encode()
-    assert refused(site.handle(body)) == SHARES[share]
+    for kind in MEASUREMENTS:
+        body = home.ask(kind, options={"share": json.loads(share)}).encode()
+        assert refused(site.handle(body)) == SHARES[share], kind
     assert home.charged == []
 
 
@@ -725,14 +741,15 @@ BAD_BINS: dict[str, dict[str, np.ndarray]] = {
 
 
 @pytest.mark.parametrize("fault", BAD_BINS)
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"describe", "one_way"}))
-def test_bins_that_are_not_maps_are_refused_and_spend_nothing(home: Home, kind: str, fault: str) -> None:
+def test_bins_that_are_not_maps_are_refused_and_spend_nothing(home: Home, fault: str) -> None:
     site = home.open(Forbidden())  # type: ignore[arg-type]
-    assert refused(site.handle(home.ask(kind, arrays=BAD_BINS[fault]).encode())) == "POLICY_REFUSED"
+    for kind in WITH_BINS:
+        body = home.ask(kind, arrays=BAD_BINS[fault]).encode()
+        assert refused(site.handle(body)) == "POLICY_REFUSED", kind
     assert home.charged == []
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"describe", "one_way"}))
+@pytest.mark.parametrize("kind", WITH_BINS)
 def test_a_map_that_is_absent_is_refused_and_spends_nothing(either: Home, kind: str) -> None:
     home = either
     site = home.open(Forbidden())  # type: ignore[arg-type]
@@ -1042,14 +1059,14 @@ def test_a_long_table_without_rows_is_refused_like_any_other(
     check_dirty(home, reason, caplog, capfd)
 
 
-def test_a_site_has_a_long_table_if_and_only_if_its_study_has_windows(tmp_path: Path) -> None:
-    make_home(tmp_path / "north", series=str(tmp_path / "north" / "series.csv"))
-    with pytest.raises(PolicyError, match=r"^series: "):
-        open_site(tmp_path / "north" / "site.yaml")
-    home = make_either(tmp_path / "south", "windows")
-    settings_ = yaml.safe_load((home.folder / "site.yaml").read_text())
-    del settings_["series"]
-    (home.folder / "site.yaml").write_text(yaml.safe_dump(settings_))
+@pytest.mark.parametrize("which", ["records", "windows"])
+def test_a_site_has_a_long_table_if_and_only_if_its_study_has_windows(tmp_path: Path, which: str) -> None:
+    home = make_either(tmp_path / "north", which)
+    path = home.folder / "site.yaml"
+    site = yaml.safe_load(path.read_text())
+    assert ("series" in site) == (which == "windows")
+    site.pop("series", None)
+    path.write_text(yaml.safe_dump(site if which == "windows" else {**site, "series": str(home.folder / "series.csv")}))
     with pytest.raises(PolicyError, match=r"^series: "):
         home.open()
     assert not home.ledger.exists()
@@ -1152,46 +1169,67 @@ class Replay:
         return self.outputs[context].view(Replayed)
 
 
-def neighbours() -> dict[str, list[Row]]:
-    """Tables that differ from `ROWS` in one patient with all its records."""
+def neighbours(rows: list[Row]) -> dict[str, list[Row]]:
+    """Tables that differ from some rows in one patient with all its records."""
     stranger: list[Row] = [
         ("q", "blue", "", "0.01", "yes"),
         ("q", "red", "99", "9.99", "no"),
         ("q", "", "3", "5.00", "yes"),
     ]
+    if rows is SINGLE:
+        stranger = stranger[:1]
     return {
-        "without the patient who owns most records": [row for row in ROWS if row[0] != "p0"],
-        "without a patient in the middle": [row for row in ROWS if row[0] != "p17"],
-        "without the last patient": [row for row in ROWS if row[0] != "p39"],
-        "with one more patient in front": [*stranger, *ROWS],
-        "with one more patient spread over the table": [ROWS[0], stranger[0], *ROWS[1:50], *stranger[1:], *ROWS[50:]],
+        "without the patient who owns most records": [row for row in rows if row[0] != "p0"],
+        "without a patient in the middle": [row for row in rows if row[0] != "p17"],
+        "without the last patient": [row for row in rows if row[0] != "p39"],
+        "with one more patient in front": [*stranger, *rows],
+        "with one more patient spread over the table": [rows[0], stranger[0], *rows[1:20], *stranger[1:], *rows[20:]],
     }
 
 
-def sequence(home: Home) -> list[bytes]:
+ANSWERS = [
+    *[None] * 5,
+    "POLICY_REFUSED",
+    None,
+    None,
+    "BUDGET_REFUSED",
+    "POLICY_REFUSED",
+    "POLICY_REFUSED",
+    *[None] * 4,
+    "POLICY_REFUSED",
+    "POLICY_REFUSED",
+    "PROTOCOL",
+]
+SPENDING = [1, 3, 6, 7, 12, 13, 14]
+
+
+def sequence(home: Home) -> list[Request]:
     """What a coordinator may ask in a run: measurements, repetitions, and what is refused for every reason."""
-    requests = [
+    return [
         home.ask("describe"),
         home.ask("one_way", options={"share": 0.35}),
         home.ask("describe", name="describe-2"),
-        home.ask("pairs", options={"share": 0.6}),
-        home.ask("pairs", options={"share": 0.6}),
-        home.ask("pairs", options={"share": 0.05}),
-        home.ask("pairs", name="pairs-2", options={"share": 0.5}),
-        home.ask("pairs", name="pairs-3", arrays={"bins.0": np.array([0, 1, 1, 3])}),
+        home.ask("tables", options={"share": 0.3}),
+        home.ask("tables", options={"share": 0.3}),
+        home.ask("tables", options={"share": 0.05}),
+        home.ask("embedding", options={"share": 0.1}),
+        home.ask("critic", options={"share": 0.1}),
+        home.ask("tables", name="tables-2", options={"share": 0.5}),
+        home.ask("tables", name="tables-3", arrays={"bins.0": np.array([0, 1, 1, 3])}),
+        home.ask("tables", name="tables-4", arrays={"tables": np.array([0]), "emphasis": np.array([17])}),
         home.ask("train"),
-        home.ask("monitor", options={"share": 0.5}),
-        home.ask("monitor", name="monitor-2", arrays={"weights": np.ones(sum(SIZES) + BANDS - 1)}),
+        home.ask("monitor", options={"share": 0.4}),
+        home.ask("verdict", options={"share": 0.3}),
+        home.ask("monitor", name="monitor-2", arrays={"weights": np.ones(home.score_weights)}),
         home.ask("one_way", name="one_way-2", options={"share": 2}),
         home.ask("one_way", name="one_way-3", study="0f" * 32),
     ]
-    return [*(request.encode() for request in requests), b"noise on the line"]
 
 
 def play(home: Home, noise: NoiseSource, caplog: pytest.LogCaptureFixture) -> tuple[list[bytes], list[str]]:
     """The replies to the whole sequence, and what was logged meanwhile; the site restarts half-way."""
     caplog.clear()
-    bodies = sequence(home)
+    bodies = [*(request.encode() for request in sequence(home)), b"noise on the line"]
     with caplog.at_level(logging.DEBUG):
         site = home.open(noise)
         replies = [site.handle(body) for body in bodies[:6]]
@@ -1200,21 +1238,31 @@ def play(home: Home, noise: NoiseSource, caplog: pytest.LogCaptureFixture) -> tu
     return replies, [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
 
 
+def released_by(home: Home, replies: list[bytes]) -> dict[str, np.ndarray]:
+    """Every vector that was released, by request, whether it travelled or was kept."""
+    found = {}
+    for place in SPENDING:
+        request = sequence(home)[place]
+        arrays = Reply.decode(replies[place]).arrays
+        found[request.identity] = arrays["counts"] if "counts" in arrays else home.kept[request.identity]
+    return found
+
+
 def check_record_play(
     folder: Path, caplog: pytest.LogCaptureFixture, mine: list[Row], other: list[Row], **how: Any
 ) -> None:
     """Play the sequence on one table, then on the other with the noise that gives the same outputs."""
     first = make_home(folder / "first" / "north", mine, **how)
     recorded, log = play(first, SeededNoise(b"seed"), caplog)
-    places = {"one_way": 1, "pairs": 3, "monitor": 9, "monitor-2": 10}
-    outputs = {f"run-1/{name}": Reply.decode(recorded[place]).arrays["counts"] for name, place in places.items()}
+    assert [refused(body) for body in recorded] == ANSWERS
+    outputs = released_by(first, recorded)
     second = make_home(folder / "second" / "north", other, **how)
     replay = Replay(outputs)
     replayed, other_log = play(second, replay, caplog)  # type: ignore[arg-type]
     assert replay.drawn == list(outputs)
     assert replayed == recorded
     assert second.ledger.read_bytes() == first.ledger.read_bytes()
-    assert second.sealed == first.sealed
+    assert second.state == first.state
     assert other_log == log
     # The test has power: the numbers below the noise do differ.
     third = make_home(folder / "third" / "north", other, **how)
@@ -1223,11 +1271,27 @@ def check_record_play(
     assert [len(body) for body in plain] == [len(body) for body in recorded]
 
 
-@pytest.mark.parametrize("neighbour", neighbours())
+@pytest.mark.parametrize("neighbour", neighbours(ROWS))
 def test_everything_but_the_released_numbers_is_the_same_with_one_unit_more_or_less(
     neighbour: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    check_record_play(tmp_path, caplog, ROWS, neighbours()[neighbour])
+    check_record_play(tmp_path, caplog, ROWS, neighbours(ROWS)[neighbour])
+
+
+@pytest.mark.parametrize("neighbour", neighbours(SINGLE))
+def test_everything_but_the_released_numbers_is_the_same_with_one_unit_and_its_window_more_or_less(
+    neighbour: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_record_play(tmp_path, caplog, SINGLE, neighbours(SINGLE)[neighbour], study=WINDOWED)
+
+
+@pytest.mark.parametrize("study", [STUDY, WINDOWED])
+def test_everything_but_the_released_numbers_is_the_same_where_releases_stay_at_the_site(
+    study: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = ROWS if study is STUDY else SINGLE
+    local = {**study, "discriminators": {"scope": "local"}}
+    check_record_play(tmp_path, caplog, rows, [row for row in rows if row[0] != "p17"], study=local)
 
 
 def test_everything_but_the_released_numbers_is_the_same_where_each_record_is_a_unit(
@@ -1238,29 +1302,138 @@ def test_everything_but_the_released_numbers_is_the_same_where_each_record_is_a_
     check_record_play(tmp_path, caplog, rows, rows[:20] + rows[21:], header="colour,age,amount,ill", study=study)
 
 
+@pytest.mark.parametrize("study", [STUDY, WINDOWED])
 def test_everything_but_the_released_numbers_is_the_same_when_the_last_unit_of_an_account_goes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    study: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pair = pd.DataFrame({"patient": ["p0", "p3"]})
     split = bound_units(pair, key="patient", max_records=2, drop_surplus=True, holdout=0.3, secret=KEY)
     assert split.holdout.tolist() == [False, True]
-    rows = [row for row in ROWS if row[0] in ("p0", "p3")]
+    rows = [row for row in (ROWS if study is STUDY else SINGLE) if row[0] in ("p0", "p3")]
     for leaver in ("p0", "p3"):
-        check_record_play(tmp_path / leaver, caplog, rows, [row for row in rows if row[0] != leaver])
+        check_record_play(tmp_path / leaver, caplog, rows, [row for row in rows if row[0] != leaver], study=study)
 
 
-def test_the_sequence_meets_every_kind_of_answer(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_sequence_meets_every_kind_of_answer(either: Home, caplog: pytest.LogCaptureFixture) -> None:
+    home = either
     replies, log = play(home, SeededNoise(b"seed"), caplog)
-    assert [refused(body) for body in replies] == [
-        *[None] * 5,
-        "POLICY_REFUSED",
-        "BUDGET_REFUSED",
-        "POLICY_REFUSED",
-        *[None] * 3,
-        "POLICY_REFUSED",
-        "POLICY_REFUSED",
-        "PROTOCOL",
-    ]
+    assert [refused(body) for body in replies] == ANSWERS
+    assert {request.kind for request in sequence(home)} == set(KINDS)
     assert replies[3] == replies[4]
-    assert len(log) == 6
-    assert hashlib.sha256(sequence(home)[3]).hexdigest() in home.ledger.read_text()
+    assert len(log) == len([answer for answer in ANSWERS if answer is not None])
+    assert hashlib.sha256(sequence(home)[3].encode()).hexdigest() in home.ledger.read_text()
+
+
+# --- releases that stay at the site
+
+LOCAL = {**STUDY, "discriminators": {"scope": "local"}}
+LOCAL_WINDOWED = {**WINDOWED, "discriminators": {"scope": "local"}}
+
+
+def make_local(folder: Path, rows: list[Row] = ROWS, **changes: Any) -> Home:
+    return make_home(folder, rows, study={**LOCAL, **changes})
+
+
+@pytest.mark.parametrize("kind", MEASUREMENTS)
+def test_a_kept_release_is_charged_like_any_other_and_does_not_travel(tmp_path: Path, kind: str) -> None:
+    home = make_local(tmp_path / "north")
+    asked = home.ask(kind).encode()
+    body = home.open().handle(asked)
+    reply = Reply.decode(body)
+    assert reply.refused is None
+    (charge,) = read_charges(home.ledger)
+    assert charge.event == GaussianEvent.from_dict(reply.facts["event"])
+    assert set(reply.facts) == {"event", "ledger_head"}
+    assert ("counts" in reply.arrays) == (kind not in KEPT)
+    assert len(reply.arrays) == (kind not in KEPT)
+    noise = SeededNoise(b"seed").draw(
+        charge.event.cells, noise_stddev=charge.event.noise_stddev, context=f"run-1/{kind}"
+    )
+    # What was kept was noised all the same.
+    kept = home.kept[f"run-1/{kind}"]
+    assert kept.shape == (charge.event.cells,)
+    assert (kept != noise).any()
+    if kind in KEPT:
+        assert kept.tobytes()[:64] not in body
+        assert kept.tobytes()[:64] not in b"".join(home.sealed.values())
+    # Asked again, after a restart, the answer is the same and nothing is kept twice.
+    before = home.state
+    assert home.open(Forbidden()).handle(asked) == body  # type: ignore[arg-type]
+    assert home.state == before
+
+
+def test_a_shared_study_keeps_no_releases(home: Home) -> None:
+    site = home.open()
+    for kind in ("one_way", "tables", "embedding"):
+        assert "counts" in Reply.decode(site.handle(home.ask(kind, options={"share": 0.2}).encode())).arrays
+    assert home.kept == {}
+
+
+def trained_at(home: Home, *, release: Sequence[str] = ("one_way", "tables", "embedding"), **changes: Any) -> Reply:
+    site = home.open()
+    for kind in release:
+        body = site.handle(home.ask(kind, options={"share": 0.2}).encode())
+        assert refused(body) is None
+    return Reply.decode(home.open(Forbidden()).handle(home.ask("train", **changes).encode()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("study", [LOCAL, LOCAL_WINDOWED])
+def test_a_site_trains_on_what_it_kept(tmp_path: Path, study: dict[str, Any]) -> None:
+    rows = ROWS if study is LOCAL else SINGLE
+    others = [(row[0], "red", "3", "0.50", row[4]) for row in rows]
+    homes = [make_home(tmp_path / str(number), one, study=study) for number, one in enumerate((rows, rows, others))]
+    first, again, other = (trained_at(home) for home in homes)
+    assert first.refused is None
+    assert set(first.facts) == set()
+    assert {name.split(".")[0] for name in first.arrays} == {"generator"}
+    assert all(np.array_equal(first.arrays[name], again.arrays[name]) for name in first.arrays)
+    assert any(not np.array_equal(first.arrays[name], other.arrays[name]) for name in first.arrays)
+    assert homes[0].charged == ["run-1/one_way", "run-1/tables", "run-1/embedding"]
+
+
+def test_each_release_that_was_kept_counts_in_the_training(tmp_path: Path) -> None:
+    found = []
+    for number, release in enumerate((["one_way"], ["one_way", "tables"], ["one_way", "tables", "embedding"])):
+        reply = trained_at(make_local(tmp_path / str(number)), release=release)
+        assert reply.refused is None
+        found.append(reply.arrays["generator.heads.weight"])
+    assert not np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[1], found[2])
+
+
+def test_targets_that_a_coordinator_sends_are_not_looked_at(tmp_path: Path) -> None:
+    groups = [np.arange(size) for size in SIZES]
+    plain = trained_at(make_local(tmp_path / "a"))
+    home = make_local(tmp_path / "b")
+    targets = pack_targets(home.targets(groups))
+    told = trained_at(home, arrays=targets)
+    assert all(np.array_equal(plain.arrays[name], told.arrays[name]) for name in plain.arrays)
+
+
+@pytest.mark.parametrize("release", [[], ["tables"], ["monitor"]])
+def test_a_site_that_has_not_counted_its_columns_in_the_run_does_not_train(tmp_path: Path, release: list[str]) -> None:
+    assert trained_at(make_local(tmp_path / "north"), release=release).refused == "POLICY_REFUSED"
+
+
+def test_releases_of_another_run_do_not_count(tmp_path: Path) -> None:
+    home = make_local(tmp_path / "north")
+    assert trained_at(home, run="run-2").refused == "POLICY_REFUSED"
+    assert trained_at(home, release=()).refused is None
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"group_of_bin.0": None},
+        {"group_of_bin.3": np.array([0])},
+        {"group_of_bin.0": np.array([0, 1])},
+        {"group_of_bin.0": np.array([0, 1, 1, 2])},
+        {"group_of_bin.0": np.array([0, 1, 3])},
+        {"group_of_bin.0": np.array([1, 2, 3])},
+        {"group_of_bin.0": np.array([1, 0, 1])},
+        {"group_of_bin.0": np.array([-1, 0, 1])},
+        {"group_of_bin.0": np.array([0.0, 1.0, 2.0])},
+    ],
+)
+def test_groups_that_do_not_fit_the_bins_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray | None]) -> None:
+    assert trained_at(make_local(tmp_path / "north"), arrays=arrays).refused == "POLICY_REFUSED"

@@ -274,6 +274,29 @@ def test_a_path_that_leaves_its_bin_lands_on_the_near_side_of_the_next() -> None
     cells = decoded(bins, FLAT, binning_of(FLAT, [16, 48]), SMOOTH)
     assert (cells[:, 6] - 48).mean() < 0.5
     assert (15 - cells[:, 12]).mean() < 0.5
+    # However far: with a width of half a cell, the chance of a cell so far away is none at all in a float.
+    wide = grid("integer", min=0, max=4095, cells=4096)
+    cells = decoded(bins, wide, binning_of(wide, [16, 4000]), SMOOTH)
+    assert (cells[:, 6] - 4000).mean() < 0.5
+    assert (15 - cells[:, 12]).mean() < 0.5
+
+
+def test_noise_below_zero_in_a_table_of_moves_counts_as_no_move() -> None:
+    tables = none_released(1)
+    tables[0, 0, [6, 7, 8, 14]] = [50, 50, 50, -140]
+    cells = decoded(np.zeros((2000, 8), dtype=np.int64), FLAT, binning_of(FLAT, []), tables)
+    # A third stays and the rest moves by one cell, which a width of one cell comes nearest to: 0.46 stay. With the
+    # next smoother one it would be 0.76, with the next rougher one 0.24.
+    assert 0.4 < (np.diff(cells, axis=1) == 0).mean() < 0.52
+
+
+def test_categories_are_not_drawn_towards_one_another() -> None:
+    one = grid("categorical", categories=[f"{number:02d}" for number in range(20)])
+    tables = none_released(1)
+    tables[0, 0, 7] = 1000.0
+    cells = decoded(np.zeros((5000, 2), dtype=np.int64), one, binning_of(one, []), tables)
+    # One in twenty by chance, with a standard deviation of 0.003; six of them. One bin says no more than that.
+    assert abs((cells[:, 0] == cells[:, 1]).mean() - 0.05) < 0.02
 
 
 def test_shares_that_are_zero_wherever_the_path_could_go_decide_alone() -> None:

@@ -750,18 +750,26 @@ def test_before_anything_is_learned_ordered_values_move_little_and_categories_st
     assert (categories.diagonal() > 2 * off[0]).all()
 
 
-def test_drift_moves_ordered_values_up_and_leaves_categories_where_they_are() -> None:
+@pytest.mark.parametrize("bend", ["stay", "spread", "drift"])
+def test_a_latent_says_how_far_and_where_to_ordered_values_move_and_only_whether_categories_stay(bend: str) -> None:
     head = head_of("chains", sizes=(6, 6), missing=(False, False), ordered=(True, False))
     assert isinstance(head, ChainHead)
     weights = weights_of(full_length(1))
     with torch.no_grad():
         before = head(hidden_of(1), weights)._moves
-        head.bend.bias.view(2, 2, 3)[:, :, 2] += 2.0
+        head.bend.bias.view(2, 2, 3)[:, :, ["stay", "spread", "drift"].index(bend)] += 0.1
         after = head(hidden_of(1), weights)._moves
     values = torch.arange(6.0)
+    apart = (values[:, None] - values).abs()
     for old, new in zip(before, after, strict=True):
-        assert (new[0, 0] @ values > old[0, 0] @ values).all()
+        if bend == "stay":
+            assert (new[0].diagonal(dim1=1, dim2=2) > old[0].diagonal(dim1=1, dim2=2)).all()
+            continue
         torch.testing.assert_close(new[0, 1], old[0, 1])
+        if bend == "drift":
+            assert (new[0, 0] @ values > old[0, 0] @ values).all()
+        else:
+            assert ((new[0, 0] * apart).sum(dim=1) > (old[0, 0] * apart).sum(dim=1)).all()
 
 
 # --- shapes
