@@ -745,6 +745,7 @@ def test_before_anything_is_learned_ordered_values_move_little_and_categories_st
         nearest_first = ordered[row][apart[row].argsort(stable=True)]
         assert (nearest_first.diff() <= 1e-7).all()
         assert nearest_first[0] > 2 * nearest_first[-1]
+        assert nearest_first[-1] > 1e-3
     off = categories[~torch.eye(6, dtype=torch.bool)]
     assert torch.allclose(off, off[0])
     assert (categories.diagonal() > 2 * off[0]).all()

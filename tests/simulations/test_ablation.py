@@ -1,0 +1,91 @@
+"""Variants at equal budget: each is an ordinary run, is not run twice, and the table says what was measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+from threadpoolctl import threadpool_limits
+from typer.testing import CliRunner, Result
+
+from common.privacy.ledger import read_charges
+from common.wire.messages import Reply
+from simulations.run import app
+from tests.simulations.test_bad_windows import EVENTS, STUDY, records, series
+
+
+def run(folder: Path, *options: str, study: str = STUDY.replace("WINDOWS", EVENTS)) -> Result:
+    (folder / "study.yaml").write_text(study.replace("rounds: 1}", "rounds: 2}"), encoding="utf-8")
+    records().to_csv(folder / "table.csv", index=False)
+    series().to_csv(folder / "series.csv", index=False)
+    files = {"--study": "study.yaml", "--data": "table.csv", "--series": "series.csv", "--out": "run"}
+    arguments = [part for option, name in files.items() for part in (option, str(folder / name))]
+    with threadpool_limits(1):
+        return CliRunner().invoke(app, [*arguments, "--sites", "2", "--threads", "1", *options])
+
+
+VARIANTS = ("--only", "measured only/fixed", "--only", "neural only/stage", "--only", "without temporal/pid")
+
+
+def test_the_table_has_a_line_a_variant_with_means_and_intervals(tmp_path: Path) -> None:
+    result = run(tmp_path, "--ablate", "2", *VARIANTS)
+    assert result.exit_code == 0, result.stderr
+    content = json.loads((tmp_path / "run" / "ablation.json").read_text())
+    assert [row["variant"] for row in content["rows"]] == list(VARIANTS[1::2])
+    for row in content["rows"]:
+        found = []
+        for seed in range(2):
+            folder = tmp_path / "run" / f"{row['variant'].replace(' ', '-').replace('/', '-')}-{seed}"
+            evaluation = json.loads((folder / "evaluation.json").read_text())
+            found.append(evaluation["fidelity"]["synthetic_vs_train"]["two_way_mean"])
+        mean, half = row["two-way distance"]
+        assert mean == pytest.approx(sum(found) / 2)
+        # The 97.5 % quantile of Student's t with one degree of freedom is 12.706.
+        assert half == pytest.approx(12.7062 * abs(found[0] - found[1]) / 2, rel=1e-4)
+    assert (tmp_path / "run" / "ablation.md").read_text() in result.stdout
+    assert result.stdout.count("\n| ") == 3
+
+
+def test_each_variant_measures_what_it_says_and_spends_the_whole_budget(tmp_path: Path) -> None:
+    assert run(tmp_path, "--ablate", "1", *VARIANTS).exit_code == 0
+    kinds = {}
+    for variant in ("measured-only-fixed", "neural-only-stage", "without-temporal-pid"):
+        folder = tmp_path / "run" / f"{variant}-0"
+        charges = read_charges(folder / "ledger" / "site_01.jsonl")
+        kinds[variant] = {charge.request.split("/")[1].split("-")[0] for charge in charges}
+        last = json.loads((folder / "rounds.jsonl").read_text().splitlines()[-1])
+        assert 0.999 < last["budget_used"] <= 1
+    measured = {"one_way", "pairs", "couplings", "dynamics", "embedding", "monitor"}
+    assert kinds["measured-only-fixed"] == measured
+    assert kinds["neural-only-stage"] == {"one_way", "critic", "verdict", "monitor"}
+    assert kinds["without-temporal-pid"] == measured - {"couplings", "dynamics"} | {"critic", "verdict"}
+
+
+def test_what_was_run_is_not_run_again_and_another_study_is_refused(tmp_path: Path) -> None:
+    assert run(tmp_path, "--ablate", "1", *VARIANTS[:2]).exit_code == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*/*") if path.is_file()}
+    assert run(tmp_path, "--ablate", "1", *VARIANTS[:2]).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*/*") if path.is_file()} == before
+    assert run(tmp_path, "--ablate", "1", "--epsilon", "2", *VARIANTS[:2]).exit_code == 51
+
+
+def test_an_unknown_variant_is_refused(tmp_path: Path) -> None:
+    result = run(tmp_path, "--ablate", "1", "--only", "nothing/pid")
+    assert result.exit_code == 2
+    assert "only=nothing/pid" in result.stderr
+
+
+def test_local_discriminators_stay_at_their_sites(tmp_path: Path) -> None:
+    local = STUDY.replace("WINDOWS", EVENTS).replace("noise:", "discriminators: {semantic: 1, scope: local}\nnoise:")
+    result = run(tmp_path, "--json", study=local)
+    assert result.exit_code == 0, result.stderr
+    for site in ("site_01", "site_02"):
+        state = tmp_path / "run" / "sites" / site
+        sent = [Reply.decode(path.read_bytes()) for path in (state / "replies").glob("*")]
+        told = {reply.facts["event"]["cells"]: "counts" in reply.arrays for reply in sent}
+        kept = [Reply.decode(path.read_bytes()) for path in (state / "releases").glob("*.reply")]
+        # What was kept has its numbers here, and only its event was told; the one-way tables and monitors were sent.
+        assert {"counts" in reply.arrays for reply in kept} == {True}
+        assert sum(told.values()) == 2
+        assert len([reply for reply in sent if "counts" not in reply.arrays]) == 8
+    certificate = json.loads((tmp_path / "run" / "certificate.json").read_text())
+    assert len(certificate["sites"]["site_01"]["events"]) == 1 + 8 + 2
