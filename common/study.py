@@ -200,6 +200,8 @@ def _check_windows(windows: Windows, unit: Unit, columns: dict[str, Column]) -> 
         raise ValueError("windows: unit.max_records must be 1, one row a unit in the first table")
     if STEPS in columns or STEPS in windows.channels:
         raise ValueError(f"columns: {STEPS} is the name of the number of steps")
+    if unit.key in windows.ignore:
+        raise ValueError("windows.ignore: holds unit.key, which joins the two tables")
     for name in (*windows.channels, windows.time.column):
         if name in columns or name == unit.key:
             raise ValueError(f"windows: {name} is a column of the first table too")

@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from common.data.encoding import Grid, make_grid
 from common.data.schema import (
@@ -33,9 +33,18 @@ MAX_STEPS: Final = 256
 _MINUTE: Final = 60.0
 _FAR: Final = 1e12
 """No time lies further from zero than this many of its units: beyond, a float no longer tells minutes apart."""
-_STAMP: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:?\d\d)?")
+_DECIMALS: Final = 6
+"""Times are told apart to so many decimals of a step."""
+_STAMP: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:?[0-5]\d)?")
 
 Combine = Literal["last", "first", "mean", "min", "max"]
+
+
+def _start(value: object) -> object:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and -_FAR <= value <= _FAR
+    if not (number or value in (None, "first")):
+        raise ValueError(f"expected `first`, or a number between -{_FAR:g} and {_FAR:g}")
+    return value
 
 
 class TimeColumn(Section):
@@ -59,7 +68,7 @@ class Windows(Section):
     # Grid: the width of a step, in the time's unit (minutes for time stamps).
     step: Annotated[Number, Field(ge=1e-6, le=_FAR)] | None = None
     # Grid: the time at which step 1 begins, or the unit's own first row.
-    start: Annotated[Number, Field(ge=-_FAR, le=_FAR)] | Literal["first"] | None = None
+    start: Annotated[float | Literal["first"] | None, BeforeValidator(_start)] = None
     # A unit with rows outside its window: refuse the table, or keep its first or its last steps.
     longer: Literal["refuse", "first", "last"] = "refuse"
     # A unit whose rows end before the window does: allow it, or refuse the table.
@@ -268,7 +277,8 @@ def _on_grid(rows: _Rows, windows: Windows, units: int) -> tuple[np.ndarray, np.
     start = np.full(units, windows.starts_at)
     if windows.start == "first":
         start[owner[::-1]] = rows.time[::-1]
-    at = np.floor((rows.time - start[owner]) / windows.step)
+    # A decimal step is not a sum of powers of two: 0.3 / 0.1 is a little less than 3.
+    at = np.floor(np.round((rows.time - start[owner]) / windows.step, _DECIMALS))
     if windows.longer == "last":
         latest = np.full(units, -np.inf)
         np.maximum.at(latest, owner, at)
@@ -344,6 +354,8 @@ def _in_order(rows: _Rows, windows: Windows, units: int) -> tuple[np.ndarray, np
 def _gaps(name: str, column: Column, apart: np.ndarray) -> np.ndarray:
     """Time since the row before as a value of its column; NaN for a unit's first row."""
     assert not isinstance(column, CategoricalColumn)
+    if isinstance(column, IntegerColumn):
+        apart = np.floor(np.round(apart, _DECIMALS))
     if column.outside == "clip":
         apart = np.clip(apart, column.min, column.max)
     elif bool(((apart < column.min) | (apart > column.max)).any()):
@@ -352,9 +364,8 @@ def _gaps(name: str, column: Column, apart: np.ndarray) -> np.ndarray:
             "public bounds, or set `outside: clip`",
             ExitCode.OUT_OF_BOUNDS,
         )
-    if isinstance(column, IntegerColumn):
-        return np.asarray(np.floor(apart))
-    return apart if column.decimals is None else np.asarray(np.round(apart, column.decimals))
+    digits = getattr(column, "decimals", None)
+    return apart if digits is None else np.asarray(np.round(apart, digits))
 
 
 def _refuse_longer(windows: Windows) -> None:

@@ -152,9 +152,22 @@ class Cluster:
 
 
 def relaxed(outcome: Outcome, random: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """One unit a row as a neural critic is shown it: indicators, with the gradient of the probabilities."""
-    columns = [straight_through(share, random) for share in torch.split(outcome.records, list(outcome.sizes), dim=1)]
-    return torch.cat(columns, dim=1), None if outcome.courses is None else outcome.courses.relaxed(random)
+    """One unit a row as a neural critic is shown it: indicators, with the gradient of the probabilities.
+
+    All zero beyond the number of steps that the same unit's record says.
+    """
+    shape = outcome.shape
+    columns = [straight_through(share, random) for share in torch.split(outcome.records, list(shape.sizes), dim=1)]
+    records = torch.cat(columns, dim=1)
+    if outcome.courses is None:
+        return records, None
+    steps = outcome.courses.relaxed(random)
+    if shape.length_column is not None:
+        longer = columns[shape.length_column].flip(1).cumsum(1).flip(1)  # chance of each length or a longer one
+        # Step t, from 1, is there where the length is at least t; the first bin is the length `fewest`.
+        certain = longer.new_ones(len(longer), max(shape.fewest - 1, 0))
+        steps = steps * torch.cat([certain, longer[:, 1 - min(shape.fewest, 1) :]], dim=1)[:, :, None]
+    return records, steps
 
 
 def make_cluster(

@@ -47,13 +47,13 @@ class GeneratorShape:
 class Outcome:
     """What a generator says for some latents.
 
-    records: (rows, record bins), bin probabilities, all columns side by side. courses: of the windows, if any. sizes:
-    bins of each column.
+    records: (rows, record bins), bin probabilities, all columns side by side. courses: of the windows, if any.
+    shape: of the generator.
     """
 
     records: Tensor
     courses: Courses | None
-    sizes: tuple[int, ...]
+    shape: GeneratorShape
 
 
 class _Blocks(nn.Module):
@@ -136,8 +136,11 @@ class Generator(nn.Module):
         cube[:, self.column_of_bin, self.bin_in_column] = logits
         records = torch.softmax(cube, dim=2)[:, self.column_of_bin, self.bin_in_column]
         if self.sequence is None:
-            return Outcome(records, None, self.shape.sizes)
-        return Outcome(records, self.sequence(hidden, weights_of(self._lengths(records))), self.shape.sizes)
+            return Outcome(records, None, self.shape)
+        column = self.shape.length_column
+        counted = 0 if column is None else self.shape.sizes[column]
+        weights = weights_of(self._lengths(records), counted=counted)
+        return Outcome(records, self.sequence(hidden, weights), self.shape)
 
     def _lengths(self, records: Tensor) -> Tensor:
         """Chance of each number of steps, (rows, steps + 1)."""

@@ -76,15 +76,18 @@ class StepWeights:
 
     average: (rows, steps), 1 / length while the window lasts. alive: (rows, steps), chance that it does.
     moves: (rows, steps - 1), 1 / (length - 1) while the window lasts. last: (rows, steps), chance that it ends there.
+    counted: how many lengths, up to the longest, have a group of their own at the end of the record's groups; 0 where
+    the length does not vary.
     """
 
     average: Tensor
     alive: Tensor
     moves: Tensor
     last: Tensor
+    counted: int
 
 
-def weights_of(lengths: Tensor) -> StepWeights:
+def weights_of(lengths: Tensor, *, counted: int = 0) -> StepWeights:
     """From the chance of each length, (rows, steps + 1), 0 steps first."""
     steps = lengths.shape[1] - 1
     number = torch.arange(1, steps + 1, device=lengths.device)
@@ -98,6 +101,7 @@ def weights_of(lengths: Tensor) -> StepWeights:
         alive=from_here_on(last),
         moves=from_here_on(last[:, 1:] / number[:-1]),
         last=last,
+        counted=counted,
     )
 
 
@@ -143,13 +147,13 @@ class Courses(ABC):
     def relaxed(self, random: torch.Generator) -> Tensor:
         """One window a row as indicators, (rows, steps, bins), with the gradient of the probabilities.
 
-        All zero beyond a window's expected end: the chance that it lasts scales a step.
+        Whether the window lasts or not, as in `draw`.
         """
 
     def _relaxed(self, cubes: list[Tensor]) -> Tensor:
         """Steps of (rows, channels, widest + 1) as (rows, steps, bins)."""
         cube = torch.stack(cubes, dim=1).flatten(2)
-        return cube[:, :, torch.as_tensor(self.shape.slots, device=cube.device)] * self.weights.alive[:, :, None]
+        return cube[:, :, torch.as_tensor(self.shape.slots, device=cube.device)]
 
     def expected(self, records: Tensor, joins: Tensor) -> Expected:
         """Mean tables of parts of the rows, by family.
@@ -171,9 +175,12 @@ class Courses(ABC):
             (one @ joins).view(parts, -1, joins.shape[1]) for one in (factors * weights[:, :, None], factors)
         )
         nothing, below, above = torch.split(self.within(), [1, EXTREME_GROUPS, EXTREME_GROUPS], dim=2)
+        course = torch.bmm(records.transpose(1, 2), (average @ joins).view(parts, rows, -1)) / rows
+        if self.weights.counted:
+            course = torch.cat([course[:, : -self.weights.counted], mean(self._by_length(joins))], dim=1)
         return {
             "average": mean(average),
-            Family.COURSE: torch.bmm(records.transpose(1, 2), (average @ joins).view(parts, rows, -1)) / rows,
+            Family.COURSE: course,
             Family.TOGETHER: torch.bmm(left.transpose(1, 2), right) / rows,
             Family.LEVEL: mean(torch.stack(blocks, dim=1)),
             Family.TRANSITION: mean(self.transitions()),
@@ -182,6 +189,13 @@ class Courses(ABC):
             Family.LOWEST: mean(torch.cat([above.diff(dim=2, prepend=nothing).flip(2), nothing], dim=2)),
             Family.OBSERVED: mean(self.observed()),
         }
+
+    def _by_length(self, joins: Tensor) -> Tensor:
+        """Steps by equal shares, for each length; (rows, counted, groups). What a window holds is cut by its length."""
+        steps = torch.arange(1, self.shape.steps + 1, device=joins.device)[:, None]
+        held = (self.levels @ joins).cumsum(dim=1) / steps * self.weights.last[:, :, None]
+        # A window of no steps holds nothing.
+        return torch.cat([torch.zeros_like(held[:, :1]), held], dim=1)[:, -self.weights.counted :]
 
 
 class Chains(Courses):
@@ -384,11 +398,13 @@ class States(Courses):
 
     def ends(self) -> Tensor:  # noqa: D102
         path = torch.diag_embed(self._start)
-        joint = path * self.weights.last[:, 0, None, None]
+        joint = torch.zeros_like(path)
         for step in range(1, self.shape.steps):
             path = torch.bmm(path, self._move)
             joint = joint + path * self.weights.last[:, step, None, None]
-        return self._crossed(joint)
+        # In a window of one step the first and the last are the same draw.
+        single = torch.einsum("rs,rscb->rcb", self._start * self.weights.last[:, :1], self._emit)
+        return self._crossed(joint) + torch.diag_embed(single)
 
     def together(self) -> tuple[Tensor, Tensor]:  # noqa: D102
         return self._flat, (self._occupied * self.weights.average[:, :, None]).sum(dim=1)

@@ -156,7 +156,7 @@ class TargetBuilder:
         tables = {}
         for name, precision in self._precision.items():
             known = np.where(precision > 0, precision, 1.0)
-            tables[str(name)] = Target(self._weighted[name] / known, precision)
+            tables[str(name)] = Target(self._weighted[name] / known, precision.copy())
         return Targets(tables, label_counts, self._groups)
 
 

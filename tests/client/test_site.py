@@ -1,6 +1,7 @@
 """A site: what it answers, what it refuses, and that its answers hold nothing of a row but what was released."""
 
 import hashlib
+import itertools
 import json
 import logging
 import stat
@@ -20,7 +21,7 @@ from client import policy
 from client.site import Site, open_site
 from common.data.encoding import make_grids
 from common.data.histograms import histogram_layout
-from common.data.queries import catalogue, layout_of
+from common.data.queries import Family, catalogue, layout_of
 from common.data.tables import TableLayout, one_way, sizes_of
 from common.data.units import WINDOW_WEIGHT, bound_units
 from common.errors import ExitCode, LedgerError, PolicyError, StudyError
@@ -476,6 +477,70 @@ def test_tables_come_as_they_were_asked_for(either: Home) -> None:
     )
 
 
+COLOURS = {"red": 0, "green": 1, "blue": 1, "": 2}
+
+
+def training(rows: Sequence[Row]) -> set[str]:
+    """The patients of some rows that train."""
+    names = pd.DataFrame({"patient": sorted({row[0] for row in rows})})
+    split = bound_units(names, key="patient", max_records=1, drop_surplus=False, holdout=0.3, secret=KEY)
+    return set(names["patient"][~split.holdout])
+
+
+def test_records_are_counted_with_their_share_of_their_patient(tmp_path: Path) -> None:
+    # A second record for every third patient.
+    rows = [*SINGLE, *[(row[0], "red", "50", "9.00", "yes") for row in SINGLE[::3]]]
+    home = make_home(tmp_path / "north", rows)
+    reply = Reply.decode(home.open().handle(home.ask("tables").encode()))
+    found = list(layouts(home)["tables"].split(below_noise(reply, "run-1/tables")))[1]  # colour and amount
+    expected = np.zeros((2, 3, 2))
+    for patient, colour, _, amount, ill in rows:
+        if patient in training(rows):
+            share = 1 / [row[0] for row in rows].count(patient)
+            expected[int(ill == "yes"), COLOURS[colour], int(float(amount) >= 5)] += share
+    assert np.array_equal(found / 2, expected)
+
+
+def test_windows_are_counted_with_the_record_and_the_label_of_their_patient(tmp_path: Path) -> None:
+    home = make_either(tmp_path / "north", "windows")
+    reply = Reply.decode(home.open().handle(home.ask("tables").encode()))
+    tables = list(layouts(home)["tables"].split(below_noise(reply, "run-1/tables")))
+    known = catalogue(4, home.study.windows)
+    found = {(query.family, query.axes, query.part): table for query, table in zip(known, tables, strict=True)}
+    expected = {
+        (Family.PAIR, (0, 3), 0): np.zeros((2, 3, 5)),  # colour and number of steps
+        (Family.COURSE, (0, 5), 0): np.zeros((2, 3, 2)),  # colour and drug
+        (Family.ENDS, (5, 5), 0): np.zeros((2, 2, 2)),
+        (Family.TRANSITION, (4, 4), 0): np.zeros((2, 3, 3)),  # of the pulse
+    }
+    drugs, pulses = {"a": 0, "b": 1, "c": 1}, {"40": 0, "80": 0, "199": 1, "": 2}
+    for patient, colour, _, _, ill in (row for row in SINGLE if row[0] in training(SINGLE)):
+        steps = make_series([(patient,)])[:4]
+        label, at = int(ill == "yes"), COLOURS[colour]
+        pair, course, ends, moves = expected.values()
+        pair[label, at, len(steps)] += 1
+        for _, _, _, drug in steps:
+            course[label, at, drugs[drug]] += 1 / len(steps)
+        if steps:
+            ends[label, drugs[steps[0][3]], drugs[steps[-1][3]]] += 1
+        for before, after in itertools.pairwise(steps):
+            moves[label, pulses[before[2]], pulses[after[2]]] += 1 / (len(steps) - 1)
+    for query, table in expected.items():
+        np.testing.assert_allclose(found[query] / WINDOW_WEIGHT, table, atol=1e-9)
+        assert table.sum() > 0
+
+
+def test_a_header_that_the_study_gives_is_the_first_table_s_alone(tmp_path: Path) -> None:
+    names = ["patient", "colour", "age", "amount", "ill"]
+    home = make_home(tmp_path / "north", SINGLE, header=None, study={**WINDOWED, "table": {"header": names}})
+    other = make_either(tmp_path / "south", "windows")
+    sums = [
+        below_noise(Reply.decode(one.open().handle(one.ask("tables").encode())), "run-1/tables")
+        for one in (home, other)
+    ]
+    assert np.array_equal(*sums)
+
+
 ONES = np.ones(3, dtype=np.int64)
 BAD_TABLES: dict[str, dict[str, np.ndarray | None]] = {
     "no tables": {"tables": None},
@@ -494,6 +559,7 @@ BAD_TABLES: dict[str, dict[str, np.ndarray | None]] = {
     "an emphasis too few": {"emphasis": ONES[:2]},
     "an emphasis too many": {"emphasis": np.ones(4, dtype=np.int64)},
     "an emphasis of two dimensions": {"emphasis": ONES[None]},
+    "an emphasis in a column": {"emphasis": ONES[:, None]},
     "an emphasis of 0": {"emphasis": np.array([1, 0, 1])},
     "a negative emphasis": {"emphasis": np.array([1, -1, 1])},
     "an emphasis too large": {"emphasis": np.array([1, MAXIMUM_EMPHASIS + 1, 1])},

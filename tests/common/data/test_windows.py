@@ -1014,3 +1014,44 @@ def test_records_without_windows_have_none_and_can_be_taken_too() -> None:
     taken = table.take(np.array([4, 1]))
     assert taken.values.shape == (2, 0, 0)
     assert taken.records["age"].tolist() == [4, 1]
+
+
+# Decimals and zones
+
+
+@pytest.mark.parametrize("step", [0.1, 0.2, 0.3, 0.7, 1 / 3])
+def test_decimal_steps_lose_nothing(step: float) -> None:
+    windows = layout("grid", length=8, step=step)
+    assert pulses(windows, [f"{number * step:.12g}" for number in range(8)], list("12345678")) == list(range(1, 9))
+
+
+def test_a_long_table_of_decimal_steps_comes_back() -> None:
+    for step, start in ((0.1, 0.3), (0.7, -0.1), (0.1, None)):
+        windows = layout("grid", length=24, step=step, start=start, channels={"pulse": {**PULSE, "max": 99}})
+        values = np.arange(24.0)[None, :, None]
+        table = long_table(values, np.array([24]), windows, unit_key=KEY, units=["A"])
+        text = pd.read_csv(io.StringIO(table.to_csv(index=False)), dtype=str, keep_default_na=False)
+        np.testing.assert_array_equal(made(text, windows, ["A"])[0], values)
+
+
+def test_gaps_of_decimal_times_are_whole_where_they_should_be() -> None:
+    assert alike(gaps(since({"type": "integer"}), ["3.35", "4.35", "5.35"]), [NAN, 1, 1, NAN])
+    assert alike(gaps(since({"type": "integer", "min": 1, "max": 2}), ["3.35", "4.35", "5.35"]), [NAN, 1, 1, NAN])
+
+
+@pytest.mark.parametrize("start", ["second", float("nan"), 1e13, True])
+def test_start_is_named_as_in_the_file(start: object) -> None:
+    with pytest.raises(StudyError) as refused:
+        parsed({**GRID, "start": start})
+    assert str(refused.value).startswith("test: windows.start=")
+    assert "function" not in str(refused.value)
+
+
+def test_a_zone_of_ninety_nine_minutes_is_no_time() -> None:
+    with pytest.raises(SchemaError):
+        gaps(BY_MINUTES, ["2025-01-01T10:00Z", "2026-01-01T00:00+05:99"])
+
+
+def test_the_unit_key_cannot_be_ignored() -> None:
+    with pytest.raises(StudyError):
+        parsed({**GRID, "ignore": [KEY]})

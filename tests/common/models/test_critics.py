@@ -89,7 +89,7 @@ def tensor(shares: np.ndarray) -> Tensor:
 
 def outcome_of(batch: Tensor) -> Outcome:
     """A generator's outcome: the rows of a batch, (classes, rows, bins), class after class."""
-    return Outcome(batch.reshape(-1, batch.shape[2]), None, SIZES)
+    return Outcome(batch.reshape(-1, batch.shape[2]), None, SHAPE)
 
 
 def seen(batch: Tensor) -> Expected:
@@ -259,7 +259,7 @@ def test_expected_tables_are_means_over_the_rows_of_each_part_pairs_over_groups(
     groups = np.array([[row[joined == group].sum() for group in range(joined.max() + 1)] for row in rows])
     joins = Joins(Groups(joined, np.zeros(0, dtype=np.int64)), CPU)
     for parts in (1, 2, 4, 12):
-        found = expectations(Outcome(tensor(rows), None, SIZES), parts, joins)
+        found = expectations(Outcome(tensor(rows), None, SHAPE), parts, joins)
         assert set(found) == {"one_way", "pair"}
         halves = zip(np.split(rows, parts), np.split(groups, parts), strict=True)
         for part, (own, own_groups) in enumerate(halves):
@@ -314,10 +314,10 @@ class Windows:
 def test_the_tables_of_windows_stand_beside_those_of_records() -> None:
     windows, rows = Windows(3), tensor(OTHER.reshape(-1, BINS))
     joins = Joins(GROUPED, CPU)
-    found = expectations(Outcome(rows, cast("Courses", windows), SIZES), 3, joins)
+    found = expectations(Outcome(rows, cast("Courses", windows), SHAPE), 3, joins)
     assert {"one_way", "pair"} | set(windows.tables) == set(found)
     assert all(found[name] is table for name, table in windows.tables.items())
-    alone = expectations(Outcome(rows, None, SIZES), 3, joins)
+    alone = expectations(Outcome(rows, None, SHAPE), 3, joins)
     assert all(torch.equal(found[name], alone[name]) for name in alone)
     # The head is told the records by group, part by part, and how its channels' bins join.
     ((records, channels),) = windows.asked
@@ -373,7 +373,7 @@ def case(seed: int) -> Case:
     counts = np.array(COUNTS)
     windows = Windows(2 * CLASSES, seed)
     batch = mixture(seed)[:, random.integers(0, STATES, ROWS)]
-    outcome = Outcome(tensor(batch).reshape(-1, BINS), cast("Courses", windows), SIZES)
+    outcome = Outcome(tensor(batch).reshape(-1, BINS), cast("Courses", windows), SHAPE)
     means = tensor(random.normal(0, 0.3, (2 * CLASSES, 8)))
     tables = {}
     for name, shape in {**table_shapes(SHAPE, GROUPED), EMBEDDING: (8,)}.items():
@@ -536,7 +536,7 @@ def test_the_generator_feels_the_adversary_and_the_adversary_is_not_moved() -> N
     gradients = []
     for one in (None, found):
         records = outcome.records.detach().clone().requires_grad_()
-        again = Outcome(records, None, SIZES)
+        again = Outcome(records, None, SHAPE)
         loss, _ = make_cluster(targets, None, one, CPU).loss(again, LABELS, CLASSES, torch.Generator().manual_seed(1))
         loss.backward()
         assert records.grad is not None
@@ -547,7 +547,7 @@ def test_the_generator_feels_the_adversary_and_the_adversary_is_not_moved() -> N
 
 def test_a_relaxed_row_has_one_bin_a_column_and_the_gradient_of_the_probabilities() -> None:
     rows = tensor(np.repeat(mixture(1)[0, :1], 20_000, axis=0)).requires_grad_()
-    drawn, steps = relaxed(Outcome(rows, None, SIZES), torch.Generator().manual_seed(0))
+    drawn, steps = relaxed(Outcome(rows, None, SHAPE), torch.Generator().manual_seed(0))
     assert steps is None
     assert set(drawn.detach().round(decimals=5).unique().tolist()) == {0, 1}
     for part in torch.split(drawn, list(SIZES), dim=1):
@@ -565,7 +565,7 @@ def test_windows_are_relaxed_beside_the_records() -> None:
         def relaxed(self, random: torch.Generator) -> Tensor:
             return torch.rand(CLASSES * STATES, 3, 5, generator=random)
 
-    outcome = Outcome(tensor(OTHER).reshape(-1, BINS), cast("Courses", Head()), SIZES)
+    outcome = Outcome(tensor(OTHER).reshape(-1, BINS), cast("Courses", Head()), SHAPE)
     first, again, other = (relaxed(outcome, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert first[1] is not None
     assert again[1] is not None
@@ -573,3 +573,26 @@ def test_windows_are_relaxed_beside_the_records() -> None:
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize(("column", "fewest"), [(0, 0), (0, 1), (2, 1), (1, 3)])
+def test_relaxed_windows_end_where_their_record_says_with_its_gradient(column: int, fewest: int) -> None:
+    steps = SIZES[column] - 1 + fewest
+
+    class Head:
+        def relaxed(self, random: torch.Generator) -> Tensor:
+            return torch.ones(CLASSES * STATES, steps, 5)
+
+    rows = tensor(OTHER).reshape(-1, BINS).requires_grad_()
+    shape = replace(SHAPE, length_column=column, fewest=fewest)
+    records, windows = relaxed(Outcome(rows, cast("Courses", Head()), shape), torch.Generator().manual_seed(4))
+    assert windows is not None
+    lengths = fewest + records[:, STARTS[column] : STARTS[column + 1]].argmax(dim=1)
+    assert len(set(lengths.tolist())) > 1
+    expected = (torch.arange(steps) < lengths[:, None])[:, :, None].expand(-1, -1, 5)
+    torch.testing.assert_close(windows, expected.float())
+    # A likelier longer window holds more: each length passes on what it adds to the shortest.
+    windows.sum().backward()
+    assert rows.grad is not None
+    passed = rows.grad[:, STARTS[column] : STARTS[column + 1]]
+    torch.testing.assert_close(passed - passed[:, :1], (5.0 * torch.arange(SIZES[column])).expand_as(passed))

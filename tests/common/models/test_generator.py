@@ -53,7 +53,7 @@ def test_the_slice_of_each_column_sums_to_one(sizes: tuple[int, ...], body: Lite
     latent = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * 10
     outcome = generator(latent, torch.arange(50) % 3)
     assert outcome.courses is None
-    assert outcome.sizes == sizes
+    assert outcome.shape.sizes == sizes
     shares = outcome.records
     assert shares.shape == (50, sum(sizes))
     assert (shares >= 0).all()

@@ -139,7 +139,7 @@ def units_of(layout: str, *, seed: int = 0, units: int = 40) -> Units:
     labels = np.repeat(np.arange(CLASSES), units // CLASSES)
     lengths = (windows[:, :, 0] >= 0).sum(axis=1)
     known = torch.cat([indicators(records[:, at], size) for at, size in enumerate(shape.sizes)], dim=1)
-    return Units(Coded(labels, records, windows, lengths), Outcome(known, courses, shape.sizes))
+    return Units(Coded(labels, records, windows, lengths), Outcome(known, courses, shape))
 
 
 def counted(units: Units, layout: str, query: Query, maps: list[np.ndarray]) -> np.ndarray:

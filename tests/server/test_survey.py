@@ -1,0 +1,124 @@
+"""What the measured discriminators ask: every table once, all of the budget, and again what is fitted worst."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.data.encoding import make_grids
+from common.data.histograms import histogram_layout
+from common.data.queries import Family, catalogue
+from common.models.critics import Joins, expectations
+from common.models.generator import initialise
+from common.models.releases import Release, bins_from
+from common.models.targets import TableIndex, TargetBuilder
+from common.study import Study, load_study
+from common.wire.packing import shape_of
+from server.quality import frechet_distance
+from server.survey import plan_survey, worst_fitted
+
+STUDIES = Path(__file__).parents[2] / "simulations" / "studies"
+CPU = torch.device("cpu")
+
+
+def study_with(name: str, **weights: float) -> Study:
+    return load_study(STUDIES / f"{name}.yaml").with_overrides(discriminators=weights, model={"width": 16, "latent": 4})
+
+
+def bins_of(study: Study) -> object:
+    layout = histogram_layout(make_grids(study.measured), len(study.label_values), make_grids(study.channels))
+    counts = np.random.default_rng(0).uniform(0, 400, layout.n_cells)
+    return bins_from(Release(counts, 100.0, {}), study)
+
+
+@pytest.mark.parametrize("name", ["accounts", "icu", "adult"])
+def test_every_table_of_the_catalogue_is_asked_once_for_the_whole_budget(name: str) -> None:
+    study = study_with(name)
+    survey = plan_survey(study, bins_of(study), [0.05] * 4)  # type: ignore[arg-type]
+    numbers = np.concatenate([part.numbers for part in survey.parts])
+    assert sorted(numbers) == list(range(len(catalogue(len(study.measured), study.windows))))
+    assert sum(part.share for part in survey.parts) == pytest.approx(1)
+    for part in survey.parts:
+        assert (np.diff(part.numbers) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({"temporal": 0.0}, {"pairs": 1.0}),
+        ({"statistical": 0.0}, {"couplings": 0.5, "dynamics": 0.5}),
+        ({"statistical": 3.0, "temporal": 1.0}, {"pairs": 0.75, "couplings": 0.125, "dynamics": 0.125}),
+        ({"semantic": 1.0, "neural": 1.0}, {"pairs": 0.25, "couplings": 0.125, "dynamics": 0.125}),
+    ],
+)
+def test_weights_share_the_budget_and_zero_switches_a_discriminator_off(
+    weights: dict[str, float], expected: dict[str, float]
+) -> None:
+    study = study_with("accounts", **weights)
+    survey = plan_survey(study, bins_of(study), [0.05] * 4)  # type: ignore[arg-type]
+    assert {part.name: part.share for part in survey.parts} == pytest.approx(expected)
+
+
+def test_less_noise_buys_finer_groups_and_dynamics_keep_their_bins() -> None:
+    study = study_with("accounts")
+    bins = bins_of(study)
+    coarse, fine = (plan_survey(study, bins, [budget] * 4) for budget in (1e-4, 10.0))  # type: ignore[arg-type]
+    assert sum(group.max() for group in coarse.groups) < sum(group.max() for group in fine.groups)
+    dynamics = next(part for part in coarse.parts if part.name == "dynamics")
+    assert [len(one) for one in dynamics.maps] == list(bins.sizes)  # type: ignore[attr-defined]
+    assert all(np.array_equal(one, np.arange(len(one))) for one in dynamics.maps)
+
+
+def test_the_worst_fitted_table_is_the_one_that_is_wrong() -> None:
+    study = study_with("accounts")
+    bins = bins_of(study)
+    survey = plan_survey(study, bins, [0.05] * 4)  # type: ignore[arg-type]
+    shape = shape_of(study, bins.sizes)  # type: ignore[attr-defined]
+    generator, builder = initialise(shape, seed=1), TargetBuilder(shape, survey.groups)
+    index = TableIndex(shape, survey.groups)
+    random = np.random.default_rng(0)
+    part = next(part for part in survey.parts if part.name == "pairs")
+    labels = torch.arange(shape.classes).repeat_interleave(256)
+    latent = torch.randn(len(labels), shape.latent, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = expectations(generator(latent, labels), shape.classes, Joins(builder.build(np.ones(2)).groups, CPU))
+    for number, query in zip(part.numbers, part.queries, strict=True):
+        cells = index.table(query)
+        truth = expected[Family.PAIR].numpy()[:, *cells] * 1000.0
+        off = 40.0 if number == part.numbers[3] else 0.0
+        builder.add_table(query, truth + random.normal(0, 5.0, truth.shape) + off, 25.0)
+    targets = builder.build(np.full(shape.classes, 1000.0))
+    assert worst_fitted(part, index, targets, expected, share=0.01).tolist() == [part.numbers[3]]
+    again = worst_fitted(part, index, targets, expected, share=0.5)
+    assert part.numbers[3] in again
+    assert len(again) == round(0.5 * len(part.numbers))
+    assert part.only(again).numbers.tolist() == again.tolist()
+    assert worst_fitted(part, index, targets, expected, share=1.0).tolist() == part.numbers.tolist()
+
+
+def test_the_frechet_distance_is_zero_at_the_released_moments_and_grows_away_from_them() -> None:
+    study = study_with("adult")
+    bins = bins_of(study)
+    survey = plan_survey(study, bins, [0.05] * 4)  # type: ignore[arg-type]
+    shape = shape_of(study, bins.sizes)  # type: ignore[attr-defined]
+    grids = make_grids(study.measured)
+    own, other = (initialise(shape, seed=seed) for seed in (1, 2))
+    builder, index = TargetBuilder(shape, survey.groups), TableIndex(shape, survey.groups)
+    empty = builder.build(np.full(2, 500.0))
+    assert frechet_distance(empty, own, grids, survey.groups, seed=0, device=CPU) is None
+    labels = torch.arange(2).repeat_interleave(2048)
+    latent = torch.randn(len(labels), shape.latent, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = expectations(own(latent, labels), 2, Joins(empty.groups, CPU))
+    for axis in range(len(shape.sizes)):
+        name, place = index.marginal(axis)
+        builder.add_marginal(axis, expected[name].numpy()[:, place] * 500.0, np.ones(len(place)))
+    for part in survey.parts:
+        for query in part.queries:
+            builder.add_table(query, expected[query.family].numpy()[:, *index.table(query)] * 500.0, 1.0)
+    targets = builder.build(np.full(2, 500.0))
+    near, far = (frechet_distance(targets, one, grids, survey.groups, seed=0, device=CPU) for one in (own, other))
+    assert near == pytest.approx(0, abs=1e-5)
+    assert far is not None
+    assert far > 1e-3
