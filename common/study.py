@@ -163,7 +163,8 @@ class Model(Section):
     latent: Annotated[Whole, Field(ge=1, le=1024)] = 16
     width: Annotated[Whole, Field(ge=8, le=4096)] = 256
     blocks: Annotated[Whole, Field(ge=1, le=8)] = 2
-    batch: Annotated[Whole, Field(ge=8, le=65536)] = 1024
+    # Latents a class and step; even, since the loss compares two halves.
+    batch: Annotated[Whole, Field(ge=8, le=65536, multiple_of=2)] = 1024
     learning_rate: Annotated[Number, Field(gt=0, le=1)] = 5e-3
     # How a latent becomes features: plain blocks, or self-attention between tokens.
     body: Literal["mlp", "attention"] = "mlp"

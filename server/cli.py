@@ -16,6 +16,8 @@ from common.privacy.budget import mu_of, noise_stddev_for
 from common.study import Study, load_study
 from server.checkpoints import write_file
 from server.drafts import draft_study
+from server.noise_controller import share_plan
+from server.survey import planned_tables
 
 app = typer.Typer(
     add_completion=False,
@@ -77,24 +79,29 @@ def check(
 
 def _plan(study: Study, sites: int) -> dict[str, str | int | float]:
     """What follows from the study alone: the same for every table."""
-    squared_mu = mu_of(epsilon=study.privacy.epsilon, delta=study.privacy.delta) ** 2
-    columns = len(study.features)
-    layout = histogram_layout(make_grids(study.features), len(study.label_values))
-    pairs = columns * (columns - 1) // 2
-    share = study.privacy.one_way_share
-    one_way = noise_stddev_for(squared_sensitivity=layout.n_tables, spend=share * squared_mu)
-    pairwise = noise_stddev_for(squared_sensitivity=max(pairs, 1), spend=(1 - share) * squared_mu)
-    return {
+    privacy, noise = study.privacy, study.noise
+    squared_mu = mu_of(epsilon=privacy.epsilon, delta=privacy.delta) ** 2
+    layout = histogram_layout(make_grids(study.measured), len(study.label_values), make_grids(study.channels))
+    spend = privacy.one_way_share * squared_mu
+    plan: dict[str, str | int | float] = {
         "digest": study.digest(),
-        "guarantee": f"({study.privacy.epsilon:g}, {study.privacy.delta:g})-DP at each site",
+        "guarantee": f"({privacy.epsilon:g}, {privacy.delta:g})-DP at each site",
         "unit": f"add or remove one {study.unit.name}",
-        "columns_beside_the_label": columns,
+        "columns_beside_the_label": len(study.features),
+        "channels": len(study.channels),
         "fine_cells": layout.n_cells,
-        "pair_tables": pairs,
-        "noise_of_a_one_way_count_at_a_site": one_way,
-        "noise_of_a_pair_count_at_a_site": pairwise,
-        "noise_of_a_pair_count_summed": pairwise * sites**0.5,
+        "noise_of_a_one_way_count_at_a_site": noise_stddev_for(squared_sensitivity=layout.n_tables, spend=spend),
     }
+    # All measurements together; how it is spread over them does not change it.
+    for name, (tables, share) in planned_tables(study).items():
+        spend = (1 - privacy.one_way_share) * share * squared_mu
+        stddev = noise_stddev_for(squared_sensitivity=len(tables), spend=spend)
+        plan[f"tables_of_{name}"] = len(tables)
+        plan[f"noise_of_a_count_of_{name}_at_a_site"] = stddev
+        plan[f"noise_of_a_count_of_{name}_summed"] = stddev * sites**0.5
+    shares = share_plan(noise.schedule, noise.rounds, noise.kappa, max_share=noise.max_share)
+    plan["budget_by_measurement"] = ", ".join(f"{share:.0%}" for share in shares)
+    return plan
 
 
 def _fail(error: PrivShareError) -> NoReturn:

@@ -51,6 +51,19 @@ class Survey:
     groups: Sequence[np.ndarray]
 
 
+def planned_tables(study: Study) -> dict[str, tuple[np.ndarray, float]]:
+    """Of each part that is on, its tables' numbers in the catalogue and its share of the discriminators' budget."""
+    shares = study.discriminators.shares(windows=study.windows is not None)
+    known = catalogue(len(study.measured), study.windows)
+    numbers = {}
+    for name, (discriminator, families) in _PARTS.items():
+        some = np.array([at for at, query in enumerate(known) if query.family in families], dtype=np.int64)
+        if discriminator in shares and len(some):
+            numbers[name] = some
+    owners = [_PARTS[name][0] for name in numbers]
+    return {name: (some, shares[_PARTS[name][0]] / owners.count(_PARTS[name][0])) for name, some in numbers.items()}
+
+
 def plan_survey(study: Study, bins: Bins, budgets: Sequence[float]) -> Survey:
     """The tables of every discriminator that is on.
 
@@ -59,22 +72,14 @@ def plan_survey(study: Study, bins: Bins, budgets: Sequence[float]) -> Survey:
         bins: of columns and channels.
         budgets: squared mu of each site; groups are as fine as the noise that they buy allows.
     """
-    shares = study.discriminators.shares(windows=study.windows is not None)
     known = catalogue(bins.columns, study.windows)
-    numbers = {
-        name: np.array([at for at, query in enumerate(known) if query.family in families], dtype=np.int64)
-        for name, (discriminator, families) in _PARTS.items()
-        if discriminator in shares
-    }
-    numbers = {name: some for name, some in numbers.items() if len(some)}
-    owners = [_PARTS[name][0] for name in numbers]
-    share_of = {name: shares[_PARTS[name][0]] / owners.count(_PARTS[name][0]) for name in numbers}
+    planned = planned_tables(study)
     rest = 1 - study.privacy.one_way_share
     # The noise of one count of a table of two columns or channels, summed over sites.
-    grouped = [name for name in ("pairs", "couplings") if name in numbers]
+    grouped = [name for name in ("pairs", "couplings") if name in planned]
     stddev = max(
         (
-            float(np.sqrt(sum(len(numbers[name]) / (rest * share_of[name] * budget) for budget in budgets)))
+            float(np.sqrt(sum(len(planned[name][0]) / (rest * planned[name][1] * budget) for budget in budgets)))
             for name in grouped
         ),
         default=1.0,
@@ -82,8 +87,8 @@ def plan_survey(study: Study, bins: Bins, budgets: Sequence[float]) -> Survey:
     groups = group_maps(bins, study, stddev=stddev)
     own = [np.arange(size) for size in bins.sizes]
     parts = tuple(
-        Part(name, some, [known[at] for at in some], groups if name in grouped else own, share_of[name])
-        for name, some in numbers.items()
+        Part(name, some, [known[at] for at in some], groups if name in grouped else own, share)
+        for name, (some, share) in planned.items()
     )
     return Survey(parts, groups)
 

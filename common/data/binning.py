@@ -12,6 +12,8 @@ from common.data.histograms import Histogram
 
 # A bin holds this many standard deviations of the noise in its own count.
 _SIGNAL = 2.0
+# A cell in a tail that holds this many standard deviations of its own noise is a heap, not noise.
+_OWN_SIGNAL = 4.0
 
 
 @dataclass(frozen=True)
@@ -134,22 +136,31 @@ def _shares_within(histogram: Histogram, bin_of: np.ndarray, grid: Grid) -> np.n
     """
     classes = len(histogram.counts)
     within = np.zeros(histogram.counts.shape)
+    own_noise = np.sqrt(np.diag(histogram.covariance))
     outermost = {int(bin_of[0]): 1, int(bin_of[grid.n_values - 1]): -1} if grid.is_ordered else {}
+    # A single bin for all values has no side to fall to.
+    outermost = outermost if len(outermost) == 2 else {}
     for number in range(int(bin_of.max()) + 1):
         inside = np.flatnonzero(bin_of == number)
         needed = _SIGNAL * histogram.deviation(inside) / np.sqrt(classes)
         direction = outermost.get(number, 0)
-        together = _shares(histogram.smooth[:, inside].sum(axis=0), direction)
+        noise = own_noise[inside]
+        together = _shares(histogram.smooth[:, inside].sum(axis=0), direction, noise * np.sqrt(classes))
         for label in range(classes):
             signal = histogram.counts[label, inside].sum() >= needed
-            within[label, inside] = _shares(histogram.smooth[label, inside], direction) if signal else together
+            within[label, inside] = _shares(histogram.smooth[label, inside], direction, noise) if signal else together
     return within
 
 
-def _shares(counts: np.ndarray, direction: int) -> np.ndarray:
-    """Estimated counts as shares; rising from the first cell for direction 1, falling for -1, free for 0."""
-    if direction:
-        counts = isotonic_regression(counts[::direction]).x[::direction]
+def _shares(counts: np.ndarray, direction: int, noise: np.ndarray) -> np.ndarray:
+    """Estimated counts as shares; rising from the first cell for direction 1, falling for -1, free for 0.
+
+    A cell that holds a signal of its own, a heap at the bound or before it, stays as it is and bends no other.
+    """
+    thin = counts < _OWN_SIGNAL * noise
+    if direction and thin.any():
+        counts = counts.copy()
+        counts[thin] = isotonic_regression(counts[thin][::direction]).x[::direction]
     return _project_to_simplex(counts)
 
 

@@ -52,13 +52,17 @@ WINDOW_DEFINITIONS = {
     "summaries_auc": "AUC of boosted trees that tell synthetic from real summaries of windows; 0.5 is chance.",
     "joint_auc": "The same with the columns of the record beside the summaries.",
     "autocorrelation": "Mean absolute difference of autocorrelations at lags 1 to 6, numeric channels, about the mean "
-    "of all units; _within: about each unit's own.",
+    "of all units.",
+    "autocorrelation_within": "The same about the mean of each unit.",
     "agreement": "Mean absolute difference of the probability that two steps in a row agree, categorical channels.",
     "cross_correlation": "Mean absolute difference of correlations of two numeric channels at one step.",
     "numeric_marginal": "1-Wasserstein distance at each step over the standard deviation, mean of steps and channels.",
     "categorical_marginal": "Total variation distance at each step, mean over steps and channels.",
     "missing": "Difference of the shares of missing values at each step, mean over steps and channels.",
     "change": "1-Wasserstein distance of changes from step to step over their standard deviation, numeric channels.",
+    "lag_1_real": "Autocorrelation at lag 1 of a channel; of categories the probability that two steps in a row agree; "
+    "_synthetic: of the synthetic windows; _within: about the mean of each unit.",
+    "marginal": "The distance at each step, of one channel.",
     "length": "Total variation distance of the numbers of steps.",
     "prediction": "Mean absolute error, in standard deviations, of a recurrent network that foretells the next step of "
     "real windows; trained on synthetic windows (tstr) or on real ones (trtr).",

@@ -142,8 +142,9 @@ class Cluster:
         if self._means is not None:
             expected[EMBEDDING] = self._means.expected(outcome, 2 * classes)
         cells = sum(critic.cells for critic in self._measured.values())
-        parts = [critic.loss(expected) * (critic.cells / cells) for critic in self._measured.values()]
-        measured = torch.stack(parts).sum()
+        measured = outcome.records.new_zeros(())
+        for critic in self._measured.values():
+            measured = measured + critic.loss(expected) * (critic.cells / cells)
         if self._adversary is None:
             return measured, measured
         scores = self._adversary.critic(*relaxed(outcome, random), labels)

@@ -489,7 +489,7 @@ OTHERWISE: dict[str, dict[str, Any]] = {
         "latent": 9,
         "width": 99,
         "blocks": 3,
-        "batch": 99,
+        "batch": 98,
         "learning_rate": 0.0123,
         "max_bins": 9,
         "body": "attention",

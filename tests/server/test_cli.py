@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from common.errors import ExitCode
-from common.privacy.budget import epsilon_of
+from common.privacy.budget import epsilon_of, mu_of
 from common.study import Study, load_study
 from server.cli import app
 
@@ -305,27 +305,42 @@ def test_a_good_study_has_a_plan_in_json(tmp_path: Path) -> None:
     assert found["digest"] == load_study(path).digest()
     assert found["unit"] == "add or remove one patient"
     assert found["guarantee"] == "(1, 1e-06)-DP at each site"
-    assert (found["columns_beside_the_label"], found["pair_tables"], found["fine_cells"]) == (2, 1, 2 * (10 + 16))
-    one_way, pair = found["noise_of_a_one_way_count_at_a_site"], found["noise_of_a_pair_count_at_a_site"]
+    assert (found["columns_beside_the_label"], found["tables_of_pairs"], found["fine_cells"]) == (2, 1, 2 * (10 + 16))
+    one_way, pair = found["noise_of_a_one_way_count_at_a_site"], found["noise_of_a_count_of_pairs_at_a_site"]
     assert isinstance(one_way, float)
     assert isinstance(pair, float)
     # Two one-way tables and one pair table: a unit moves them by 2^0.5 and by 1; both together spend the budget.
     assert epsilon_of(mu=math.sqrt(2 / one_way**2 + 1 / pair**2), delta=1e-6) == pytest.approx(1, rel=1e-6)
     assert 2 / one_way**2 == pytest.approx(0.25 * (2 / one_way**2 + 1 / pair**2), rel=1e-6)
-    assert found["noise_of_a_pair_count_summed"] == pytest.approx(3 * pair)
+    assert found["noise_of_a_count_of_pairs_summed"] == pytest.approx(3 * pair)
 
 
 def test_the_plan_follows_the_study_and_nothing_else(tmp_path: Path) -> None:
     path = written(STUDY, tmp_path)
     assert plan(path) == plan(path)
     tighter = plan(written(STUDY.replace("epsilon: 1", "epsilon: 0.5"), tmp_path))
-    for name in ("noise_of_a_one_way_count_at_a_site", "noise_of_a_pair_count_at_a_site"):
+    for name in ("noise_of_a_one_way_count_at_a_site", "noise_of_a_count_of_pairs_at_a_site"):
         assert float(str(tighter[name])) > 1.5 * float(str(plan(written(STUDY, tmp_path))[name]))
 
 
 def test_a_table_of_one_column_and_the_label_has_a_plan(tmp_path: Path) -> None:
     text = STUDY.replace("  dose: {type: continuous, min: 0, max: 5, cells: 16}\n", "")
-    assert plan(written(text, tmp_path))["pair_tables"] == 0
+    assert "tables_of_pairs" not in plan(written(text, tmp_path))
+
+
+def test_the_plan_of_a_study_with_windows_prices_every_kind_of_table_and_every_measurement() -> None:
+    found = plan(Path(__file__).parents[2] / "simulations" / "studies" / "icu.yaml", "--sites", "4")
+    study = load_study(Path(__file__).parents[2] / "simulations" / "studies" / "icu.yaml")
+    spent = 0.0
+    for name in ("pairs", "couplings", "dynamics"):
+        stddev = float(str(found[f"noise_of_a_count_of_{name}_at_a_site"]))
+        spent += float(str(found[f"tables_of_{name}"])) / stddev**2
+    budget = mu_of(epsilon=study.privacy.epsilon, delta=study.privacy.delta) ** 2
+    assert spent == pytest.approx(budget * (1 - study.privacy.one_way_share), rel=1e-6)
+    shares = [float(share.strip("%")) for share in str(found["budget_by_measurement"]).split(", ")]
+    assert len(shares) == study.noise.rounds
+    assert shares == sorted(shares)
+    assert sum(shares) == pytest.approx(100, abs=2)
 
 
 @pytest.mark.parametrize("unit", ["patient", "[/b]", "[red]x", "a person"])

@@ -290,16 +290,36 @@ def test_in_the_outermost_bins_of_an_ordered_column_counts_fall_towards_the_boun
     counts = random.choice([0.0, 20.0, 500.0], (2, len(bin_of))) + random.normal(0, stddev, (2, len(bin_of)))
     histogram = histogram_of(counts, variance=stddev**2)
     within = module._shares_within(histogram, bin_of, ordered(12, missing=missing))
-    assert (np.diff(within[:, :4]) >= -1e-12).all()
-    assert (np.diff(within[:, 7:12]) <= 1e-12).all()
     for label in range(2):
         for inside, toward in ((slice(0, 4), 1), (slice(4, 7), 0), (slice(7, 12), -1)):
             needed = 2 * histogram.deviation(inside) / np.sqrt(2)
-            own = counts[label, inside] if counts[label, inside].sum() >= needed else counts[:, inside].sum(axis=0)
-            expected = rising_slowly(own[::toward])[::toward] if toward else own
+            alone = counts[label, inside].sum() >= needed
+            expected = counts[label, inside].copy() if alone else counts[:, inside].sum(axis=0)
+            # Heaps are left out: they are what they are.
+            thin = expected < 4 * stddev * (1.0 if alone else 2**0.5)
+            if toward and thin.any():
+                expected[thin] = rising_slowly(expected[thin][::toward])[::toward]
             np.testing.assert_allclose(within[label, inside], projected_slowly(expected), atol=1e-9)
     if missing:
         assert (within[:, 12] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [3.0, 1000.0],
+        [500.0, 400.0, 300.0, 200.0, 100.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 800.0],
+        [0.0, 0.0, 0.0, 1000.0],
+        [900.0, 800.0, 3.0, -5.0, 2.0, 4.0, 0.0, 300.0, 1.0, 2.0],
+    ],
+    ids=["a rare zero", "a heap at the bound", "nothing but a heap", "a heap in the tail"],
+)
+def test_a_heap_in_a_tail_stays_where_it_is(counts: list[float]) -> None:
+    binning = make_binning(histogram_of([counts], variance=100.0), ordered(len(counts)), max_bins=32)
+    mass = np.bincount(binning.bin_of, weights=np.maximum(counts, 0.0))
+    shares = binning.within[0] * mass[binning.bin_of]
+    for cell, count in enumerate(counts):
+        assert shares[cell] == pytest.approx(max(count, 0.0), abs=12)
 
 
 def test_the_shares_of_categories_and_of_inner_bins_may_rise_and_fall() -> None:
