@@ -47,6 +47,10 @@ class Scenario(StrEnum):
     ICU = "icu"
 
 
+_UNITS: Final = {Scenario.BANK: 100_000, Scenario.ACCOUNTS: 100_000, Scenario.ICU: 53_500}
+"""Units of each scenario, as many as the paper has or more."""
+
+
 @dataclass(frozen=True)
 class Options:
     """Everything that fixes a run; written to options.json, and must be the same to resume it."""
@@ -215,13 +219,13 @@ def _read(study: Study, options: Options) -> _Tables:
 
 
 def _simulate(scenario: Scenario, options: Options) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    size = {} if options.units is None else {"stays" if scenario == Scenario.ICU else "accounts": options.units}
+    units = options.units or _UNITS[scenario]
     if scenario == Scenario.ICU:
-        return simulate_stays(seed=options.seed, hospitals=max(4, min(options.sites, MOST_HOSPITALS)), **size)
+        return simulate_stays(seed=options.seed, stays=units, hospitals=max(4, min(options.sites, MOST_HOSPITALS)))
     banks = max(4, min(options.sites, MOST_BANKS))
     if scenario == Scenario.ACCOUNTS:
-        return simulate_accounts(seed=options.seed, banks=banks, **size)
-    return simulate_transactions(seed=options.seed, banks=banks, **size), None
+        return simulate_accounts(seed=options.seed, accounts=units, banks=banks)
+    return simulate_transactions(seed=options.seed, accounts=units, banks=banks), None
 
 
 def _parsed(tables: _Tables, study: Study) -> WindowedTable:

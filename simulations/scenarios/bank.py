@@ -162,7 +162,7 @@ class _Deeds:
     balance: Floats  # currency units
 
 
-def simulate_transactions(*, seed: int, accounts: int = 100_000, banks: int = 4) -> pd.DataFrame:
+def simulate_transactions(*, seed: int, accounts: int = 30_000, banks: int = 4) -> pd.DataFrame:
     """Simulate a table of transactions as text, as a CSV file holds it; an empty cell is a missing value.
 
     Guarantees: the same arguments give the same table; every account has 1 to MOST_TRANSACTIONS rows, next to each
