@@ -261,7 +261,7 @@ def test_the_scan_for_noise_sees_it(line: str, use: str) -> None:
         # First weights, drawn before any row was seen.
         ("initialisation", {"common/models/neural.py"}),
         # The two mechanisms: of counts and of vectors.
-        ("draw", {"common/privacy/mechanism.py", "common/privacy/vectors.py"}),
+        ("draw", {"common/privacy/mechanism.py"}),
         ("GaussianNoise", {"client/site.py"}),
         ("SeededNoise", {"simulations/federation.py"}),
         # The key of the noise, and a site's own key.
@@ -278,7 +278,7 @@ def test_the_scan_for_noise_sees_it(line: str, use: str) -> None:
         ),
     ],
 )
-def test_privacy_noise_comes_from_one_file_and_is_drawn_in_the_two_mechanisms(use: str, expected: set[str]) -> None:
+def test_privacy_noise_comes_from_one_file_and_is_drawn_in_one(use: str, expected: set[str]) -> None:
     found = {name for name, path in FILES.items() if use in noises_of(path.read_text(encoding="utf-8"))}
     assert found == expected
 
@@ -354,7 +354,7 @@ def test_the_scan_for_calls_sees_them(line: str, name: str) -> None:
         # What leaves it goes through a mechanism, and nothing else asks the ledger to pay.
         ("CountMechanism", {"client/vault.py"}),
         ("VectorMechanism", {"client/vault.py"}),
-        ("authorise", {"common/privacy/mechanism.py", "common/privacy/vectors.py"}),
+        ("authorise", {"common/privacy/mechanism.py"}),
     ],
 )
 def test_real_rows_are_read_in_one_file_held_in_one_and_leave_by_the_mechanisms(name: str, callers: set[str]) -> None:

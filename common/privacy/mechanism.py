@@ -21,6 +21,61 @@ from common.privacy.noise import MAXIMUM_STDDEV, NoiseSource
 MAXIMUM_EMPHASIS = 16
 
 
+def plan_event(
+    squared_sensitivity: int,
+    cells: int,
+    scale: int,
+    *,
+    spend: float,
+    account: Literal["train", "holdout"],
+    noise: NoiseSource,
+) -> GaussianEvent:
+    """The event that a spend of `spend` (squared mu) buys for a vector of so many cells.
+
+    Raises:
+        BudgetError: the spend is so small that its noise would not fit the integers.
+    """
+    stddev = math.inf
+    if spend > 0:
+        stddev = budget.noise_stddev_for(squared_sensitivity=squared_sensitivity, spend=spend)
+    if stddev > MAXIMUM_STDDEV:
+        raise BudgetError("budget: the share is too small to buy a release; refused, nothing was drawn")
+    return GaussianEvent(
+        account=account,
+        squared_sensitivity=squared_sensitivity,
+        noise_stddev=stddev,
+        cells=cells,
+        scale=scale,
+        noise=noise.kind,
+    )
+
+
+def check_event(event: GaussianEvent, squared_sensitivity: int, cells: int, scale: int, *, noise: NoiseSource) -> None:
+    """Refuse an event that does not state what a mechanism is about to do.
+
+    Raises:
+        ValueError: a fault of ours.
+    """
+    if (event.squared_sensitivity, event.cells, event.scale) != (squared_sensitivity, cells, scale):
+        raise ValueError("event: was not planned by this mechanism")
+    if not 0 < event.noise_stddev <= MAXIMUM_STDDEV:
+        raise ValueError("event: noise that cannot be drawn")
+    if event.noise != noise.kind:
+        raise ValueError("event: states another source of noise")
+
+
+def charge_and_draw(sums: np.ndarray, charge: Charge, *, ledger: Ledger, noise: NoiseSource) -> np.ndarray:
+    """Noised sums, (cells,) int64: the spend is on disk before the noise is drawn.
+
+    Raises:
+        BudgetError, LedgerError: from the ledger; nothing was drawn.
+    """
+    ledger.authorise(charge)
+    event = charge.event
+    noised: np.ndarray = sums + noise.draw(event.cells, noise_stddev=event.noise_stddev, context=charge.request)
+    return noised
+
+
 @dataclass(frozen=True)
 class Contributions:
     """What units add to some consecutive tables of a vector of counts, one hit at a time.
@@ -74,19 +129,8 @@ class CountMechanism:
         Raises:
             BudgetError: the spend is so small that its noise would not fit the integers.
         """
-        stddev = math.inf
-        if spend > 0:
-            stddev = budget.noise_stddev_for(squared_sensitivity=self.squared_sensitivity, spend=spend)
-        if stddev > MAXIMUM_STDDEV:
-            raise BudgetError("budget: the share is too small to buy a release; refused, nothing was drawn")
-        return GaussianEvent(
-            account=account,
-            squared_sensitivity=self.squared_sensitivity,
-            noise_stddev=stddev,
-            cells=int(self.offsets[-1]),
-            scale=self.unit_weight,
-            noise=noise.kind,
-        )
+        size = (self.squared_sensitivity, int(self.offsets[-1]), self.unit_weight)
+        return plan_event(*size, spend=spend, account=account, noise=noise)
 
     def release(
         self,
@@ -106,17 +150,9 @@ class CountMechanism:
             BudgetError, LedgerError: from the ledger; nothing was drawn.
             ValueError: a unit contributes more than it may, or the event is not this mechanism's: a fault of ours.
         """
-        planned = (self.squared_sensitivity, int(self.offsets[-1]), self.unit_weight)
-        if (event.squared_sensitivity, event.cells, event.scale) != planned:
-            raise ValueError("event: was not planned by this mechanism")
-        if not 0 < event.noise_stddev <= MAXIMUM_STDDEV:
-            raise ValueError("event: noise that cannot be drawn")
-        if event.noise != noise.kind:
-            raise ValueError("event: states another source of noise")
+        check_event(event, self.squared_sensitivity, int(self.offsets[-1]), self.unit_weight, noise=noise)
         sums = self._sums(contributions)
-        ledger.authorise(Charge(request, request_digest, event))
-        noised: np.ndarray = sums + noise.draw(event.cells, noise_stddev=event.noise_stddev, context=request)
-        return noised
+        return charge_and_draw(sums, Charge(request, request_digest, event), ledger=ledger, noise=noise)
 
     def _sums(self, contributions: Iterable[Contributions]) -> np.ndarray:
         """Exact sums, (cells,) int64, of contributions that were checked one by one."""

@@ -12,18 +12,16 @@ cell of a unit exceeds its norm, sums over fewer than 2^24 / bound (2^53 / bound
 made of such parts in int64.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from common.errors import BudgetError
-from common.privacy import budget
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Charge, Ledger
-from common.privacy.noise import MAXIMUM_STDDEV, NoiseSource
+from common.privacy.mechanism import charge_and_draw, check_event, plan_event
+from common.privacy.noise import NoiseSource
 
 MAXIMUM_SCALE = 2**26
 """The largest scale: a squared norm of 2^52 is still exact in float64."""
@@ -123,19 +121,8 @@ class VectorMechanism:
         Raises:
             BudgetError: the spend is so small that its noise would not fit the integers.
         """
-        stddev = math.inf
-        if spend > 0:
-            stddev = budget.noise_stddev_for(squared_sensitivity=self.squared_sensitivity, spend=spend)
-        if stddev > MAXIMUM_STDDEV:
-            raise BudgetError("budget: the share is too small to buy a release; refused, nothing was drawn")
-        return GaussianEvent(
-            account=account,
-            squared_sensitivity=self.squared_sensitivity,
-            noise_stddev=stddev,
-            cells=self.cells,
-            scale=self.scale,
-            noise=noise.kind,
-        )
+        size = (self.squared_sensitivity, self.cells, self.scale)
+        return plan_event(*size, spend=spend, account=account, noise=noise)
 
     def release(
         self,
@@ -163,17 +150,9 @@ class VectorMechanism:
             BudgetError, LedgerError: from the ledger; nothing was drawn.
             ValueError: a unit contributes more than it may, or the event is not this mechanism's: a fault of ours.
         """
-        planned = (self.squared_sensitivity, self.cells, self.scale)
-        if (event.squared_sensitivity, event.cells, event.scale) != planned:
-            raise ValueError("event: was not planned by this mechanism")
-        if not 0 < event.noise_stddev <= MAXIMUM_STDDEV:
-            raise ValueError("event: noise that cannot be drawn")
-        if event.noise != noise.kind:
-            raise ValueError("event: states another source of noise")
+        check_event(event, self.squared_sensitivity, self.cells, self.scale, noise=noise)
         sums = self.exact_sum(contributions)
-        ledger.authorise(Charge(request, request_digest, event))
-        noised: np.ndarray = sums + noise.draw(event.cells, noise_stddev=event.noise_stddev, context=request)
-        return noised
+        return charge_and_draw(sums, Charge(request, request_digest, event), ledger=ledger, noise=noise)
 
 
 class _Sums:

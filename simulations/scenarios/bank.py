@@ -12,15 +12,13 @@ Nothing here was fitted to a real customer, and no figure of it says anything ab
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-Floats: TypeAlias = NDArray[np.float64]
-Codes: TypeAlias = NDArray[np.int64]
-Flags: TypeAlias = NDArray[np.bool_]
+from simulations.scenarios.drawing import Codes, Flags, Floats, above, draw, sigmoid
 
 CATEGORIES: Final[Mapping[str, tuple[str, ...]]] = {
     "weekday": ("mon", "tue", "wed", "thu", "fri", "sat", "sun"),
@@ -186,7 +184,7 @@ def simulate_transactions(*, seed: int, accounts: int = 30_000, banks: int = 4) 
     holders = _draw_accounts(generator, accounts, banks)
     clock = _draw_clock(generator, holders)
     deeds = _draw_deeds(generator, holders, clock)
-    chance = _sigmoid(_log_odds(holders, clock, deeds))
+    chance = sigmoid(_log_odds(holders, clock, deeds))
     risk = (generator.random(len(chance)) < chance).astype(np.int64)
     keys = generator.choice(2**40, size=accounts, replace=False)
     return _write(keys, holders, clock, deeds, risk)
@@ -253,7 +251,7 @@ def _draw_account_types(generator: np.random.Generator, profile: Codes, age: Cod
     by_age[:, 2] = 8 * np.exp(-(age - 18) / 4.0)
     by_age[:, 3] = np.clip((age - 22) / 25, 0, 1.5)
     by_age[:, 4] = np.exp(-(((age - 46) / 18.0) ** 2))
-    return _draw(generator, weights * by_age)
+    return draw(generator, weights * by_age)
 
 
 def _draw_months(generator: np.random.Generator, profile: Codes, age: Codes, kind: Codes) -> Codes:
@@ -289,7 +287,7 @@ def _draw_times(generator: np.random.Generator, accounts: _Accounts, account: Co
     # Most of what a firm would do at a weekend it did on the Friday before.
     moved = firm & (day % 7 >= 5) & (generator.random(size) < 0.8)
     day -= moved * (day % 7 - 4)
-    hour = _draw(generator, _HOURS[firm.astype(np.int64)])
+    hour = draw(generator, _HOURS[firm.astype(np.int64)])
     time = 1440 * day + 60 * hour + generator.integers(0, 60, size)
     # Some transactions come in bursts: minutes after another one of the account, whatever the hour.
     burst = time[starts[account]] + np.ceil(generator.exponential(25.0, size)).astype(np.int64)
@@ -298,9 +296,9 @@ def _draw_times(generator: np.random.Generator, accounts: _Accounts, account: Co
 
 def _draw_deeds(generator: np.random.Generator, accounts: _Accounts, clock: _Clock) -> _Deeds:
     channel = _draw_channels(generator, accounts, clock)
-    kind = _draw(generator, _TYPES_BY_CHANNEL[channel])
+    kind = draw(generator, _TYPES_BY_CHANNEL[channel])
     party = _draw_parties(generator, accounts, clock, kind)
-    region = _draw(generator, _REGIONS_BY_PARTY[party])
+    region = draw(generator, _REGIONS_BY_PARTY[party])
     amount = _draw_amounts(generator, accounts, clock, kind, party)
     return _Deeds(channel, kind, party, region, amount, _draw_balances(generator, accounts, clock))
 
@@ -314,7 +312,7 @@ def _draw_channels(generator: np.random.Generator, accounts: _Accounts, clock: _
     weights[:, 3] *= np.where(clock.weekday < 5, 1.0, 0.7)
     weights[:, 4] *= np.exp(-(age - 40) / 25.0)
     weights[:, 5] *= ((clock.hour >= 7) & (clock.hour < 22)) * np.exp((age - 50) / 30.0)
-    return _draw(generator, weights)
+    return draw(generator, weights)
 
 
 def _draw_parties(generator: np.random.Generator, accounts: _Accounts, clock: _Clock, kind: Codes) -> Codes:
@@ -327,7 +325,7 @@ def _draw_parties(generator: np.random.Generator, accounts: _Accounts, clock: _C
     weights[:, 5] *= np.where(firm, 5.0, 1.0)
     weights[:, 7] *= np.exp(-(age - 35) / 18.0)
     weights[:, 8] *= np.exp(-np.abs(age - 35) / 20.0)
-    return _draw(generator, weights)
+    return draw(generator, weights)
 
 
 def _draw_amounts(
@@ -385,7 +383,7 @@ def _account_patterns(accounts: _Accounts, clock: _Clock, deeds: _Deeds) -> Floa
     night = (clock.hour < 6) | (clock.hour >= 23)
     taken = 7.0 * (night & _is_remote(deeds)) + 5.0 * _largeness(deeds)
     # A mule account is opened to turn money into crypto; an account of more than a year that does so is common.
-    new = 1 - _above(np.log1p(accounts.months[clock.account]), 2.3, 0.2)
+    new = 1 - above(np.log1p(accounts.months[clock.account]), 2.3, 0.2)
     return taken * _is_away(deeds) + 7.5 * new * _is(deeds.party, "counterparty", "crypto_exchange")
 
 
@@ -395,16 +393,16 @@ def _transfer_patterns(accounts: _Accounts, clock: _Clock, deeds: _Deeds) -> Flo
     large = _largeness(deeds)
     # Rapid ones, or a large one after months of silence; the first of an account is neither.
     gap = np.log(np.nan_to_num(clock.minutes, nan=1440.0))
-    sudden = np.maximum(1 - _above(gap, 3.2, 0.2), large * _above(gap, 11.0, 0.2))
+    sudden = np.maximum(1 - above(gap, 3.2, 0.2), large * above(gap, 11.0, 0.2))
     # The young and the old are talked into large ones.
     age = accounts.holder_age[clock.account]
-    talked_into = large * np.maximum(1 - _above(age, 23.0, 1.0), _above(age, 72.0, 1.5))
+    talked_into = large * np.maximum(1 - above(age, 23.0, 1.0), above(age, 72.0, 1.5))
     return transfer * (5.6 * sudden + 5.5 * talked_into)
 
 
 def _largeness(deeds: _Deeds) -> Floats:
     """0 to 1, how large an amount is beside the balance; one half where it is about two fifths of it."""
-    return _above(np.log(deeds.amount / (np.abs(deeds.balance) + 200.0)), -0.9, 0.2)
+    return above(np.log(deeds.amount / (np.abs(deeds.balance) + 200.0)), -0.9, 0.2)
 
 
 def _is_remote(deeds: _Deeds) -> Flags:
@@ -450,13 +448,6 @@ def _numbers(values: ArrayLike, decimals: int) -> list[str]:
     return ["" if math.isnan(value) else f"{value:.{decimals}f}" for value in np.asarray(values).tolist()]
 
 
-def _draw(generator: np.random.Generator, weights: Floats) -> Codes:
-    """One option a row, (rows,), from weights (rows, options) that need not sum to 1; weight 0 is never drawn."""
-    steps = np.cumsum(weights, axis=1)
-    point = generator.random(len(weights)) * steps[:, -1]
-    return np.asarray((point[:, None] >= steps).sum(axis=1), dtype=np.int64)
-
-
 def _is(codes: Codes, column: str, *names: str) -> Flags:
     """Which codes of a column stand for one of the names."""
     wanted = [CATEGORIES[column].index(name) for name in names]
@@ -469,12 +460,3 @@ def _clamp(values: Floats, column: str) -> Floats:
 
 def _whole(values: ArrayLike, column: str) -> Codes:
     return np.asarray(np.floor(np.clip(np.asarray(values), *BOUNDS[column])), dtype=np.int64)
-
-
-def _above(values: ArrayLike, threshold: float, width: float) -> Floats:
-    """How far values lie above a threshold: 0 well below, 1 well above, one half on it."""
-    return _sigmoid((np.asarray(values, dtype=np.float64) - threshold) / width)
-
-
-def _sigmoid(values: Floats) -> Floats:
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * values)))

@@ -13,15 +13,13 @@ of it says anything about a real hospital.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-Floats: TypeAlias = NDArray[np.float64]
-Codes: TypeAlias = NDArray[np.int64]
-Flags: TypeAlias = NDArray[np.bool_]
+from simulations.scenarios.drawing import Codes, Flags, Floats, above, draw, sigmoid
 
 CATEGORIES: Final[Mapping[str, tuple[str, ...]]] = {
     "sex": ("female", "male"),
@@ -256,12 +254,12 @@ def _draw_patients(generator: np.random.Generator, stays: int, hospitals: int) -
     shares = np.array([_HOSPITALS[hospital % len(_HOSPITALS)].share for hospital in range(hospitals)])
     hospital = generator.choice(hospitals, size=stays, p=shares / shares.sum())
     profile = hospital % len(_HOSPITALS)
-    diagnosis = _draw(generator, np.array([character.diagnoses for character in _HOSPITALS])[profile])
+    diagnosis = draw(generator, np.array([character.diagnoses for character in _HOSPITALS])[profile])
     age = _draw_ages(generator, profile, diagnosis)
     male = np.where(_is(diagnosis, "diagnosis", "trauma"), 0.68, np.where(age > 82, 0.45, 0.56))
     sex = (generator.random(stays) < male).astype(np.int64)
-    unit = _draw(generator, _UNITS_BY_DIAGNOSIS[diagnosis])
-    admission = _draw(generator, _ADMISSIONS_BY_UNIT[unit])
+    unit = draw(generator, _UNITS_BY_DIAGNOSIS[diagnosis])
+    admission = draw(generator, _ADMISSIONS_BY_UNIT[unit])
     comorbidities = _whole(generator.poisson(np.exp(0.55 + 0.015 * (age - 60))), "comorbidities")
     usual = 0.008 * (age - 60) + 0.1 * comorbidities - 0.7 * _is(admission, "admission_type", "elective")
     severity = usual + generator.standard_normal(stays)
@@ -271,7 +269,7 @@ def _draw_patients(generator: np.random.Generator, stays: int, hospitals: int) -
         profile=profile,
         age=age,
         sex=sex,
-        ethnicity=_draw(generator, np.tile([0.72, 0.09, 0.04, 0.03, 0.12], (stays, 1))),
+        ethnicity=draw(generator, np.tile([0.72, 0.09, 0.04, 0.03, 0.12], (stays, 1))),
         insurance=_draw_insurance(generator, age),
         admission=admission,
         unit=unit,
@@ -294,7 +292,7 @@ def _draw_ages(generator: np.random.Generator, profile: Codes, diagnosis: Codes)
 
 def _draw_insurance(generator: np.random.Generator, age: Codes) -> Codes:
     by_age = np.array([[0.10, 0.19, 0.61, 0.06, 0.04], [0.86, 0.02, 0.105, 0.01, 0.005]])
-    return _draw(generator, by_age[(age >= 65).astype(np.int64)])
+    return draw(generator, by_age[(age >= 65).astype(np.int64)])
 
 
 def _draw_clock(generator: np.random.Generator, admission: Codes) -> Codes:
@@ -338,7 +336,7 @@ def _draw_strain(generator: np.random.Generator, patients: _Patients, way: Float
 def _draw_crises(generator: np.random.Generator, patients: _Patients) -> Floats:
     """Sudden turns for the worse that wear off within hours, (HOURS, patients)."""
     count = len(patients.age)
-    size = generator.exponential(1.0, count) * (generator.random(count) < _sigmoid(0.4 * patients.severity - 2.6))
+    size = generator.exponential(1.0, count) * (generator.random(count) < sigmoid(0.4 * patients.severity - 2.6))
     since = _hours() - generator.integers(1, HOURS, count)
     return np.where(since >= 0, size * np.exp(-np.maximum(since, 0) / 5.0), 0.0)
 
@@ -390,7 +388,7 @@ def _omit_labs(generator: np.random.Generator, patients: _Patients, labs: dict[s
     for name, values in labs.items():
         share = _LABS[name][2]
         worry = 0.7 * patients.concern if share > 0.2 else 0.0
-        omitted = generator.random(len(values)) < _sigmoid(np.log(share / (1 - share)) - worry)
+        omitted = generator.random(len(values)) < sigmoid(np.log(share / (1 - share)) - worry)
         seen[name] = np.where(omitted, np.nan, values)
     return seen
 
@@ -434,14 +432,14 @@ def _draw_swings(generator: np.random.Generator, patients: _Patients, name: str)
 def _admission_log_odds(patients: _Patients, labs: dict[str, Floats], course: _Course) -> Floats:
     """Log odds of death, (patients,), by what the record holds."""
     hospital = np.array([character.log_odds for character in _HOSPITALS])[patients.profile]
-    person = 0.026 * (patients.age - 65) + 0.6 * _above(patients.age, 79, 2) + 0.12 * patients.comorbidities
+    person = 0.026 * (patients.age - 65) + 0.6 * above(patients.age, 79, 2) + 0.12 * patients.comorbidities
     groups = _LOG_ODDS_BY_DIAGNOSIS[patients.diagnosis] + _LOG_ODDS_BY_ADMISSION[patients.admission]
     pressor, ventilated = course.pressor[-1] > 0, course.ventilator[-1] > 0
     # What counts of a vasopressor is that the tissue lacks blood in spite of it.
     acid = np.log(labs["lactate"] / 1.6) * np.where(pressor, 1.7, 0.3)
     # Old kidneys fail more easily than young ones.
     waste = 0.3 * np.log(labs["bun"] / 18) * np.where(patients.age > 60, 1.4, 0.6)
-    lows = 0.08 * np.maximum(21 - labs["bicarbonate"], 0) + 0.6 * (1 - _above(labs["platelets"], 90, 15))
+    lows = 0.08 * np.maximum(21 - labs["bicarbonate"], 0) + 0.6 * (1 - above(labs["platelets"], 90, 15))
     shapes = _far(labs["sodium"], 139, 8) + _far(np.log(labs["potassium"]), 1.43, 0.22)
     shapes += _far(np.log(labs["wbc"]), 2.3, 0.75) + 0.5 * _far(np.log(labs["glucose"]), 4.85, 0.6)
     labs_say = acid + waste + lows + 0.45 * shapes + 0.25 * np.log(labs["bilirubin"] / 0.7)
@@ -461,7 +459,7 @@ def _course_log_odds(patients: _Patients, readings: dict[str, Floats]) -> Floats
 
 def _chance_of_death(log_odds: Floats) -> Floats:
     # -5.15: with it about eleven patients in a hundred die.
-    return _sigmoid(log_odds - 5.15)
+    return sigmoid(log_odds - 5.15)
 
 
 def _trend(values: Floats) -> Floats:
@@ -493,7 +491,7 @@ def _chart(
     charted = {}
     for name, values in readings.items():
         log_odds = _CHANNELS[name].gap + usual + away + 1.2 * own[name]
-        missing = generator.random((HOURS, count)) < _above(log_odds, 0.0, 0.4)
+        missing = generator.random((HOURS, count)) < above(log_odds, 0.0, 0.4)
         charted[name] = np.where(missing, np.nan, values)
     # Both or, now and then, the systolic one alone.
     charted["diastolic_bp"][np.isnan(charted["systolic_bp"])] = np.nan
@@ -572,13 +570,6 @@ def _walk(generator: np.random.Generator, count: int, *, keep: float) -> Floats:
     return paths
 
 
-def _draw(generator: np.random.Generator, weights: Floats) -> Codes:
-    """One option a row, (rows,), from weights (rows, options) that need not sum to 1; weight 0 is never drawn."""
-    steps = np.cumsum(weights, axis=1)
-    point = generator.random(len(weights)) * steps[:, -1]
-    return np.asarray((point[:, None] >= steps).sum(axis=1), dtype=np.int64)
-
-
 def _is(codes: Codes, column: str, *names: str) -> Flags:
     """Which codes of a column stand for one of the names."""
     wanted = [CATEGORIES[column].index(name) for name in names]
@@ -592,12 +583,3 @@ def _whole(values: ArrayLike, column: str) -> Codes:
 def _far(values: Floats, middle: float, spread: float) -> Floats:
     """A U: 0 in the middle, 1 at a spread from it, 4 at most."""
     return np.minimum(((values - middle) / spread) ** 2, 4.0)
-
-
-def _above(values: ArrayLike, threshold: float, width: float) -> Floats:
-    """How far values lie above a threshold: 0 well below, 1 well above, one half on it."""
-    return _sigmoid((np.asarray(values, dtype=np.float64) - threshold) / width)
-
-
-def _sigmoid(values: Floats) -> Floats:
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * values)))
