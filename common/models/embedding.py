@@ -66,8 +66,10 @@ def freeze(shape: GeneratorShape, digest: str) -> Features:
     steps, chosen = np.zeros(FEATURES, dtype=np.int64), np.full(FEATURES, -1, dtype=np.int64)
     for feature in range(FEATURES):
         with_channel = sequence is not None and feature % 2 == 1
-        picked = min(_COLUMNS - with_channel, len(shape.sizes))
-        for column in random.choice(len(shape.sizes), size=picked, replace=False):
+        # The length cuts the window, so the two do not belong into one product.
+        columns = [at for at in range(len(shape.sizes)) if not (with_channel and at == shape.length_column)]
+        picked = min(_COLUMNS - with_channel, len(columns))
+        for column in random.choice(columns, size=picked, replace=False):
             size = shape.sizes[column]
             records[starts[column] : starts[column] + size, feature] = random.integers(PHASES, size=size)
         if sequence is not None and with_channel:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from common.data.queries import Coded
 from common.models.generator import GeneratorShape
@@ -34,7 +35,8 @@ def test_a_verdict_is_whether_a_head_scores_above_zero_and_each_unit_has_its_own
     assert steps is not None
     together = judge(critic, records, steps, CODED.labels)
     assert together.shape == (2, 2)
-    assert set(together.ravel()) <= {0, 1}
+    scores = critic(torch.from_numpy(records).float(), torch.from_numpy(steps).float(), torch.from_numpy(CODED.labels))
+    assert together.tolist() == [[int(head[unit] > 0) for head in scores.heads()] for unit in range(2)]
     for unit in range(2):
         one = slice(unit, unit + 1)
         assert np.array_equal(judge(critic, records[one], steps[one], CODED.labels[one])[0], together[unit])
@@ -57,6 +59,14 @@ def test_noise_widens_the_error_and_hides_few_units() -> None:
     assert loud[0][1] > 1.5 * quiet[0][1]
     assert accuracies(np.array([[300.0, 700.0]]), 1e6, fakes) is None
     assert accuracies(np.array([[-300.0, 100.0]]), 1.0, fakes) is None
+
+
+def test_the_noise_of_both_counts_is_in_the_error() -> None:
+    fakes = np.zeros((10**6, 1), dtype=np.int8)
+    found = accuracies(np.array([[3e8, 7e8]]), 1e14, fakes)
+    assert found is not None
+    # Half of the deviation of real / total, to first order: noise 1e7 in each count, total 1e9, share 0.7.
+    assert found[0][1] == pytest.approx(0.5 * 1e7 / 1e9 * (0.7**2 + 0.3**2) ** 0.5, rel=0.01)
 
 
 @pytest.mark.statistical
