@@ -159,8 +159,9 @@ class Rounds(Section):
 class Model(Section):
     """The generator's size and its optimiser."""
 
-    # A narrow latent cannot fit the noise of single cells; 64 did worse on every table tried.
-    latent: Annotated[Whole, Field(ge=1, le=1024)] = 16
+    # A narrow latent cannot fit the noise of single cells. By default 16, and 32 with windows: 64 did worse on every
+    # table tried.
+    latent: Annotated[Whole, Field(ge=1, le=1024)] | None = None
     width: Annotated[Whole, Field(ge=8, le=4096)] = 256
     blocks: Annotated[Whole, Field(ge=1, le=8)] = 2
     # Latents a class and step; even, since the loss compares two halves.

@@ -57,8 +57,8 @@ def frechet_distance(
     with torch.no_grad():
         random = torch.Generator(device=device).manual_seed(seed)
         labels = torch.arange(len(counts), device=device).repeat_interleave(_LATENTS)
-        latent = torch.randn(len(labels), generator.shape.latent, generator=random, device=device)
-        expected = expectations(generator(latent, labels), len(counts), Joins(targets.groups, device))
+        noise = torch.randn(len(labels), generator.shape.noise, generator=random, device=device)
+        expected = expectations(generator(noise, labels), len(counts), Joins(targets.groups, device))
     weights = counts / counts.sum()
     mean = np.tensordot(weights, expected["one_way"].cpu().double().numpy(), axes=1) @ joined
     second = np.tensordot(weights, expected[Family.PAIR].cpu().double().numpy(), axes=1)

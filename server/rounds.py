@@ -19,7 +19,7 @@ from common.data.histograms import histogram_layout
 from common.data.queries import layout_of
 from common.data.tables import sizes_of
 from common.errors import CheckpointError, PolicyError, ProtocolError
-from common.models.critics import Adversary, Joins, expectations, make_cluster, relaxed
+from common.models.critics import MARGINALS, Adversary, Joins, expectations, make_cluster, relaxed
 from common.models.embedding import EmbeddingMeans, freeze
 from common.models.generator import Generator, GeneratorShape, draw_bins, initialise
 from common.models.monitor import fit_score, ranking_quality, score_layout
@@ -67,6 +67,8 @@ _FAKES = 8192
 """Rows that a generator makes for one step of a critic, and to see how many of them it catches."""
 _SURE = 0.05
 """Largest standard error of a bought figure that the noise controller listens to."""
+_LOSS_BATCHES = 4
+"""How many times more latents than a step of training the losses are taken over."""
 _RELEASE = "release."
 _AVERAGED = "averaged."
 _STAGE = "stage-"
@@ -90,7 +92,10 @@ class Stage:
 
 @dataclass
 class RunState:
-    """Everything that a run has so far; what a checkpoint holds."""
+    """Everything that a run has so far; what a checkpoint holds.
+
+    losses: of each measured critic after the last round, in noise variances a cell; none right after a measurement.
+    """
 
     run: str
     seed: int
@@ -100,6 +105,7 @@ class RunState:
     generator: dict[str, np.ndarray] = field(default_factory=dict)
     averaged: dict[str, np.ndarray] = field(default_factory=dict)
     rounds_done: int = 0
+    losses: dict[str, float] = field(default_factory=dict)
     noise: NoiseState = field(default_factory=NoiseState)
     stages: list[Stage] = field(default_factory=list)
     first_distance: float | None = None
@@ -225,8 +231,11 @@ class Coordinator:
                 embeddings += self._measure_embedding(roster, bins, learner, stage)
                 known = ([], []) if self._is_local else (measured, embeddings)
                 learner.targets = targets_from(bins, shape, survey.groups, *known)
-                if stage == 0 and not state.generator:
-                    learner.begin()
+                if number >= state.rounds_done:
+                    if stage == 0 or self._is_fitted(learner):
+                        # What has learned all that it could from fewer releases has learned some of their noise.
+                        learner.begin()
+                    state.losses = {}
                 self._train_critic(roster, bins, learner, stage)
             if number >= state.rounds_done:
                 self._train_round(roster, bins, learner, number)
@@ -364,21 +373,23 @@ class Coordinator:
         )
 
     def _train_round(self, roster: Roster, bins: Bins, learner: "_Learner", number: int) -> None:
-        """Local steps at some sites, their mean, then steps here."""
+        """Local steps at some sites, their mean, then steps here; none once the releases are fitted."""
         state, rounds = self._state, self._study.rounds
-        trainers = _in_turn(roster.names, number, rounds.trainers) if rounds.local_steps else []
+        is_fitted = self._is_fitted(learner)
+        trainers = _in_turn(roster.names, number, rounds.trainers) if rounds.local_steps and not is_fitted else []
         if trainers:
             self._train_at_sites(roster, trainers, learner, bins, number)
         model = self._study.model
         stretch = Stretch(
-            rounds.refine_steps,
+            0 if is_fitted else rounds.refine_steps,
             *self._rates[number],
             model.batch,
             self._seed(number, min(rounds.trainers, self._sites)),
         )
-        loss = learner.train(stretch)
-        if not stretch.steps:
+        learner.train(stretch)
+        if not rounds.refine_steps:
             load_parameters(learner.averaged, parameters_of(learner.generator))
+        state.losses, loss = learner.losses(self._seed(rounds.count, 3))
         state.generator, state.averaged = parameters_of(learner.generator), parameters_of(learner.averaged)
         state.rounds_done = number + 1
         self._record(
@@ -388,9 +399,18 @@ class Coordinator:
                 "rounds": rounds.count,
                 "trainers": trainers,
                 "learning_rate": self._rates[number][0],
-                "loss": loss if np.isfinite(loss) else None,
+                "loss": loss,
+                "losses": state.losses,
             }
         )
+
+    def _is_fitted(self, learner: "_Learner") -> bool:
+        """Whether all that critics could still say is noise; see `train`.
+
+        Where discriminators stay at the sites, nothing here says so.
+        """
+        losses = [loss for name, loss in self._state.losses.items() if name != MARGINALS]
+        return bool(losses) and max(losses) <= 1 and learner.adversary is None and not self._is_local
 
     def _train_at_sites(
         self, roster: Roster, trainers: list[str], learner: "_Learner", bins: Bins, number: int
@@ -505,6 +525,7 @@ class _Learner:
     """The generator at the coordinator, its average, and the critics that it learns from."""
 
     def __init__(self, shape: GeneratorShape, survey: Survey, study: Study, device: torch.device, *, seed: int) -> None:
+        self._seed = seed
         self.generator, self.averaged = (initialise(shape, seed=seed).to(device) for _ in range(2))
         self.targets = TargetBuilder(shape, survey.groups).build(np.ones(shape.classes))
         self.features = freeze(shape, study.digest())
@@ -517,8 +538,9 @@ class _Learner:
         self._device = device
 
     def begin(self) -> None:
-        """Start from what was released, before the first step."""
+        """Start from what was released so far, before the first step."""
         for generator in (self.generator, self.averaged):
+            generator.load_state_dict(initialise(generator.shape, seed=self._seed).state_dict())
             warm_start(generator, self.targets)
 
     @property
@@ -538,14 +560,25 @@ class _Learner:
         return train(self.generator, cluster, stretch, self._device, averaged=self.averaged)
 
     @torch.no_grad()
+    def losses(self, seed: int) -> tuple[dict[str, float], float]:
+        """Of each measured critic, and of all together, of the averaged generator, in noise variances a cell."""
+        random = torch.Generator(device=self._device).manual_seed(seed)
+        classes = self.averaged.shape.classes
+        labels = torch.arange(classes, device=self._device).repeat_interleave(_LOSS_BATCHES * self._study.model.batch)
+        noise = torch.randn(len(labels), self.averaged.shape.noise, generator=random, device=self._device)
+        cluster = make_cluster(self.targets, self._means, None, self._device)
+        measured = cluster.measure(self.averaged(noise, labels), classes)
+        return {name: float(loss) for name, loss in measured.items()}, float(cluster.fuse(measured))
+
+    @torch.no_grad()
     def fakes(self, seed: int) -> tuple[Tensor, Tensor | None, Tensor]:
         """Rows of the averaged generator as a neural critic is shown them, label shares as released, and labels."""
         shares = self.targets.label_counts / self.targets.label_counts.sum()
         labels = torch.from_numpy(np.random.default_rng(seed).choice(len(shares), size=_FAKES, p=shares))
         random = torch.Generator(device=self._device).manual_seed(seed)
         labels = labels.to(self._device)
-        latent = torch.randn(_FAKES, self.averaged.shape.latent, generator=random, device=self._device)
-        return *relaxed(self.averaged(latent, labels), random), labels
+        noise = torch.randn(_FAKES, self.averaged.shape.noise, generator=random, device=self._device)
+        return *relaxed(self.averaged(noise, labels), random), labels
 
     @property
     def groups(self) -> Sequence[np.ndarray]:
@@ -563,8 +596,8 @@ class _Learner:
             classes = self.generator.shape.classes
             random = torch.Generator(device=self._device).manual_seed(0)
             labels = torch.arange(classes, device=self._device).repeat_interleave(self._study.model.batch)
-            latent = torch.randn(len(labels), self.generator.shape.latent, generator=random, device=self._device)
-            expected = expectations(self.averaged(latent, labels), classes, Joins(self.targets.groups, self._device))
+            noise = torch.randn(len(labels), self.generator.shape.noise, generator=random, device=self._device)
+            expected = expectations(self.averaged(noise, labels), classes, Joins(self.targets.groups, self._device))
         return worst_fitted(part, self._index, self.targets, expected, share=share)
 
     def frechet_distance(self, grids: Sequence[Grid], *, seed: int) -> float | None:
@@ -592,6 +625,7 @@ def _checkpoint_of(state: RunState) -> Checkpoint:
             for kind, release in state.releases.items()
         },
         "rounds_done": state.rounds_done,
+        "losses": state.losses,
         "noise": state.noise.as_dict(),
         "stages": [vars(stage) for stage in state.stages],
         "first_distance": state.first_distance,
@@ -635,6 +669,7 @@ def _restore(checkpoint: Checkpoint, *, expected: RunState) -> RunState:
         generator=unpack(GENERATOR, checkpoint.arrays),
         averaged=unpack(_AVERAGED, checkpoint.arrays),
         rounds_done=facts["rounds_done"],
+        losses=facts["losses"],
         noise=NoiseState.from_dict(facts["noise"]),
         stages=[Stage(**stage) for stage in facts["stages"]],
         first_distance=facts["first_distance"],

@@ -5,7 +5,7 @@ expectations are released once with noise; the optimal linear discriminator agai
 closed form, and what it says is the Gaussian log-likelihood of the releases. It costs no privacy per generator step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,12 +20,14 @@ from common.models.neural import NeuralCritic, generator_loss
 from common.models.sequences import Expected, straight_through
 from common.models.targets import Groups, Targets
 
+MARGINALS: Final = "marginals"
 MEASURED: Final = {
-    "statistical": ("one_way", Family.PAIR),
+    MARGINALS: ("one_way", "average"),
+    "statistical": (Family.PAIR,),
     "semantic": ("embedding",),
-    "temporal": ("average", *(family for family in Family if family != Family.PAIR)),
+    "temporal": tuple(family for family in Family if family != Family.PAIR),
 }
-"""Names of the tables that each measured critic compares."""
+"""Names of the tables that each measured critic compares. Those of one column or channel come before all others."""
 
 
 class Joins:
@@ -126,30 +128,47 @@ class Cluster:
         """
         self._measured = {name: critic for name, critic in measured.items() if critic.cells}
         self._joins = joins
+        self._device = joins.records.device
         self._means = means
-        self._adversary = adversary if adversary is not None and any(adversary.weights) else None
+        self.adversary = adversary if adversary is not None and any(adversary.weights) else None
 
-    def loss(self, outcome: Outcome, labels: Tensor, classes: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The fused loss of a generator's outcome, and the measured part of it, in noise variances a cell.
+    def loss(
+        self,
+        outcome: Outcome,
+        labels: Tensor,
+        classes: int,
+        random: torch.Generator,
+        *,
+        silent: Collection[str] = (),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The fused loss of a generator's outcome, and what each measured critic says, in noise variances a cell.
 
         Args:
             outcome: its rows class after class, an even number of each.
             labels: of the rows.
             classes: how many there are.
             random: of the rows that a neural critic is shown.
+            silent: measured critics that say something and are not listened to.
         """
+        measured = self.measure(outcome, classes)
+        fused = self.fuse({name: loss for name, loss in measured.items() if name not in silent})
+        if self.adversary is not None:
+            scores = self.adversary.critic(*relaxed(outcome, random), labels)
+            fused = fused + (fused.new_tensor(self.adversary.weights) * generator_loss(scores)).sum()
+        return fused, measured
+
+    def measure(self, outcome: Outcome, classes: int) -> dict[str, Tensor]:
+        """What each measured critic says of a generator's outcome."""
         expected = expectations(outcome, 2 * classes, self._joins)
         if self._means is not None:
             expected[EMBEDDING] = self._means.expected(outcome, 2 * classes)
+        return {name: critic.loss(expected) for name, critic in self._measured.items()}
+
+    def fuse(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The sum of some critics' losses, each weighted by its part of all cells."""
         cells = sum(critic.cells for critic in self._measured.values())
-        measured = outcome.records.new_zeros(())
-        for critic in self._measured.values():
-            measured = measured + critic.loss(expected) * (critic.cells / cells)
-        if self._adversary is None:
-            return measured, measured
-        scores = self._adversary.critic(*relaxed(outcome, random), labels)
-        weights = measured.new_tensor(self._adversary.weights)
-        return measured + (weights * generator_loss(scores)).sum(), measured
+        weighted = [loss * (self._measured[name].cells / cells) for name, loss in losses.items()]
+        return torch.stack(weighted).sum() if weighted else torch.zeros((), device=self._device)
 
 
 def relaxed(outcome: Outcome, random: torch.Generator) -> tuple[Tensor, Tensor | None]:

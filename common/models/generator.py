@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.models.sequences import Courses, SequenceShape, make_head, weights_of
+from common.models.paths import KEPT, PathHead
+from common.models.sequences import Courses, SequenceShape, weights_of
+from common.models.states import StateHead
 
 _TOKENS = 8
 _HEADS = 4
@@ -37,6 +39,14 @@ class GeneratorShape:
     sequence: SequenceShape | None = None
     length_column: int | None = None
     fewest: int = 0
+
+    @property
+    def noise(self) -> int:
+        """Standard normals that a row needs: the latent, then what the paths of a grid are made of."""
+        sequence = self.sequence
+        if sequence is None or sequence.kind == "states":
+            return self.latent
+        return self.latent + sequence.steps * len(KEPT) * 2 * len(sequence.sizes)
 
     def as_dict(self) -> dict[str, object]:
         """For generator.json."""
@@ -102,7 +112,7 @@ class _Attention(nn.Module):
 
 
 class Generator(nn.Module):
-    """(z, label) -> one probability vector a column, and a distribution over windows.
+    """(noise, label) -> one probability vector a column, and a distribution over windows.
 
     Source: paper sections 3.1 and 3.5 (replaceable types); algorithm notes, sections 5.1 and 8.
     """
@@ -116,20 +126,23 @@ class Generator(nn.Module):
         self.label_embedding = nn.Embedding(shape.classes, shape.latent)
         self.body = (_Attention if shape.body == "attention" else _Blocks)(2 * shape.latent, shape)
         self.heads = nn.Linear(self.body.wide, sum(shape.sizes))
-        self.sequence = make_head(self.body.wide, shape.sequence) if shape.sequence else None
+        self.sequence: PathHead | StateHead | None = None
+        if shape.sequence is not None:
+            self.sequence = (PathHead if shape.sequence.kind == "paths" else StateHead)(self.body.wide, shape.sequence)
         columns = np.repeat(np.arange(len(shape.sizes)), shape.sizes)
         inside = np.concatenate([np.arange(size) for size in shape.sizes])
         self.register_buffer("column_of_bin", torch.from_numpy(columns), persistent=False)
         self.register_buffer("bin_in_column", torch.from_numpy(inside), persistent=False)
 
-    def forward(self, latent: Tensor, labels: Tensor) -> Outcome:
+    def forward(self, noise: Tensor, labels: Tensor) -> Outcome:
         """Distributions of records and windows.
 
         Args:
-            latent: (rows, latent), standard normal.
+            noise: (rows, shape.noise), standard normal.
             labels: (rows,), int64 label codes.
         """
-        hidden = self.body(torch.cat([latent, self.label_embedding(labels)], dim=1))
+        latent, course = noise[:, : self.shape.latent], noise[:, self.shape.latent :]
+        hidden = self.features(latent, labels)
         logits = self.heads(hidden)
         # One softmax over a padded (rows, columns, widest column) cube is far cheaper than one a column.
         cube = logits.new_full((len(logits), len(self.shape.sizes), max(self.shape.sizes)), -torch.inf)
@@ -140,7 +153,12 @@ class Generator(nn.Module):
         column = self.shape.length_column
         counted = 0 if column is None else self.shape.sizes[column]
         weights = weights_of(self._lengths(records), counted=counted)
-        return Outcome(records, self.sequence(hidden, weights), self.shape)
+        return Outcome(records, self.sequence(hidden, course, weights), self.shape)
+
+    def features(self, latent: Tensor, labels: Tensor) -> Tensor:
+        """What record and window are made of, (rows, wide); latent: (rows, latent), standard normal."""
+        features: Tensor = self.body(torch.cat([latent, self.label_embedding(labels)], dim=1))
+        return features
 
     def _lengths(self, records: Tensor) -> Tensor:
         """Chance of each number of steps, (rows, steps + 1)."""
@@ -178,8 +196,8 @@ def draw_bins(
     windows = []
     for begin in range(0, len(labels), chunk):
         classes = torch.from_numpy(np.ascontiguousarray(labels[begin : begin + chunk])).to(device)
-        latent = torch.randn(len(classes), shape.latent, generator=random, device=device)
-        outcome = generator(latent, classes)
+        noise = torch.randn(len(classes), shape.noise, generator=random, device=device)
+        outcome = generator(noise, classes)
         drawn = [
             torch.multinomial(outcome.records[:, start:end], 1, generator=random)[:, 0]
             for start, end in pairwise(starts)

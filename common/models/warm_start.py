@@ -1,59 +1,213 @@
 """Where a generator begins: at the released tables of one column, and of one step after another.
 
 A few hundred steps must do, and what can be read off a release need not be learned: biases are set to the logarithms of
-released shares, and the shared part of a channel's transitions to those of its released table. Post-processing.
+released shares, the paths of a grid to the correlations that released tables show. Post-processing.
 """
 
 import numpy as np
 import torch
+from scipy.special import ndtri
 from torch import Tensor, nn
 
 from common.data.queries import Family
 from common.models.generator import Generator
-from common.models.sequences import REACH, ChainHead, StateHead
+from common.models.paths import FIRST_SPREAD, KEPT, PathHead
+from common.models.sequences import SequenceShape
 from common.models.targets import Target, Targets
 
 _LEAST = 1e-4
 """No released share counts as less: its logarithm would be out of reach of the rest of the network."""
 
+# What is believed of correlations before tables are looked at: mean and standard deviation.
+_OF_CHANNELS = (0.0, 0.3)
+_OF_NEXT_STEPS = (0.8, 0.2)
+_OF_ENDS = (0.4, 0.3)
+_LARGEST = 0.98
+# Of the chance that a reading follows a gap or a reading, around the share of readings.
+_OF_SEEN = 0.25
+_LEAST_WHITE = 0.02
+_LATENTS = 4096
+# Of the variance of a level, so that those of many channels can be told apart.
+_RIDGE = 1e-3
+
 
 @torch.no_grad()
 def warm_start(generator: Generator, targets: Targets) -> None:
-    """Set a new generator's biases in place, from what was released so far."""
+    """Set a new generator's parameters in place, from what was released so far."""
     shape = generator.shape
     units = float(targets.label_counts.sum())
-    _set_bias(generator.heads, _log_shares(targets.tables["one_way"], units, shape.sizes))
+    _set(generator.heads.bias, _log_shares(targets.tables["one_way"], units, shape.sizes))
     if shape.sequence is None or generator.sequence is None:
         return
-    slots = shape.sequence.slots
     wide = shape.sequence.widest + 1
     flat = np.full(len(shape.sequence.sizes) * wide, np.log(_LEAST))
-    flat[slots] = _log_shares(targets.tables["average"], units, shape.sequence.sizes)
-    cube = flat.reshape(-1, wide)
-    if isinstance(generator.sequence, StateHead):
-        _set_bias(generator.sequence.tilt, flat)
-        return
-    _set_bias(generator.sequence.start, cube[:, :-1].ravel())
-    transitions = targets.tables[Family.TRANSITION]
-    if bool((transitions.precision > 0).any()):
-        _start_chains(generator.sequence, transitions)
+    flat[shape.sequence.slots] = _log_shares(targets.tables["average"], units, shape.sequence.sizes)
+    if isinstance(generator.sequence, PathHead):
+        _start_paths(generator.sequence, flat.reshape(-1, wide), _features(generator, targets), targets)
+    else:
+        _set(generator.sequence.tilt.bias, flat)
 
 
-def _start_chains(head: ChainHead, transitions: Target) -> None:
-    """Transitions of values, and of being seen, as all classes together have them."""
-    counts = np.maximum(transitions.values.sum(axis=0), 0.0)  # (channels, widest + 1, widest + 1)
-    # Half a standard deviation in each cell: what noise may have made of nothing.
-    floor = 0.5 * np.sqrt(len(transitions.values) / np.where(transitions.precision > 0, transitions.precision, np.inf))
-    values = counts[:, :-1, :-1] + floor[:, :-1, :-1] + _LEAST
-    head.base.copy_(_tensor(np.log(values / values.sum(axis=2, keepdims=True)) / REACH))
-    held = np.stack([counts[:, :-1, :-1].sum(axis=(1, 2)), counts[:, -1, :-1].sum(axis=1)])  # after seen, after not
-    lost = np.stack([counts[:, :-1, -1].sum(axis=1), counts[:, -1, -1]])
-    noise = floor.max(axis=(1, 2)) + 1.0
-    after_seen, after_not = np.log((held + noise) / (lost + noise))
-    bias = head.seen.bias.view(len(counts), -1)  # start, then by block: after not seen, after seen
-    bias[:, 0] = _tensor(after_seen)
-    bias[:, 1::2] = _tensor(after_not)[:, None]
-    bias[:, 2::2] = _tensor(after_seen)[:, None]
+def _features(generator: Generator, targets: Targets) -> Tensor:
+    """What the generator makes of some latents, classes as often as they were released, (rows, wide)."""
+    random = torch.Generator().manual_seed(0)
+    latent = torch.randn(_LATENTS, generator.shape.latent, generator=random)
+    until = np.cumsum(targets.label_counts) / targets.label_counts.sum() * _LATENTS
+    labels = np.searchsorted(until, np.arange(_LATENTS), side="right").clip(max=len(until) - 1)
+    device = generator.heads.bias.device
+    return generator.features(latent.to(device), torch.from_numpy(labels).to(device))
+
+
+def _start_paths(head: PathHead, log_shares: np.ndarray, features: Tensor, targets: Targets) -> None:
+    """Places of bins, the make-up of paths and the chain of being seen.
+
+    Args:
+        head: changed in place.
+        log_shares: (channels, widest + 1), of values and of missing.
+        features: (rows, wide), of some latents.
+        targets: released so far.
+    """
+    shape = head.shape
+    shares = [np.exp(one[:values]) for one, values in zip(log_shares, shape.values, strict=True)]
+    places = [_standard(share) for share in shares]
+    usual = head.tilt.bias.view(len(shares), -1)
+    for channel, (place, ordered) in enumerate(zip(places, shape.ordered, strict=True)):
+        held = slice(0, len(place))
+        _set(head.places[channel, held], place)
+        # A position is drawn around zero, and a value around it: together they give the released shares.
+        _set(usual[channel, held], log_shares[channel, held] + (place**2 / 2 if ordered else 0))
+    _start_courses(head, _root_of(_correlations(places, shares, targets, shape)), places, features, targets)
+    values = np.array([share.sum() for share in shares])
+    seen = values / (values + np.where(shape.missing, np.exp(log_shares[:, -1]), 0.0))
+    _start_seen(head, seen, float(targets.label_counts.sum()), targets.tables[Family.TRANSITION])
+
+
+def _start_courses(
+    head: PathHead, mixing: np.ndarray, places: list[np.ndarray], features: Tensor, targets: Targets
+) -> None:
+    """How much of each channel is level, white noise and slower courses, and which channels share them."""
+    shape, channels = head.shape, len(places)
+    wander = head.wander.weight.view(-1, len(KEPT), 2 * channels)
+    # Levels of variance 1 that know nothing of each other, and then as much as their channels do.
+    levels = head.level.weight[:channels].clone()
+    variance = torch.cov((features @ levels.T).T).view(channels, channels)
+    ridge = _RIDGE * variance.diagonal().mean() * torch.eye(channels, device=variance.device)
+    apart = torch.linalg.solve_triangular(torch.linalg.cholesky(variance + ridge), levels, upper=False)
+    levels = _tensor(mixing).to(apart) @ apart
+    for channel in np.flatnonzero(shape.ordered).tolist():
+        place = places[channel]
+        both_seen = (channel, slice(0, len(place)), slice(0, len(place)))
+        following, ends = (
+            _correlation(*_block(targets.tables[family], both_seen), place, place, believed=believed)
+            for family, believed in ((Family.TRANSITION, _OF_NEXT_STEPS), (Family.ENDS, _OF_ENDS))
+        )
+        level = max(ends, 0.0)
+        slow = float(np.clip((following - level) / np.mean(KEPT[1:]), 0.0, 1 - level - _LEAST_WHITE))
+        white = max(1 - level - slow - FIRST_SPREAD, _LEAST_WHITE)
+        head.level.weight[channel] = level**0.5 * levels[channel]
+        head.level.bias[channel] = -head.level.weight[channel] @ features.mean(dim=0)
+        for kind, kept in enumerate(KEPT):
+            share = slow / (len(KEPT) - 1) if kept else white
+            wander[channel, kind, :channels] = share**0.5 * _tensor(mixing[channel])
+
+
+def _start_seen(head: PathHead, shares: np.ndarray, units: float, transitions: Target) -> None:
+    """Log odds of being seen after a gap and after a reading, all classes together.
+
+    From the few cells that end in a gap: the many cells of two values hold more noise.
+
+    Args:
+        head: changed in place.
+        shares: (channels,), of steps that are seen.
+        units: released estimate of how many there are.
+        transitions: released so far.
+    """
+    counts = transitions.values.sum(axis=0)  # (channels, widest + 1, widest + 1)
+    deviation = _deviation(transitions.precision).min(axis=(1, 2)) * len(transitions.values) ** 0.5
+    odds = []
+    for share, lost, cells in (
+        (1 - shares, counts[:, -1, -1], np.ones(len(shares))),
+        (shares, counts[:, :-1, -1].sum(axis=1), np.array(head.shape.values)),
+    ):
+        mass = np.maximum(share * units, 1.0)
+        # No weight where nothing was measured.
+        weight = _OF_SEEN**2 / (_OF_SEEN**2 + deviation**2 * cells / mass**2)
+        chance = np.clip(shares + weight * (1 - lost / mass - shares), 0.01, 0.99)
+        odds.append(np.log(chance / (1 - chance)))
+    _set(head.seen.bias, odds[0])
+    _set(head.seen_again, odds[1] - odds[0])
+
+
+def _correlations(
+    places: list[np.ndarray], shares: list[np.ndarray], targets: Targets, shape: SequenceShape
+) -> np.ndarray:
+    """Of every two channels in one step, (channels, channels); 0 where a channel has no order."""
+    found = np.eye(len(places))
+    table = targets.tables[Family.TOGETHER]
+    by_channel = np.split(targets.groups.channels, np.cumsum(shape.sizes)[:-1])
+    groups = [own[:values] for own, values in zip(by_channel, shape.values, strict=True)]
+    ordered = np.flatnonzero(shape.ordered)
+    for at, left in enumerate(ordered):
+        for right in ordered[at + 1 :]:
+            block, deviation = _block(table, (np.unique(groups[left])[:, None], np.unique(groups[right])))
+            scores = [_scores_of(groups[channel], places[channel], shares[channel]) for channel in (left, right)]
+            found[left, right] = found[right, left] = _correlation(block, deviation, *scores, believed=_OF_CHANNELS)
+    return found
+
+
+def _scores_of(groups: np.ndarray, scores: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Scores of groups of bins, of mean 0 and variance 1 as those of the bins."""
+    _, own = np.unique(groups, return_inverse=True)
+    held = np.bincount(own, weights=shares)
+    found = np.bincount(own, weights=shares * scores) / held
+    return np.asarray(found / max(held / held.sum() @ found**2, _LEAST) ** 0.5)
+
+
+def _block(table: Target, cells: tuple[int | slice | np.ndarray, ...]) -> tuple[np.ndarray, float]:
+    """A part of a table, all classes together, and the standard deviation of one of its counts."""
+    deviation = _deviation(table.precision[cells]).max() * len(table.values) ** 0.5
+    return table.values[:, *cells].sum(axis=0), float(deviation)
+
+
+def _correlation(
+    table: np.ndarray, deviation: float, left: np.ndarray, right: np.ndarray, *, believed: tuple[float, float]
+) -> float:
+    """The correlation of two scores, between what a noised table shows and what is believed, by their precisions.
+
+    Args:
+        table: (left, right) noised counts.
+        deviation: standard deviation of one count; infinite where nothing was measured.
+        left: scores, of mean 0 and variance 1 where counts are exact.
+        right: likewise.
+        believed: mean and standard deviation of a normal prior.
+    """
+    mean, spread = believed
+    if not np.isfinite(deviation):
+        return mean
+    # Where noise hides how many there are, this says too many: the table then shows little, and counts for little.
+    count = max(float(table.sum()), deviation * table.size**0.5, 1.0)
+    variance = (deviation / count) ** 2 * float((left**2).sum() * (right**2).sum())
+    weight = spread**2 / (spread**2 + variance)
+    return float(np.clip(mean + weight * (left @ table @ right / count - mean), -_LARGEST, _LARGEST))
+
+
+def _deviation(precision: np.ndarray) -> np.ndarray:
+    return np.asarray(np.where(precision > 0, 1 / np.sqrt(np.where(precision > 0, precision, 1.0)), np.inf))
+
+
+def _root_of(correlations: np.ndarray) -> np.ndarray:
+    """A matrix whose rows have length 1 and these inner products, as nearly as can be."""
+    values, vectors = np.linalg.eigh(correlations)
+    root = vectors * np.sqrt(np.maximum(values, 1 - _LARGEST))
+    return np.asarray(root / np.linalg.norm(root, axis=1, keepdims=True))
+
+
+def _standard(shares: np.ndarray) -> np.ndarray:
+    """Normal scores of ordered bins, with mean 0 and variance 1 under the shares."""
+    shares = shares / shares.sum()
+    scores = ndtri(np.clip(shares.cumsum() - shares / 2, 1e-3, 1 - 1e-3))
+    centred = scores - shares @ scores
+    return np.asarray(centred / np.sqrt(max(shares @ centred**2, _LEAST)))
 
 
 def _log_shares(table: Target, units: float, sizes: tuple[int, ...]) -> np.ndarray:
@@ -63,8 +217,8 @@ def _log_shares(table: Target, units: float, sizes: tuple[int, ...]) -> np.ndarr
     return np.asarray(np.log(np.maximum(counts / np.maximum(totals, 1e-3 * units), _LEAST)))
 
 
-def _set_bias(layer: nn.Linear, values: np.ndarray) -> None:
-    layer.bias.copy_(_tensor(values))
+def _set(parameter: Tensor | nn.Parameter, values: np.ndarray) -> None:
+    parameter.copy_(_tensor(values))
 
 
 def _tensor(values: np.ndarray) -> Tensor:

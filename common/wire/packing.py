@@ -20,6 +20,7 @@ _COUNTS = "label_counts"
 _RECORD_GROUPS, _CHANNEL_GROUPS = "groups.records", "groups.channels"
 _BINS = "bins."
 _GROUPS = "group_of_bin."
+_LATENT, _LATENT_WITH_WINDOWS = 16, 32
 
 
 def shape_of(study: Study, sizes: Sequence[int]) -> GeneratorShape:
@@ -29,7 +30,7 @@ def shape_of(study: Study, sizes: Sequence[int]) -> GeneratorShape:
     if windows is not None:
         rules = list(windows.channels.values())
         sequence = SequenceShape(
-            kind="chains" if windows.layout == "grid" else "states",
+            kind="paths" if windows.layout == "grid" else "states",
             steps=windows.length,
             blocks=windows.blocks,
             sizes=tuple(sizes[len(columns) :]),
@@ -41,7 +42,7 @@ def shape_of(study: Study, sizes: Sequence[int]) -> GeneratorShape:
     return GeneratorShape(
         tuple(sizes[: len(columns)]),
         len(study.label_values),
-        model.latent,
+        model.latent or (_LATENT if windows is None else _LATENT_WITH_WINDOWS),
         model.width,
         model.blocks,
         model.body,

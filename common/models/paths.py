@@ -1,0 +1,241 @@
+"""The sequence head of regular grids: courses that follow a random path, seen now and then.
+
+A unit's latent holds, beside what its record is made of, a path: for each channel some autoregressive courses, from
+white noise to one that hardly moves within a window. A small network turns them step by step into a position and a
+sharpness on each channel's scale of bins, and into the chance that a step is seen. Given the path, the values of
+different steps and channels are independent, so tables are matrix products; whatever hangs together does so through
+the path: channels in one step, a channel and its past, a course and the record. A gap does not forget the level.
+
+Being seen is a chain of its own, since readings that come every few hours make the next one unlikely.
+"""
+
+from functools import cached_property
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from common.data.queries import COUNT_BUCKETS
+from common.models.sequences import (
+    Courses,
+    SequenceShape,
+    StepWeights,
+    advance,
+    choose,
+    mean_of_parts,
+    nested_sets,
+    row_of,
+    straight_through,
+    with_missing,
+)
+
+KEPT: Final = (0.0, 0.6, 0.85, 0.96)
+"""How much of each kind of course is left after one step: its correlation with the next."""
+
+FIRST_SPREAD: Final = 0.05
+"""Variance of a value around its position before anything is learned, of a channel's variance of 1."""
+
+_FEATURES = 80
+_WAVES = 8
+# Sharpness is learned as this many times a parameter: it must change by factors within a few hundred steps.
+_REACH = 3.0
+_SHARPEST = 5.0
+# Before anything is learned, features move nothing and courses are their channels' own.
+_FIRST_TILT = 0.1
+_FIRST_OF_OTHERS = 0.1
+_FIRST_SEEN = 0.4
+
+
+class Paths(Courses):
+    """Every channel follows its path, and a chain says where it is seen; independent given the latent.
+
+    values: (rows, steps, channels, widest), of the value in each step. seen_start: (rows, channels). seen_moves: (rows,
+    steps - 1, channels, 2, 2), from not seen or seen.
+    """
+
+    def __init__(
+        self, shape: SequenceShape, weights: StepWeights, values: Tensor, seen_start: Tensor, seen_moves: Tensor
+    ) -> None:
+        self.shape = shape
+        self.weights = weights
+        self._values = values
+        self._seen_start = torch.stack([1 - seen_start, seen_start], dim=2)
+        self._seen_moves = seen_moves.unbind(1)
+
+    @cached_property
+    def _seen(self) -> Tensor:
+        """(rows, steps, channels, 2)."""
+        path = [self._seen_start]
+        for move in self._seen_moves:
+            path.append(advance(path[-1], move))
+        return torch.stack(path, dim=1)
+
+    @cached_property
+    def levels(self) -> Tensor:  # noqa: D102 (as in the base)
+        cube = torch.cat([self._values * self._seen[..., 1:], self._seen[..., :1]], dim=3)
+        return cube.flatten(2)[:, :, torch.as_tensor(self.shape.slots, device=cube.device)]
+
+    def transitions(self, parts: int) -> Tensor:  # noqa: D102
+        pairs = self._seen[:, :-1, :, :, None] * torch.stack(self._seen_moves, dim=1)
+        pairs = pairs * self.weights.moves[:, :, None, None, None]  # (rows, steps - 1, channels, 2, 2)
+        return self._crossed(self._values[:, :-1], self._values[:, 1:], pairs, parts)
+
+    def ends(self, parts: int) -> Tensor:  # noqa: D102
+        pair = torch.diag_embed(self._seen_start)
+        for move in self._seen_moves:
+            pair = torch.matmul(pair, move)
+        return self._crossed(self._values[:, :1], self._values[:, -1:], pair[:, None], parts)
+
+    def _crossed(self, first: Tensor, second: Tensor, pairs: Tensor, parts: int) -> Tensor:
+        """Mean tables of two steps: their values, and the chances that they are seen, summed over axis 1."""
+
+        def side(values: Tensor) -> Tensor:
+            """(parts, channels, rows of the part and steps, widest)."""
+            rows = values.shape[0] // parts
+            apart: Tensor = values.reshape(parts, -1, *values.shape[2:]).transpose(1, 2) / rows**0.5
+            return apart
+
+        both = torch.matmul(side(first * pairs[..., 1, 1, None]).transpose(2, 3), side(second))
+        return with_missing(
+            both,
+            mean_of_parts((first * pairs[..., 1, 0, None]).sum(dim=1), parts),
+            mean_of_parts((second * pairs[..., 0, 1, None]).sum(dim=1), parts),
+            mean_of_parts(pairs[..., 0, 0].sum(dim=1), parts),
+        )
+
+    def together(self) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return self.levels, self.weights.average
+
+    def within(self) -> Tensor:  # noqa: D102
+        inside = torch.einsum("rtcv,cgv->rtcg", self._values, nested_sets(self.shape).to(self._values)).unbind(1)
+        hidden = self._seen_start[..., :1].expand_as(inside[0])
+        shown = self._seen_start[..., 1:] * inside[0]
+        for move, allowed in zip(self._seen_moves, inside[1:], strict=True):
+            into = move[..., None]  # (rows, channels, 2, 2, 1)
+            hidden, shown = (
+                hidden * into[:, :, 0, 0] + shown * into[:, :, 1, 0],
+                (hidden * into[:, :, 0, 1] + shown * into[:, :, 1, 1]) * allowed,
+            )
+        return hidden + shown
+
+    def unseen(self) -> Tensor:  # noqa: D102
+        chance = self._seen_start[..., 0]
+        for move in self._seen_moves:
+            chance = chance * move[..., 0, 0]
+        return chance
+
+    def observed(self) -> Tensor:  # noqa: D102
+        steps = self.shape.steps
+        state = self._values.new_zeros(*self._seen_start.shape, steps + 1)  # (rows, channels, seen, count)
+        state[:, :, 0, 0], state[:, :, 1, 1] = self._seen_start.unbind(2)
+        for move in self._seen_moves:
+            hidden, shown = (state[:, :, :, None] * move[..., None]).sum(dim=2).unbind(2)
+            state = torch.stack([hidden, shown.roll(1, dims=2)], dim=2)
+        bucket = torch.arange(steps + 1, device=state.device) * COUNT_BUCKETS // (steps + 1)
+        return state.sum(dim=2) @ nn.functional.one_hot(bucket, COUNT_BUCKETS).to(state.dtype)
+
+    def draw(self, random: torch.Generator) -> Tensor:  # noqa: D102
+        values, missing = choose(self._values, random), torch.tensor(self.shape.values, device=self._values.device)
+        seen = [choose(self._seen_start, random)]
+        for move in self._seen_moves:
+            seen.append(choose(row_of(move, seen[-1]), random))
+        return torch.where(torch.stack(seen, dim=1) == 1, values, missing)
+
+    def relaxed(self, random: torch.Generator) -> Tensor:  # noqa: D102
+        values = straight_through(self._values, random)
+        seen = [straight_through(self._seen_start, random)]
+        for move in self._seen_moves:
+            seen.append(straight_through(advance(seen[-1], move), random))
+        path = torch.stack(seen, dim=1)
+        cubes = torch.cat([values * path[..., 1:], path[..., :1]], dim=3)
+        return self._relaxed(list(cubes.unbind(1)))
+
+
+class PathHead(nn.Module):
+    """Hidden features and the noise of a path -> paths.
+
+    Of each channel, a value's position in a step is a sum of the unit's level, its trend, the time and the path, and
+    what features of all of them add; so is the log odds of being seen. `places` are the bins' own positions.
+    """
+
+    courses: Tensor
+    time: Tensor
+    waves: Tensor
+    ordered: Tensor
+    closed: Tensor
+    never_missing: Tensor
+
+    def __init__(self, wide: int, shape: SequenceShape) -> None:
+        super().__init__()
+        self.shape = shape
+        channels, steps, widest = len(shape.sizes), shape.steps, shape.widest
+        drives = 2 * channels + _FEATURES
+        self.level = nn.Linear(wide, drives)
+        self.trend = nn.Linear(wide, drives)
+        self.wander = nn.Linear(len(KEPT) * 2 * channels, drives, bias=False)
+        self.wave = nn.Linear(min(_WAVES, steps - 1), drives, bias=False)
+        self.features = nn.Sequential(nn.LayerNorm(drives), nn.GELU())
+        self.shift = nn.Linear(drives, channels, bias=False)
+        self.sharpen = nn.Linear(drives, channels, bias=False)
+        self.tilt = nn.Linear(drives, channels * widest)
+        self.seen = nn.Linear(drives, channels)
+        self.seen_again = nn.Parameter(torch.zeros(channels))
+        self.sharpness = nn.Parameter(torch.full((channels,), -float(torch.tensor(FIRST_SPREAD).log()) / _REACH))
+        self.places = nn.Parameter(torch.linspace(-1.5, 1.5, widest).repeat(channels, 1))
+        time = torch.linspace(-1, 1, steps)
+        numbers = torch.arange(1, self.wave.in_features + 1)
+        closed = torch.tensor([[slot >= values for slot in range(widest)] for values in shape.values])
+        self.register_buffer("courses", torch.stack([_course(kept, steps) for kept in KEPT]), persistent=False)
+        self.register_buffer("time", time[:, None], persistent=False)
+        self.register_buffer("waves", torch.cos(torch.pi / 2 * numbers * (time[:, None] + 1)), persistent=False)
+        self.register_buffer("ordered", torch.tensor(shape.ordered), persistent=False)
+        self.register_buffer("closed", closed, persistent=False)
+        self.register_buffer("never_missing", ~torch.tensor(shape.missing), persistent=False)
+        self._calm()
+
+    @torch.no_grad()
+    def _calm(self) -> None:
+        """Each ordered channel begins with courses of its own; what features add begins small."""
+        channels = len(self.shape.sizes)
+        wander = self.wander.weight.view(-1, len(KEPT), 2 * channels)
+        for layer in (self.trend, self.wave):
+            layer.weight[: 2 * channels] *= 0.3
+        for layer in (self.shift, self.sharpen, self.seen):
+            layer.weight *= _FIRST_TILT
+        tilt = self.tilt.weight.view(channels, self.shape.widest, -1)
+        for channel, ordered in enumerate(self.shape.ordered):
+            if ordered:
+                tilt[channel] *= _FIRST_TILT
+            for drive, size in ((channel, 1.0), (channels + channel, _FIRST_SEEN)):
+                wander[drive] *= _FIRST_OF_OTHERS * size
+                wander[drive, :, drive] = size * torch.tensor([0.15, 0.55, 0.55, 0.55])
+
+    def forward(self, hidden: Tensor, noise: Tensor, weights: StepWeights) -> Paths:
+        """Paths of each row of (rows, wide), with (rows, shape.noise) standard normals."""
+        rows, channels, steps = len(hidden), len(self.shape.sizes), self.shape.steps
+        # (rows, steps, kinds of courses, two a channel)
+        courses = torch.einsum("kts,rskd->rtkd", self.courses, noise.view(rows, steps, len(KEPT), -1))
+        drives = self.level(hidden)[:, None] + self.time * self.trend(hidden)[:, None]
+        drives = drives + self.wander(courses.flatten(2)) + self.wave(self.waves)
+        features = self.features(drives)
+        position = (drives[..., :channels] + self.shift(features))[..., None]
+        sharpness = (_REACH * self.sharpness + self.sharpen(features)).clamp(max=_SHARPEST).exp() * self.ordered
+        logits = self.tilt(features).view(rows, steps, channels, -1)
+        logits = logits + sharpness[..., None] * self.places * (position - self.places / 2)
+        values = logits.masked_fill(self.closed, -torch.inf).softmax(dim=3)
+        odds = self.seen(features) + drives[..., channels : 2 * channels]
+        again = odds + self.seen_again
+        # In the first step, half way between what follows a gap and what follows a reading, by how often each is.
+        first = odds[:, 0] + self.seen_again * torch.sigmoid(odds[:, 0].detach())
+        into = torch.stack([odds[:, 1:], again[:, 1:]], dim=3).sigmoid()
+        into = into.masked_fill(self.never_missing[:, None], 1.0)  # chance to be seen next
+        start = first.sigmoid().masked_fill(self.never_missing, 1.0)
+        return Paths(self.shape, weights, values, start, torch.stack([1 - into, into], dim=4))
+
+
+def _course(kept: float, steps: int) -> Tensor:
+    """From white noise to a stationary autoregressive course of variance 1, (steps, steps)."""
+    step = torch.arange(steps)
+    since = step[:, None] - step
+    fresh = torch.where(step == 0, 1.0, (1 - kept**2) ** 0.5)
+    return torch.where(since >= 0, kept ** since.clamp(min=0), 0.0) * fresh

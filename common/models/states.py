@@ -1,0 +1,145 @@
+"""The sequence head of event streams: one hidden chain of states, which all channels of a step share."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from common.data.queries import COUNT_BUCKETS
+from common.models.sequences import (
+    Courses,
+    SequenceShape,
+    StepWeights,
+    advance,
+    choose,
+    mean_of_parts,
+    nested_sets,
+    row_of,
+    straight_through,
+)
+
+_REACH = 10.0
+"""Parameters that all latents share are multiplied by it: a step of the optimiser moves each by the learning rate, and
+a few hundred steps must take a logit all the way to a sharp transition."""
+
+
+class States(Courses):
+    """One hidden chain of states a window; the channels of a step are independent given its state and the latent.
+
+    start: (rows, states). move: (rows, states, states). emit: (rows, states, channels, widest + 1).
+    """
+
+    def __init__(self, shape: SequenceShape, weights: StepWeights, start: Tensor, move: Tensor, emit: Tensor) -> None:
+        self.shape = shape
+        self.weights = weights
+        self._start, self._move, self._emit = start, move, emit
+
+    @cached_property
+    def _occupied(self) -> Tensor:
+        """Chance of each state in each step, (rows, steps, states)."""
+        steps = [self._start]
+        for _ in range(self.shape.steps - 1):
+            steps.append(advance(steps[-1], self._move))
+        return torch.stack(steps, dim=1)
+
+    @cached_property
+    def _flat(self) -> Tensor:
+        slots = torch.as_tensor(self.shape.slots, device=self._emit.device)
+        return self._emit.flatten(2)[:, :, slots]  # (rows, states, bins)
+
+    @cached_property
+    def levels(self) -> Tensor:  # noqa: D102
+        return torch.bmm(self._occupied, self._flat)
+
+    def _crossed(self, joint: Tensor) -> Tensor:
+        """Tables of two steps whose states have this joint distribution, (rows, states, states)."""
+        after = torch.bmm(joint, self._emit.flatten(2)).view_as(self._emit)
+        return torch.einsum("rsca,rscb->rcab", self._emit, after)
+
+    def transitions(self, parts: int) -> Tensor:  # noqa: D102
+        begun = (self._occupied[:, :-1] * self.weights.moves[:, :, None]).sum(dim=1)
+        return mean_of_parts(self._crossed(begun[:, :, None] * self._move), parts)
+
+    def ends(self, parts: int) -> Tensor:  # noqa: D102
+        path = torch.diag_embed(self._start)
+        joint = torch.zeros_like(path)
+        for step in range(1, self.shape.steps):
+            path = torch.bmm(path, self._move)
+            joint = joint + path * self.weights.last[:, step, None, None]
+        # In a window of one step the first and the last are the same draw.
+        single = torch.einsum("rs,rscb->rcb", self._start * self.weights.last[:, :1], self._emit)
+        return mean_of_parts(self._crossed(joint) + torch.diag_embed(single), parts)
+
+    def together(self) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return self._flat, (self._occupied * self.weights.average[:, :, None]).sum(dim=1)
+
+    def within(self) -> Tensor:  # noqa: D102
+        values, missing = self._emit[..., :-1], self._emit[..., -1:]
+        inside = nested_sets(self.shape).to(values)  # (channels, sets, widest)
+        allowed = torch.einsum("rscv,cgv->rscg", values, inside) + missing
+        return self._all_steps_allow(allowed.flatten(2)).view(len(values), *inside.shape[:2])
+
+    def unseen(self) -> Tensor:  # noqa: D102
+        return self._all_steps_allow(self._emit[..., -1])
+
+    def _all_steps_allow(self, allowed: Tensor) -> Tensor:
+        """Chance that every step of a window is allowed, (rows, sets); allowed: (rows, states, sets), of one step."""
+        allowed = allowed.transpose(1, 2)
+        state = self._start[:, None, :] * allowed
+        total = state.sum(dim=2) * self.weights.last[:, :1]
+        for step in range(1, self.shape.steps):
+            state = torch.bmm(state, self._move) * allowed
+            total = total + state.sum(dim=2) * self.weights.last[:, step, None]
+        return total
+
+    def observed(self) -> Tensor:  # noqa: D102
+        # Not a table of event streams: an event has all its channels, or says that one is missing.
+        return self._start.new_zeros(len(self._start), len(self.shape.sizes), COUNT_BUCKETS)
+
+    def draw(self, random: torch.Generator) -> Tensor:  # noqa: D102
+        state = choose(self._start, random)
+        missing = torch.tensor(self.shape.values, device=state.device)
+        steps = []
+        for step in range(self.shape.steps):
+            if step:
+                state = choose(row_of(self._move, state), random)
+            slot = choose(row_of(self._emit.flatten(2), state).view(len(state), len(missing), -1), random)
+            steps.append(torch.minimum(slot, missing))
+        return torch.stack(steps, dim=1)
+
+    def relaxed(self, random: torch.Generator) -> Tensor:  # noqa: D102
+        state = straight_through(self._start, random)
+        steps = []
+        for step in range(self.shape.steps):
+            if step:
+                state = straight_through(advance(state, self._move), random)
+            steps.append(straight_through(torch.einsum("rs,rscb->rcb", state, self._emit), random))
+        return self._relaxed(steps)
+
+
+class StateHead(nn.Module):
+    """Hidden features -> states. A latent changes where the chain goes and tilts what every state emits."""
+
+    closed: Tensor
+
+    def __init__(self, wide: int, shape: SequenceShape) -> None:
+        super().__init__()
+        self.shape = shape
+        slots = len(shape.sizes) * (shape.widest + 1)
+        self.start = nn.Linear(wide, shape.states)
+        self.pull = nn.Linear(wide, shape.states)
+        self.tilt = nn.Linear(wide, slots)
+        shared = 0.1 * torch.randn(shape.states, shape.states) + 2 * torch.eye(shape.states)
+        self.move = nn.Parameter(shared / _REACH)
+        self.emit = nn.Parameter(torch.randn(shape.states, slots) / _REACH)
+        closed = torch.ones(slots, dtype=torch.bool)
+        closed[torch.from_numpy(shape.slots)] = False
+        self.register_buffer("closed", closed.view(len(shape.sizes), -1), persistent=False)
+
+    def forward(self, hidden: Tensor, noise: Tensor, weights: StepWeights) -> States:  # noqa: ARG002 (one interface)
+        """States of each row of (rows, wide); they need no noise of their own."""
+        rows, states = len(hidden), self.shape.states
+        move = (_REACH * self.move + self.pull(hidden)[:, None, :]).softmax(dim=2)
+        logits = (_REACH * self.emit + self.tilt(hidden)[:, None, :]).view(rows, states, len(self.shape.sizes), -1)
+        emit = logits.masked_fill(self.closed, -torch.inf).softmax(dim=3)
+        return States(self.shape, weights, self.start(hidden).softmax(dim=1), move, emit)
