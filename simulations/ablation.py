@@ -1,8 +1,8 @@
 """What each discriminator and each noise schedule adds: `python simulations/run.py --scenario icu --ablate 3`.
 
 Runs one scenario or study with parts of the discriminator cluster switched off, at equal budget, over several seeds,
-and gives means with 95 % intervals. Every run is an ordinary run, in a folder of its own, and is not run again if its
-evaluation is there.
+and gives means with 95 % intervals, beside those of real data. Every run is an ordinary run, in a folder of its own,
+and is not run again if its evaluation is there.
 """
 
 import itertools
@@ -32,6 +32,9 @@ VARIANTS: Mapping[str, Mapping[str, float]] = {
 
 SCHEDULES = ("fixed", "stage", "pid")
 
+REAL = "real data"
+"""Names the row of what the sites' own units would have shown: the most that any variant could."""
+
 _OF_WINDOWS = (
     *("discriminative_score", "summaries_auc", "autocorrelation", "agreement", "cross_correlation"),
     *("numeric_marginal", "categorical_marginal", "change"),
@@ -58,13 +61,16 @@ def ablate(
     for name in only:
         if name not in known:
             raise StudyError(f"only={name}: expected one of {', '.join(known)}", ExitCode.USAGE)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    evaluations: list[dict[str, Any]] = []
     for name in only or known:
-        found = []
+        evaluations = []
         for seed in range(seeds):
             on_run(f"{name}, seed {seed}")
-            found.append(_figures(_evaluation(base, *name.split("/"), seed=seed, engine=engine, device=device)))
-        rows.append({"variant": name, **_summarised(found)})
+            evaluations.append(_evaluation(base, *name.split("/"), seed=seed, engine=engine, device=device))
+        rows.append({"variant": name, **_summarised([_figures(one) for one in evaluations])})
+    # Of the same tables and seeds, whatever the variant.
+    rows.append({"variant": REAL, **_summarised([_figures(one, real=True) for one in evaluations])})
     table = _markdown(rows)
     write_json(base.folder / "ablation.json", {"study": base.study.digest(), "seeds": seeds, "rows": rows})
     write_file(base.folder / "ablation.md", table.encode())
@@ -87,15 +93,18 @@ def _evaluation(
     return execute(run, engine, device, lambda _: None)[0]
 
 
-def _figures(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
-    """What is compared: each figure by name."""
-    utility = evaluation["utility"]["tstr"]
-    figures = {f"TSTR AUC, {name.replace('_', ' ')}": scores["auc"] for name, scores in utility.items()}
-    figures["two-way distance"] = evaluation["fidelity"]["synthetic_vs_train"]["two_way_mean"]
+def _figures(evaluation: Mapping[str, Any], *, real: bool = False) -> dict[str, float | None]:
+    """What is compared: each figure by name; of the synthetic rows, or of the sites' real ones in their place."""
+    learner = "trtr" if real else "tstr"
+    figures = {
+        f"TSTR AUC, {name.replace('_', ' ')}": scores["auc"] for name, scores in evaluation["utility"][learner].items()
+    }
+    compared = "floor_train_vs_holdout" if real else "synthetic_vs_holdout"
+    figures["two-way distance"] = evaluation["fidelity"][compared]["two_way_mean"]
     if "windows" in evaluation:
-        windows = evaluation["windows"]["synthetic_vs_holdout"]
+        windows = evaluation["windows"][compared]
         figures |= {name.replace("_", " "): windows[name] for name in _OF_WINDOWS}
-        figures["prediction error"] = evaluation["windows"]["prediction"]["tstr"]["error"]
+        figures["prediction error"] = evaluation["windows"]["prediction"][learner]["error"]
     return figures
 
 

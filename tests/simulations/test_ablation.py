@@ -30,19 +30,23 @@ def test_the_table_has_a_line_a_variant_with_means_and_intervals(tmp_path: Path)
     result = run(tmp_path, "--ablate", "2", *VARIANTS)
     assert result.exit_code == 0, result.stderr
     content = json.loads((tmp_path / "run" / "ablation.json").read_text())
-    assert [row["variant"] for row in content["rows"]] == list(VARIANTS[1::2])
+    assert [row["variant"] for row in content["rows"]] == [*VARIANTS[1::2], "real data"]
     for row in content["rows"]:
+        variant, compared = row["variant"], "synthetic_vs_holdout"
+        if variant == "real data":
+            # Every variant has the same real units.
+            variant, compared = VARIANTS[1], "floor_train_vs_holdout"
         found = []
         for seed in range(2):
-            folder = tmp_path / "run" / f"{row['variant'].replace(' ', '-').replace('/', '-')}-{seed}"
+            folder = tmp_path / "run" / f"{variant.replace(' ', '-').replace('/', '-')}-{seed}"
             evaluation = json.loads((folder / "evaluation.json").read_text())
-            found.append(evaluation["fidelity"]["synthetic_vs_train"]["two_way_mean"])
+            found.append(evaluation["fidelity"][compared]["two_way_mean"])
         mean, half = row["two-way distance"]
         assert mean == pytest.approx(sum(found) / 2)
         # The 97.5 % quantile of Student's t with one degree of freedom is 12.706.
         assert half == pytest.approx(12.7062 * abs(found[0] - found[1]) / 2, rel=1e-4)
     assert (tmp_path / "run" / "ablation.md").read_text() in result.stdout
-    assert result.stdout.count("\n| ") == 3
+    assert result.stdout.count("\n| ") == 4
 
 
 def test_each_variant_measures_what_it_says_and_spends_the_whole_budget(tmp_path: Path) -> None:
