@@ -8,20 +8,17 @@ Numbers are compared on the schema's scale of their channel throughout.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.stats import wasserstein_distance
 from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
-from torch.nn import functional
 
 from common.data.schema import CategoricalColumn, Column, ContinuousColumn, IntegerColumn
 from common.data.windows import WindowedTable
+from common.evaluation.recurrent import classify, foretell
 from common.evaluation.utility import (
     Scores,
     _score,
@@ -33,28 +30,16 @@ from common.evaluation.utility import (
     to_feature,
     to_features,
 )
+from common.evaluation.windows import Windows, bounds_on_scale, centre, divide, least, mean_over, read, spread_of
 from common.study import Study
 
 _LAGS = 6
 _SHARES = 12
 """Values of a categorical channel whose shares are among the summaries."""
-_CLASSIFIER_UNITS = 8_000
-"""Units that the sequence classifier learns from at most, to bound its time."""
 _FEWEST = 3
 """Units of either table that leave one to hold out."""
 _COMPARED_UNITS = 5_000
 """Units of either table in a discriminator or a forecast at most, to bound its time."""
-_HIDDEN = 32
-_EPOCHS = 20
-_BATCH = 64
-_CHUNK = 1024
-"""Units in one step of training, and in one step of prediction."""
-_LEARNING_RATE = 1e-2
-_WEIGHT_DECAY = 0.5
-"""Strong, since a thousand units with noisy labels are soon learnt by heart."""
-_CLIP_NORM = 1.0
-_FAR = 10.0
-"""Networks see no number further from the mean of what they learned from, in standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -156,49 +141,6 @@ _CHANNEL_REASONS = {
 _NOT_NUMERIC = "the channel is categorical"
 
 
-@dataclass(frozen=True)
-class _Windows:
-    """Windows of one table.
-
-    values: (units, steps, channels) float64, NaN where missing; numbers on the channel's scale, divided by the bound
-        that is further from 0, so that no square of them overflows; positions of categories as they are.
-    lengths: (units,) int64.
-    """
-
-    values: np.ndarray
-    lengths: np.ndarray
-    channels: Mapping[str, Column]
-
-    @property
-    def steps(self) -> int:
-        return int(self.values.shape[1])
-
-    @property
-    def numeric(self) -> list[int]:
-        """Positions of the numeric channels."""
-        columns = enumerate(self.channels.values())
-        return [at for at, column in columns if not isinstance(column, CategoricalColumn)]
-
-    @property
-    def sizes(self) -> dict[int, int]:
-        """Public values of each categorical channel, by its position."""
-        columns = enumerate(self.channels.values())
-        return {at: len(column.values) for at, column in columns if isinstance(column, CategoricalColumn)}
-
-    @property
-    def numbers(self) -> np.ndarray:
-        """(units, steps, numeric channels)."""
-        return self.values[:, :, self.numeric]
-
-    def take(self, rows: np.ndarray) -> "_Windows":
-        return replace(self, values=self.values[rows], lengths=self.lengths[rows])
-
-    def join(self, other: "_Windows") -> "_Windows":
-        """Both, one after the other."""
-        values, lengths = np.concatenate([self.values, other.values]), np.concatenate([self.lengths, other.lengths])
-        return replace(self, values=values, lengths=lengths)
-
-
 def measure_sequence_utility(
     train: WindowedTable, test: WindowedTable, study: Study, channels: Mapping[str, Column], *, seed: int
 ) -> dict[str, Scores]:
@@ -232,7 +174,7 @@ def measure_sequence_utility(
         ValueError: the arrays do not have one shape.
     Source: Esteban et al. 2017, section 4.2 (TSTR).
     """
-    train_windows, test_windows = _read(train, channels, "train"), _read(test, channels, "test")
+    train_windows, test_windows = read(train, channels, "train"), read(test, channels, "test")
     train_truth, test_truth = is_positive(train.records, study), is_positive(test.records, study)
     majority = float(max(test_truth.mean(), 1 - test_truth.mean())) if len(test_truth) else None
     reason = not_measurable("training", train_truth) or not_measurable("test", test_truth)
@@ -248,7 +190,7 @@ def measure_sequence_utility(
         "gradient_boosting_on_summaries": _boost(
             *both, train_truth, [*as_sets, *[False] * summaries[0].shape[1]], study, seed
         ),
-        "sequence_classifier": _classify(train_windows, test_windows, train_truth, _encode(*static, study), seed),
+        "sequence_classifier": classify(train_windows, test_windows, train_truth, _encode(*static, study), seed),
     }
     return {
         name: _score(scores[1], test_truth, choose_threshold(scores[0], train_truth), majority)
@@ -283,7 +225,7 @@ def measure_sequence_fidelity(
         ValueError: the arrays do not have one shape.
     Source: Yoon et al. 2019, section 5 (discriminative score).
     """
-    ours, theirs = _read(synthetic, channels, "synthetic"), _read(real, channels, "real")
+    ours, theirs = read(synthetic, channels, "synthetic"), read(real, channels, "real")
     if ours.steps != theirs.steps:
         raise ValueError("values: expected as many steps in both tables")
     for which, windows in (("synthetic", ours), ("real", theirs)):
@@ -293,8 +235,8 @@ def measure_sequence_fidelity(
     compared = {name: _compare(ours, theirs, at) for at, name in enumerate(channels)}
     numeric = [compared[name] for name in compared if not isinstance(channels[name], CategoricalColumn)]
     categorical = [compared[name] for name in compared if isinstance(channels[name], CategoricalColumn)]
-    centred = [_centre(windows.numbers, (0, 1)) for windows in (ours, theirs)]
-    within = [_centre(windows.numbers, (1,)) for windows in (ours, theirs)]
+    centred = [centre(windows.numbers, (0, 1)) for windows in (ours, theirs)]
+    within = [centre(windows.numbers, (1,)) for windows in (ours, theirs)]
     figures = {
         **_discriminate(ours, theirs, synthetic.records, real.records, study, seed),
         "autocorrelation": _difference(*map(_autocorrelations, centred)),
@@ -334,7 +276,7 @@ def measure_prediction(
         ValueError: the arrays do not have one shape.
     Source: Yoon et al. 2019, section 5 (predictive score).
     """
-    learnt, foretold = _read(train, channels, "train"), _read(test, channels, "test")
+    learnt, foretold = read(train, channels, "train"), read(test, channels, "test")
     for which, windows in (("training", learnt), ("test", foretold)):
         if not len(windows.lengths):
             return Prediction(reason=f"the {which} table has no units")
@@ -344,61 +286,14 @@ def measure_prediction(
     )
     names = [name for name, column in channels.items() if not isinstance(column, CategoricalColumn)]
     is_target = ~np.isnan(foretold.numbers[:, 1:])  # (units, steps - 1, numeric channels)
-    spread = _spread(foretold.numbers)
+    spread = spread_of(foretold.numbers)
     measurable = is_target.any(axis=(0, 1)) & ~np.isnan(learnt.numbers[:, 1:]).all(axis=(0, 1)) & (spread > 0)
     if not measurable.any():
         return Prediction(reason="no numeric channel varies in the test table and has a second step in both tables")
-    errors = np.abs(_foretell(learnt, foretold, seed) - foretold.numbers[:, 1:])
-    by_channel = _mean(errors, (0, 1))[0, 0, measurable] / spread[measurable]
+    errors = np.abs(foretell(learnt, foretold, seed) - foretold.numbers[:, 1:])
+    by_channel = mean_over(errors, (0, 1))[0, 0, measurable] / spread[measurable]
     measured = dict(zip(np.array(names)[measurable].tolist(), by_channel.tolist(), strict=True))
     return Prediction(float(by_channel.mean()), measured)
-
-
-def _read(table: WindowedTable, channels: Mapping[str, Column], which: str) -> _Windows:
-    if table.values.shape != (len(table.records), table.values.shape[1], len(channels)):
-        raise ValueError(f"{which}: expected values of the units in records, and of each channel")
-    if table.lengths.shape != (len(table.records),) or bool((table.lengths > table.values.shape[1]).any()):
-        raise ValueError(f"{which}: expected lengths of the units in records, up to the number of steps")
-    values = table.values.copy()
-    for at, column in enumerate(channels.values()):
-        if not isinstance(column, CategoricalColumn):
-            values[:, :, at] = column.to_scale(values[:, :, at], float(column.min)) / np.abs(_ends(column)).max()
-    return _Windows(values, table.lengths, channels)
-
-
-def _ends(column: IntegerColumn | ContinuousColumn) -> np.ndarray:
-    """Both public bounds on the scale."""
-    return column.to_scale(np.array([column.min, column.max], dtype=np.float64), float(column.min))
-
-
-# Statistics of arrays in which NaN is missing; axes that are reduced stay, with length 1.
-
-
-def _mean(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    present = ~np.isnan(values)
-    total = np.where(present, values, 0.0).sum(axis=axes, keepdims=True)
-    count = present.sum(axis=axes, keepdims=True)
-    return _divide(total, count)
-
-
-def _divide(dividend: np.ndarray, divisor: np.ndarray) -> np.ndarray:
-    """NaN where the divisor is 0."""
-    return np.asarray(np.divide(dividend, divisor, out=np.full(dividend.shape, np.nan), where=divisor > 0))
-
-
-def _least(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    return np.asarray(np.fmin.reduce(values, axis=axes, keepdims=True, initial=np.nan))
-
-
-def _centre(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Values less their mean over the axes; exactly 0 where they do not vary, which a rounded mean would not give."""
-    shifted = values - _least(values, axes)
-    return np.asarray(shifted - _mean(shifted, axes))
-
-
-def _spread(numbers: np.ndarray) -> np.ndarray:
-    """(channels,) standard deviation of all present values; 0 where they do not vary or there are none."""
-    return np.asarray(np.nan_to_num(np.sqrt(_mean(_centre(numbers, (0, 1)) ** 2, (0, 1)))[0, 0]))
 
 
 def _autocorrelations(centred: np.ndarray) -> np.ndarray:
@@ -417,7 +312,7 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     both = ~np.isnan(first) & ~np.isnan(second)
     first, second = np.where(both, first, 0.0), np.where(both, second, 0.0)
     size = np.sqrt((first**2).sum(axis=(0, 1)) * (second**2).sum(axis=(0, 1)))
-    return _divide((first * second).sum(axis=(0, 1)), size)
+    return divide((first * second).sum(axis=(0, 1)), size)
 
 
 def _cross_correlations(centred: np.ndarray) -> np.ndarray:
@@ -430,7 +325,7 @@ def _cross_correlations(centred: np.ndarray) -> np.ndarray:
     present = (~np.isnan(flat)).astype(np.float64)
     filled = np.nan_to_num(flat)
     squares = (filled**2).T @ present  # of the row's channel, where the column's channel is present
-    return _divide(filled.T @ filled, np.sqrt(squares * squares.T))[np.triu_indices(flat.shape[1], k=1)]
+    return divide(filled.T @ filled, np.sqrt(squares * squares.T))[np.triu_indices(flat.shape[1], k=1)]
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> float | None:
@@ -454,7 +349,7 @@ def _total_variation(first: np.ndarray, second: np.ndarray, size: int) -> float:
     return float(np.abs(np.subtract(*shares)).sum() / 2)
 
 
-def _compare(ours: _Windows, theirs: _Windows, at: int) -> ChannelFidelity:
+def _compare(ours: Windows, theirs: Windows, at: int) -> ChannelFidelity:
     """One channel, by its position."""
     first, second = ours.values[:, :, at], theirs.values[:, :, at]  # (units, steps)
     column = list(ours.channels.values())[at]
@@ -475,11 +370,11 @@ def _compare(ours: _Windows, theirs: _Windows, at: int) -> ChannelFidelity:
 def _compare_numbers(
     first: np.ndarray, second: np.ndarray, column: IntegerColumn | ContinuousColumn
 ) -> dict[str, float | None]:
-    ends = _ends(column)
+    ends = bounds_on_scale(column)
     width = float((ends[1] - ends[0]) / np.abs(ends).max())
-    spread = float(_spread(second[:, :, None])[0]) or width
+    spread = float(spread_of(second[:, :, None])[0]) or width
     changes = np.diff(first), np.diff(second)
-    change_spread = float(_spread(changes[1][:, :, None])[0]) or width
+    change_spread = float(spread_of(changes[1][:, :, None])[0]) or width
     present = [values[~np.isnan(values)] for values in changes]
     figures: dict[str, float | None] = {
         "marginal": _over_steps(first, second, lambda one, two: wasserstein_distance(one, two) / spread),
@@ -487,7 +382,7 @@ def _compare_numbers(
     }
     for which, values in (("synthetic", first), ("real", second)):
         for name, axes in (("lag_1", (0, 1)), ("lag_1_within", (1,))):
-            centred = _centre(values[:, :, None], axes)
+            centred = centre(values[:, :, None], axes)
             figures[f"{name}_{which}"] = _known(_correlation(centred[:, :-1], centred[:, 1:])[0])
     return figures
 
@@ -503,7 +398,7 @@ def _compare_codes(first: np.ndarray, second: np.ndarray, size: int) -> dict[str
 def _agreement(codes: np.ndarray) -> float | None:
     """Share of steps in a row that hold the same value, where both are present."""
     apart = np.diff(codes)
-    return _known(_mean(np.where(np.isnan(apart), np.nan, apart == 0), (0, 1))[0, 0])
+    return _known(mean_over(np.where(np.isnan(apart), np.nan, apart == 0), (0, 1))[0, 0])
 
 
 def _known(figure: float) -> float | None:
@@ -529,17 +424,17 @@ def _over_steps(
     return float(np.average(distances, weights=weights)) if distances else None
 
 
-def _summarise(windows: _Windows) -> np.ndarray:
+def _summarise(windows: Windows) -> np.ndarray:
     """(units, summaries) float64, NaN where a unit has no value to summarise."""
     present = ~np.isnan(windows.values)
-    missing = 1.0 - _divide(present.sum(axis=1).astype(np.float64), windows.lengths[:, None])
+    missing = 1.0 - divide(present.sum(axis=1).astype(np.float64), windows.lengths[:, None])
     parts = [windows.lengths[:, None], missing, _summarise_numbers(windows.numbers)]
     for at, size in windows.sizes.items():
         codes = windows.values[:, :, at]
         apart = np.diff(codes)
         parts.append(((apart != 0) & ~np.isnan(apart)).sum(axis=1, keepdims=True))
         is_value = np.where(np.isnan(codes)[:, :, None], np.nan, codes[:, :, None] == np.arange(min(size, _SHARES)))
-        parts.append(_mean(is_value, (1,))[:, 0])
+        parts.append(mean_over(is_value, (1,))[:, 0])
     return np.hstack(parts).astype(np.float64)
 
 
@@ -547,18 +442,18 @@ def _summarise_numbers(numbers: np.ndarray) -> np.ndarray:
     """(units, 8 * channels): mean, deviation, least, largest, first, last, slope, mean absolute step of each."""
     present = ~np.isnan(numbers)
     steps = np.where(present, np.arange(numbers.shape[1], dtype=np.float64)[:, None], np.nan)
-    centred, time = _centre(numbers, (1,)), _centre(steps, (1,))
+    centred, time = centre(numbers, (1,)), centre(steps, (1,))
     first = present.argmax(axis=1, keepdims=True)
     last = numbers.shape[1] - 1 - present[:, ::-1].argmax(axis=1, keepdims=True)
     summaries = (
-        _mean(numbers, (1,)),
-        np.sqrt(_mean(centred**2, (1,))),
-        _least(numbers, (1,)),
-        -_least(-numbers, (1,)),
+        mean_over(numbers, (1,)),
+        np.sqrt(mean_over(centred**2, (1,))),
+        least(numbers, (1,)),
+        -least(-numbers, (1,)),
         np.take_along_axis(numbers, first, axis=1),
         np.take_along_axis(numbers, last, axis=1),
-        _divide(_mean(centred * time, (1,)), _mean(time**2, (1,))),
-        _mean(np.abs(np.diff(numbers, axis=1)), (1,)),
+        divide(mean_over(centred * time, (1,)), mean_over(time**2, (1,))),
+        mean_over(np.abs(np.diff(numbers, axis=1)), (1,)),
     )
     return np.hstack([summary[:, 0] for summary in summaries])
 
@@ -587,7 +482,7 @@ def _encode(train: np.ndarray, test: np.ndarray, study: Study) -> tuple[np.ndarr
 
 
 def _discriminate(
-    ours: _Windows, theirs: _Windows, our_records: pd.DataFrame, their_records: pd.DataFrame, study: Study, seed: int
+    ours: Windows, theirs: Windows, our_records: pd.DataFrame, their_records: pd.DataFrame, study: Study, seed: int
 ) -> dict[str, float | None]:
     """The three figures of telling synthetic units from as many real ones, on the held-out third."""
     units = min(len(ours.lengths), len(theirs.lengths), _COMPARED_UNITS)
@@ -603,7 +498,7 @@ def _discriminate(
     summaries = _summarise(windows)
     joint = np.hstack([columns, summaries])
     apart = [False] * summaries.shape[1]
-    _, by_network = _classify(windows.take(~held), windows.take(held), truth[~held], None, seed)
+    _, by_network = classify(windows.take(~held), windows.take(held), truth[~held], None, seed)
     _, by_summaries = _boost(summaries[~held], summaries[held], truth[~held], apart, study, seed)
     _, by_both = _boost(joint[~held], joint[held], truth[~held], [*_sets(study), True, *apart], study, seed)
     accuracy = float(((by_network >= 0.5) == truth[held]).mean())
@@ -616,183 +511,3 @@ def _discriminate(
 
 def _label_codes(records: pd.DataFrame, study: Study) -> np.ndarray:
     return to_feature(records[study.label.column], study.label.column, study.columns[study.label.column])
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What networks see of some units.
-
-    numbers: (units, steps, numeric channels) float32, standardised, 0 where missing.
-    missing: (units, steps, channels) float32, 1 where missing.
-    codes: (units, steps, categorical channels) int64, the number of public values where missing.
-    sizes: public values of each categorical channel.
-    lengths: (units,) int64.
-    static: (units, features) float32.
-    """
-
-    numbers: Tensor
-    missing: Tensor
-    codes: Tensor
-    sizes: tuple[int, ...]
-    lengths: Tensor
-    static: Tensor
-
-    def take(self, rows: Tensor | slice) -> "_Inputs":
-        parts = (self.numbers[rows], self.missing[rows], self.codes[rows])
-        return _Inputs(*parts, self.sizes, self.lengths[rows], self.static[rows])
-
-    def by_step(self) -> Tensor:
-        """(units, steps, inputs): numbers, marks of missing values, one-hot categories."""
-        # The position after the last value is missing, which has its mark already.
-        one_hot = [
-            functional.one_hot(self.codes[:, :, at], size + 1)[:, :, :size] for at, size in enumerate(self.sizes)
-        ]
-        return torch.cat([self.numbers, self.missing, *one_hot], dim=2)
-
-
-class _Classifier(nn.Module):
-    """Logit of a unit, from the state at its last step, the mean of its states and the static features."""
-
-    def __init__(self, inputs: _Inputs) -> None:
-        super().__init__()
-        self.recurrent = nn.GRU(_inputs_a_step(inputs), _HIDDEN, batch_first=True)
-        self.head = nn.Linear(2 * _HIDDEN + inputs.static.shape[1], 1)
-
-    def forward(self, inputs: _Inputs) -> Tensor:
-        states, _ = self.recurrent(inputs.by_step())  # (units, steps, hidden)
-        units, steps, _ = states.shape
-        lengths = inputs.lengths[:, None]
-        reached = torch.arange(steps) < lengths  # (units, steps)
-        mean = (states * reached[:, :, None]).sum(dim=1) / lengths.clamp(min=1)
-        last = states[torch.arange(units), (inputs.lengths - 1).clamp(min=0)]
-        logits: Tensor = self.head(torch.cat([last, mean, inputs.static], dim=1))
-        return logits[:, 0]
-
-
-class _Forecaster(nn.Module):
-    """Standardised numbers of the next step, from the state and the inputs of each step."""
-
-    def __init__(self, inputs: _Inputs) -> None:
-        super().__init__()
-        size = _inputs_a_step(inputs)
-        self.recurrent = nn.GRU(size, _HIDDEN, batch_first=True)
-        self.head = nn.Linear(_HIDDEN + size, inputs.numbers.shape[2])
-
-    def forward(self, inputs: _Inputs) -> Tensor:
-        by_step = inputs.by_step()[:, :-1]
-        states, _ = self.recurrent(by_step)
-        # A line through the last values is a good forecast; it need not pass the narrow state.
-        foretold: Tensor = self.head(torch.cat([states, by_step], dim=2))  # (units, steps - 1, numeric channels)
-        return foretold
-
-
-def _inputs_a_step(inputs: _Inputs) -> int:
-    return inputs.numbers.shape[2] + inputs.missing.shape[2] + sum(inputs.sizes)
-
-
-def _to_inputs(windows: _Windows, mean: np.ndarray, spread: np.ndarray, static: np.ndarray | None) -> _Inputs:
-    numbers = np.nan_to_num((windows.numbers - mean) / spread).clip(-_FAR, _FAR)
-    sizes = windows.sizes
-    codes = windows.values[:, :, list(sizes)]
-    codes = np.where(np.isnan(codes), list(sizes.values()), codes)
-    static = np.zeros((len(numbers), 0)) if static is None else static.clip(-_FAR, _FAR)
-    return _Inputs(
-        torch.from_numpy(numbers.astype(np.float32)),
-        torch.from_numpy(np.isnan(windows.values).astype(np.float32)),
-        torch.from_numpy(codes.astype(np.int64)),
-        tuple(sizes.values()),
-        torch.from_numpy(windows.lengths.astype(np.int64)),
-        torch.from_numpy(static.astype(np.float32)),
-    )
-
-
-def _standard(windows: _Windows) -> tuple[np.ndarray, np.ndarray]:
-    """(numeric channels,) mean and standard deviation to standardise by; 0 and 1 where there are none."""
-    spread = _spread(windows.numbers)
-    return np.nan_to_num(_mean(windows.numbers, (0, 1))[0, 0]), np.where(spread > 0, spread, 1.0)
-
-
-def _classify(
-    train: _Windows,
-    test: _Windows,
-    truth: np.ndarray,
-    static: tuple[np.ndarray, np.ndarray] | None,
-    seed: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores in [0, 1] of the units of both, by a recurrent network trained on the first."""
-    standard = _standard(train)
-    inputs = [
-        _to_inputs(windows, *standard, None if static is None else static[which])
-        for which, windows in enumerate((train, test))
-    ]
-    is_positive = torch.from_numpy(truth.astype(np.float32))
-    learnt = torch.from_numpy(np.random.default_rng(seed).permutation(len(truth))[:_CLASSIFIER_UNITS])
-    network = _build(lambda: _Classifier(inputs[0]), seed)
-
-    def loss(rows: Tensor) -> Tensor:
-        logits = network(inputs[0].take(learnt[rows]))
-        return functional.binary_cross_entropy_with_logits(logits, is_positive[learnt[rows]])
-
-    _train(network, len(learnt), loss, seed)
-    first, second = (torch.sigmoid(_apply(network, part).double()).numpy() for part in inputs)
-    return first, second
-
-
-def _foretell(train: _Windows, test: _Windows, seed: int) -> np.ndarray:
-    """(test units, steps - 1, numeric channels): numbers of steps 2 and on, by a network trained on `train`."""
-    mean, spread = _standard(train)
-    inputs = [_to_inputs(windows, mean, spread, None) for windows in (train, test)]
-    standardised = torch.from_numpy(((train.numbers - mean) / spread)[:, 1:].astype(np.float32))
-    is_target = ~torch.isnan(standardised)
-    targets = torch.nan_to_num(standardised)
-    network = _build(lambda: _Forecaster(inputs[0]), seed)
-
-    def loss(rows: Tensor) -> Tensor:
-        errors = (network(inputs[0].take(rows)) - targets[rows]).abs() * is_target[rows]
-        error: Tensor = errors.sum() / is_target[rows].sum().clamp(min=1)
-        return error
-
-    _train(network, len(train.lengths), loss, seed)
-    return np.asarray(_apply(network, inputs[1]).double().numpy() * spread + mean)
-
-
-def _build(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A network whose first weights follow from the seed; the global random state is put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return make()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The networks are too small for several threads, which would wait for one another and add up in another order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@_one_thread()
-def _train(network: nn.Module, units: int, loss: Callable[[Tensor], Tensor], seed: int) -> None:
-    """Train in place for a fixed number of passes over units 0 .. units - 1, the learning rate falling to 0."""
-    random = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
-    steps = _EPOCHS * math.ceil(units / _BATCH)
-    fall = torch.optim.lr_scheduler.LinearLR(optimiser, start_factor=1.0, end_factor=0.0, total_iters=steps)
-    for _ in range(_EPOCHS):
-        for rows in torch.split(torch.randperm(units, generator=random), _BATCH):
-            optimiser.zero_grad()
-            loss(rows).backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), _CLIP_NORM)
-            optimiser.step()
-            fall.step()
-
-
-@_one_thread()
-def _apply(network: nn.Module, inputs: _Inputs) -> Tensor:
-    """The network's answers for all units."""
-    starts = range(0, len(inputs.lengths), _CHUNK)
-    with torch.no_grad():
-        return torch.cat([network(inputs.take(slice(start, start + _CHUNK))) for start in starts])

@@ -17,13 +17,13 @@ from common.evaluation.sequences import (
     ChannelFidelity,
     Prediction,
     SequenceFidelity,
-    _read,
     _summarise,
     measure_prediction,
     measure_sequence_fidelity,
     measure_sequence_utility,
 )
 from common.evaluation.utility import Scores, measure_utility
+from common.evaluation.windows import read
 from common.study import Study, parse_study
 
 CLASSIFIERS = ("gradient_boosting_static", "gradient_boosting_on_summaries", "sequence_classifier")
@@ -497,7 +497,7 @@ def test_summaries_are_what_they_are_called() -> None:
         *(0.625, present.std(), 0.25, 1.0, 0.5, 0.75, slope, 0.5),  # the step from the first to the third is not one
         *(1, 1 / 4, 2 / 4, 1 / 4),  # changes, shares of the values
     ]
-    found = _summarise(_read(table, channels, "table"))
+    found = _summarise(read(table, channels, "table"))
     np.testing.assert_allclose(found[0], expected)
     np.testing.assert_array_equal(found[1], [0, nan, nan, *[nan] * 8, 0, nan, nan, nan])
 
