@@ -35,6 +35,8 @@ class SiteSettings(Section):
     state: Path
     max_epsilon: Annotated[Number, Field(gt=0)]
     max_delta: Annotated[Number, Field(gt=0, lt=1)]
+    # No release has less noise: standard deviation over what one unit can change. Whoever asks for less gets this.
+    least_noise: Annotated[Number, Field(ge=0)] = 0.0
 
 
 def load_site_settings(path: Path) -> SiteSettings:
@@ -68,6 +70,7 @@ class SitePolicy:
         epsilon = min(study.privacy.epsilon, settings.max_epsilon)
         delta = min(study.privacy.delta, settings.max_delta)
         self._squared_mu = mu_of(epsilon=epsilon, delta=delta) ** 2 * (1 - 1e-12)
+        self._most_spend = 1 / settings.least_noise**2 if settings.least_noise else np.inf
 
     @property
     def squared_mu(self) -> float:
@@ -93,7 +96,7 @@ class SitePolicy:
             raise PolicyError("request.study: not the study that this site approved")
 
     def spend_of(self, request: Request) -> float:
-        """Squared mu that the request may spend: the share of the site's budget that it asks for.
+        """Squared mu that the request may spend: the share of the budget that it asks for, down to the least noise.
 
         Raises:
             PolicyError: the share is not a number in (0, 1].
@@ -102,7 +105,7 @@ class SitePolicy:
         # NaN compares as false; a whole number may be too long to ask whether it is finite.
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise PolicyError("request.share: expected a number above 0, at most 1")
-        return float(share) * self._squared_mu
+        return min(float(share) * self._squared_mu, self._most_spend)
 
     def check_training(self, request: Request) -> None:
         """Bound the work that a training request may cause.

@@ -335,6 +335,19 @@ def test_a_site_narrows_the_budget_and_never_widens_it(
     assert facts["squared_mu"] == pytest.approx(mu_of(epsilon=epsilon, delta=delta) ** 2, rel=1e-9)
 
 
+@pytest.mark.parametrize(("share", "spend"), [(0.9, 1 / 64), (0.05, None)])
+def test_a_site_draws_no_less_noise_than_its_own_least(tmp_path: Path, share: float, spend: float | None) -> None:
+    home = make_home(tmp_path / "north", least_noise=8)
+    assert mu_of(epsilon=1, delta=1e-5) ** 2 * 0.9 > 1 / 64
+    reply = Reply.decode(home.open().handle(home.ask("one_way", options={"share": share}).encode()))
+    assert reply.refused is None
+    event = GaussianEvent.from_dict(reply.facts["event"])
+    wanted = spend or share * mu_of(epsilon=1, delta=1e-5) ** 2
+    # As much as a whole number of grid units of noise allows.
+    assert 0.999 * wanted < event.spend <= wanted
+    assert [charge.event for charge in read_charges(home.ledger)] == [event]
+
+
 def layouts(home: Home) -> dict[str, TableLayout]:
     """Of each measurement that counts."""
     study, sizes = home.study, sizes_of(home.bins)
@@ -708,7 +721,15 @@ def test_a_site_does_not_open_another_sites_ledger(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"max_epsilon": 0}, {"max_delta": 1}, {"site": "../north"}, {"approved": "abc"}, {"max_budget": 3}]
+    "change",
+    [
+        {"max_epsilon": 0},
+        {"max_delta": 1},
+        {"least_noise": -1},
+        {"site": "../north"},
+        {"approved": "abc"},
+        {"max_budget": 3},
+    ],
 )
 def test_a_site_file_out_of_form_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(StudyError, match=next(iter(change))):
