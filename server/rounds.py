@@ -232,10 +232,7 @@ class Coordinator:
                 known = ([], []) if self._is_local else (measured, embeddings)
                 learner.targets = targets_from(bins, shape, survey.groups, *known)
                 if number >= state.rounds_done:
-                    if stage == 0 or self._is_fitted(learner):
-                        # What has learned all that it could from fewer releases has learned some of their noise.
-                        learner.begin()
-                    state.losses = {}
+                    self._begin_stage(learner, stage)
                 self._train_critic(roster, bins, learner, stage)
             if number >= state.rounds_done:
                 self._train_round(roster, bins, learner, number)
@@ -243,6 +240,15 @@ class Coordinator:
         trained = Trained(state, bins, learner.targets, learner.averaged if refined else learner.generator)
         state.monitor = self._validate(roster, bins, trained.targets, trained.generator, stages)
         return trained
+
+    def _begin_stage(self, learner: "_Learner", stage: int) -> None:
+        """Take up new releases; what had learned all that it could from fewer had learned some of their noise."""
+        state = self._state
+        if stage == 0 or self._is_fitted(learner):
+            learner.begin()
+            # What a run that is resumed within the stage finds.
+            state.generator, state.averaged = parameters_of(learner.generator), parameters_of(learner.averaged)
+        state.losses = {}
 
     @property
     def _is_local(self) -> bool:
@@ -409,8 +415,9 @@ class Coordinator:
 
         Where discriminators stay at the sites, nothing here says so.
         """
-        losses = [loss for name, loss in self._state.losses.items() if name != MARGINALS]
-        return bool(losses) and max(losses) <= 1 and learner.adversary is None and not self._is_local
+        losses = self._state.losses
+        is_told = any(name != MARGINALS for name in losses) and not self._is_local
+        return is_told and max(losses.values()) <= 1 and learner.adversary is None
 
     def _train_at_sites(
         self, roster: Roster, trainers: list[str], learner: "_Learner", bins: Bins, number: int

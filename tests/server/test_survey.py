@@ -80,9 +80,9 @@ def test_the_worst_fitted_table_is_the_one_that_is_wrong() -> None:
     random = np.random.default_rng(0)
     part = next(part for part in survey.parts if part.name == "pairs")
     labels = torch.arange(shape.classes).repeat_interleave(256)
-    latent = torch.randn(len(labels), shape.latent, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(len(labels), shape.noise, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = expectations(generator(latent, labels), shape.classes, Joins(builder.build(np.ones(2)).groups, CPU))
+        expected = expectations(generator(noise, labels), shape.classes, Joins(builder.build(np.ones(2)).groups, CPU))
     for number, query in zip(part.numbers, part.queries, strict=True):
         cells = index.table(query)
         truth = expected[Family.PAIR].numpy()[:, *cells] * 1000.0
@@ -108,9 +108,9 @@ def test_the_frechet_distance_is_zero_at_the_released_moments_and_grows_away_fro
     empty = builder.build(np.full(2, 500.0))
     assert frechet_distance(empty, own, grids, survey.groups, seed=0, device=CPU) is None
     labels = torch.arange(2).repeat_interleave(2048)
-    latent = torch.randn(len(labels), shape.latent, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(len(labels), shape.noise, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = expectations(own(latent, labels), 2, Joins(empty.groups, CPU))
+        expected = expectations(own(noise, labels), 2, Joins(empty.groups, CPU))
     for axis in range(len(shape.sizes)):
         name, place = index.marginal(axis)
         builder.add_marginal(axis, expected[name].numpy()[:, place] * 500.0, np.ones(len(place)))

@@ -143,10 +143,10 @@ def sorted_json(data: dict[str, Any]) -> str:
     return json.dumps(data, sort_keys=True)
 
 
-def invoke(folder: Path, *options: str) -> Result:
+def invoke(folder: Path, *options: str, study: str = STUDY) -> Result:
     """A run over the tiny table, the result into `folder`."""
     inputs = folder.parent
-    (inputs / "study.yaml").write_text(STUDY, encoding="utf-8")
+    (inputs / "study.yaml").write_text(study, encoding="utf-8")
     people().to_csv(inputs / "table.csv", index=False)
     asked = ["--study", str(inputs / "study.yaml"), "--data", str(inputs / "table.csv"), "--out", str(folder)]
     return CliRunner().invoke(app, [*asked, "--threads", "1", "--json", *options])
@@ -539,7 +539,15 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def interrupt(folder: Path, step: str, number: int, *, is_written: bool, options: tuple[str, ...] = TEST_MODE) -> None:
+def interrupt(
+    folder: Path,
+    step: str,
+    number: int,
+    *,
+    is_written: bool,
+    options: tuple[str, ...] = TEST_MODE,
+    study: str = STUDY,
+) -> None:
     """A run that stops at a step: after its checkpoint is on disk, or just before."""
     record = Coordinator._record
 
@@ -552,7 +560,7 @@ def interrupt(folder: Path, step: str, number: int, *, is_written: bool, options
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Coordinator, "_record", stop)
-        result = invoke(folder, *options)
+        result = invoke(folder, *options, study=study)
     assert result.exit_code != 0
     assert not (folder / "synthetic.csv").exists()
 
@@ -621,3 +629,129 @@ def test_the_folder_of_a_run_is_not_taken_for_another(tmp_path: Path) -> None:
     assert result.exit_code == 51
     assert "belongs to another" in result.stderr
     assert {path: path.read_bytes() for path in (tmp_path / "run" / "ledger").glob("*")} == ledgers
+
+
+# Rounds in which nobody trains
+
+ROUGH = STUDY.replace("{semantic: 0.5, neural: 0.5}", "{semantic: 0, neural: 0}").replace("count: 4", "count: 8")
+"""Of tables alone, and more rounds than so little budget needs."""
+LITTLE = ("--sites", "3", "--seed", "4", "--test-noise-seed", "4", "--epsilon", "0.1")
+BEGINS = (1, 3)
+"""First round of each stage."""
+RESTED = (2, 4, 5, 6, 7, 8)
+
+
+@pytest.fixture(scope="module")
+def rested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose releases are fitted after the first round of each stage."""
+    folder = tmp_path_factory.mktemp("rested") / "run"
+    result = invoke(folder, *LITTLE, study=ROUGH)
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+def rounds_of(folder: Path) -> dict[int, dict[str, Any]]:
+    """The lines of a run's rounds, by their numbers."""
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {line["round"]: line for line in lines if line["step"] == "round"}
+
+
+def generators_of(folder: Path) -> dict[int, dict[str, bytes]]:
+    """Parameters of a run's generator and of its average after each round, from the checkpoints."""
+    found = {}
+    lines = (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if json.loads(line)["step"] == "round":
+            arrays = load_file(folder / "checkpoints" / f"step-{number:05d}.safetensors")
+            parts = ("generator.", "averaged.")
+            found[json.loads(line)["round"]] = {
+                name: array.tobytes() for name, array in arrays.items() if name.startswith(parts)
+            }
+    return found
+
+
+def test_nobody_trains_once_the_releases_are_fitted_and_all_do_again_after_a_measurement(rested: Path) -> None:
+    rounds = rounds_of(rested)
+    assert tuple(number for number, line in rounds.items() if not line["trainers"]) == RESTED
+    for number, line in rounds.items():
+        assert number in (*BEGINS, *RESTED)
+        assert len(line["trainers"]) == (0 if number in RESTED else 2)
+        # The round before says so.
+        assert number in BEGINS or max(rounds[number - 1]["losses"].values()) <= 1
+
+
+def test_a_round_without_trainers_moves_nothing(rested: Path) -> None:
+    rounds, generators = rounds_of(rested), generators_of(rested)
+    assert {name.split(".")[0] for name in generators[1]} == {"generator", "averaged"}
+    for number in range(2, 9):
+        same = [generators[number][name] == before for name, before in generators[number - 1].items()]
+        assert all(same) if number in RESTED else not any(same), number
+        if number in RESTED:
+            assert rounds[number]["losses"] == rounds[number - 1]["losses"]
+            assert rounds[number]["loss"] == rounds[number - 1]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("seed", "semantic", "more", "less"), [(9, 0.5, "semantic", "statistical"), (3, 0, "marginals", "statistical")]
+)
+def test_rounds_train_while_a_critic_says_more_than_noise_would(
+    tmp_path: Path, seed: int, semantic: float, more: str, less: str
+) -> None:
+    study = ROUGH.replace("{semantic: 0, neural: 0}", f"{{semantic: {semantic}, neural: 0}}")
+    options = ("--sites", "3", "--seed", "4", "--test-noise-seed", str(seed), "--epsilon", "0.1")
+    assert invoke(tmp_path / "run", *options, study=study).exit_code == 0
+    rounds = rounds_of(tmp_path / "run")
+    assert len(rounds[2]["trainers"]) == 2
+    # One is enough.
+    assert rounds[1]["losses"][less] <= 1 < rounds[1]["losses"][more]
+
+
+def test_a_stage_that_began_anew_is_resumed_after_a_step_of_its_critic(tmp_path: Path) -> None:
+    study = ROUGH.replace("{semantic: 0, neural: 0}", "{semantic: 0, neural: 0.5}").replace("count: 8", "count: 4")
+    for name in ("whole", "resumed"):
+        (tmp_path / name).mkdir()
+    whole = tmp_path / "whole" / "run"
+    assert invoke(whole, *LITTLE, study=study).exit_code == 0
+    assert max(rounds_of(whole)[1]["losses"].values()) <= 1
+    steps = [json.loads(line)["step"] for line in (whole / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    fitted, begun = (
+        load_file(whole / "checkpoints" / f"step-{number:05d}.safetensors")
+        for number in (steps.index("round") + 1, steps.index("critic-2-1") + 1)
+    )
+    assert all((fitted[name] != begun[name]).any() for name in fitted if name.startswith("generator.heads."))
+    interrupt(tmp_path / "resumed" / "run", "critic-2-1", 0, is_written=True, options=LITTLE, study=study)
+    assert resume(tmp_path / "resumed" / "run").exit_code == 0
+    for name in ("rounds.jsonl", "generator/generator.safetensors", "synthetic.csv"):
+        assert (tmp_path / "whole/run" / name).read_bytes() == (tmp_path / "resumed/run" / name).read_bytes(), name
+
+
+def test_every_round_tells_what_each_measured_critic_says(runs: Callable[[int], Finished], rested: Path) -> None:
+    for folder, names in (
+        (runs(2).folder, {"marginals", "statistical", "semantic"}),
+        (rested, {"marginals", "statistical"}),
+    ):
+        for line in rounds_of(folder).values():
+            assert set(line["losses"]) == names
+            assert np.isfinite(list(line["losses"].values())).all()
+            # All together is a mean of them.
+            assert min(line["losses"].values()) - 1e-6 <= line["loss"] <= max(line["losses"].values()) + 1e-6
+
+
+@pytest.mark.parametrize("is_written", [True, False], ids=["after its checkpoint", "before its checkpoint"])
+@pytest.mark.parametrize(("step", "number"), [("round", 1), ("round", 2), ("noise", 2), ("pairs-2", 0), ("round", 5)])
+def test_a_run_resumed_between_rounds_without_trainers_ends_as_one_that_was_not_interrupted(
+    tmp_path: Path, rested: Path, step: str, number: int, *, is_written: bool
+) -> None:
+    interrupt(tmp_path / "run", step, number, is_written=is_written, options=LITTLE, study=ROUGH)
+    result = resume(tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    for name in ("synthetic.csv", "generator/generator.safetensors", "certificate.json", "rounds.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (rested / name).read_bytes(), name
+
+
+def test_where_discriminators_stay_at_the_sites_every_round_trains(tmp_path: Path) -> None:
+    local = ROUGH.replace("{semantic: 0, neural: 0}", "{semantic: 0, neural: 0, scope: local}")
+    assert invoke(tmp_path / "run", *LITTLE, study=local).exit_code == 0
+    for line in rounds_of(tmp_path / "run").values():
+        assert len(line["trainers"]) == 2
+        assert set(line["losses"]) == {"marginals"}

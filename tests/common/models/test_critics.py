@@ -1,6 +1,7 @@
 """The measured critics: the distance that they estimate, without bias, and of measured tables alone."""
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import cast
@@ -13,6 +14,7 @@ from torch import Tensor
 from common.data.queries import Family
 from common.models.critics import (
     EMBEDDING,
+    MARGINALS,
     MEASURED,
     Adversary,
     Cluster,
@@ -79,8 +81,9 @@ def targets_at(
     )
 
 
-def statistical(targets: Targets) -> MeasuredCritic:
-    return MeasuredCritic(targets, MEASURED["statistical"], CPU)
+def critic_of(targets: Targets) -> MeasuredCritic:
+    """Of all tables of records."""
+    return MeasuredCritic(targets, ("one_way", Family.PAIR), CPU)
 
 
 def tensor(shares: np.ndarray) -> Tensor:
@@ -150,13 +153,13 @@ def test_the_loss_is_that_of_a_loop_over_cells(rows: int) -> None:
     targets = targets_at(TRUTH, COUNTS, noise_seed=4)
     targets.tables["pair"].precision[:3] *= 0.5
     batch = OTHER[:, np.arange(rows) % STATES]
-    found = statistical(targets).loss(seen(tensor(batch)))
+    found = critic_of(targets).loss(seen(tensor(batch)))
     assert found.item() == pytest.approx(loss_slowly(batch, targets), rel=1e-4)
 
 
 def test_with_exact_tables_in_both_halves_the_loss_is_the_distance() -> None:
     targets = targets_at(TRUTH, COUNTS, noise_seed=4)
-    critic = statistical(targets)
+    critic = critic_of(targets)
     for shares in (TRUTH, OTHER):
         assert critic.loss(seen(twice(shares))).item() == pytest.approx(distance_slowly(shares, targets), rel=1e-4)
 
@@ -165,7 +168,7 @@ def test_with_exact_tables_in_both_halves_the_loss_is_the_distance() -> None:
 @pytest.mark.parametrize("shares", [TRUTH, OTHER])
 def test_the_mean_loss_over_many_batches_is_the_distance_of_the_exact_tables(shares: np.ndarray) -> None:
     targets = targets_at(TRUTH, COUNTS, noise_seed=4)
-    critic = statistical(targets)
+    critic = critic_of(targets)
     random = np.random.default_rng(0)
     losses, plain = [], []
     for _ in range(4000):
@@ -181,7 +184,7 @@ def test_the_mean_loss_over_many_batches_is_the_distance_of_the_exact_tables(sha
 
 
 def test_the_loss_is_lowest_at_the_truth() -> None:
-    critic = statistical(targets_at(TRUTH, COUNTS))
+    critic = critic_of(targets_at(TRUTH, COUNTS))
     assert critic.loss(seen(twice(TRUTH))).item() == pytest.approx(0, abs=1e-6)
     random = np.random.default_rng(0)
     for amount in (0.01, 0.1, 1.0):
@@ -191,7 +194,7 @@ def test_the_loss_is_lowest_at_the_truth() -> None:
 
 
 def test_the_gradient_vanishes_at_the_truth_and_leads_back_to_it_elsewhere() -> None:
-    critic = statistical(targets_at(TRUTH, COUNTS))
+    critic = critic_of(targets_at(TRUTH, COUNTS))
     at_truth = twice(TRUTH).requires_grad_()
     critic.loss(seen(at_truth)).backward()
     assert at_truth.grad is not None
@@ -205,7 +208,7 @@ def test_the_gradient_vanishes_at_the_truth_and_leads_back_to_it_elsewhere() -> 
 
 @pytest.mark.statistical
 def test_at_the_truth_the_loss_is_one_noise_variance_a_cell() -> None:
-    critics = [statistical(targets_at(TRUTH, COUNTS, noise_seed=seed)) for seed in range(200)]
+    critics = [critic_of(targets_at(TRUTH, COUNTS, noise_seed=seed)) for seed in range(200)]
     losses = [critic.loss(seen(twice(TRUTH))).item() for critic in critics]
     # Each is a mean of 105 squared normals, standard deviation sqrt(2 / 105): 0.010 over 200. Six of them.
     assert np.mean(losses) == pytest.approx(1, abs=0.06)
@@ -214,36 +217,36 @@ def test_at_the_truth_the_loss_is_one_noise_variance_a_cell() -> None:
 def test_blocks_that_were_not_measured_do_not_count() -> None:
     targets = targets_at(TRUTH, COUNTS, noise_seed=4)
     pairs = targets.tables["pair"]
-    loss = statistical(targets).loss(seen(twice(OTHER))).item()
+    loss = critic_of(targets).loss(seen(twice(OTHER))).item()
     unmeasured = pairs.precision == 0
     assert unmeasured[np.tril_indices(BINS)].all()
     pairs.values[:, unmeasured] = 1e4
-    assert statistical(targets).loss(seen(twice(OTHER))).item() == loss
+    assert critic_of(targets).loss(seen(twice(OTHER))).item() == loss
     # One block less: the mean is over the cells that are left.
     pairs.precision[STARTS[0] : STARTS[1], STARTS[1] : STARTS[2]] = 0
     expected = distance_slowly(OTHER, targets)
-    assert statistical(targets).loss(seen(twice(OTHER))).item() == pytest.approx(expected, rel=1e-4)
+    assert critic_of(targets).loss(seen(twice(OTHER))).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_table_without_pairs_is_compared_by_its_columns() -> None:
     targets = targets_at(TRUTH, COUNTS)
     targets.tables["pair"].precision[:] = 0
-    critic = statistical(targets)
+    critic = critic_of(targets)
     expected = np.mean((tables_of(OTHER)[0] - tables_of(TRUTH)[0]) ** 2 * np.square(COUNTS)[:, None] / 25)
     assert critic.loss(seen(twice(OTHER))).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_class_that_noise_made_negative_counts_as_one_unit() -> None:
     one = targets_at(TRUTH, [1.0, 100.0, 10.0])
-    critic = statistical(Targets(one.tables, np.array([-50.0, 100.0, 10.0]), FINE))
+    critic = critic_of(Targets(one.tables, np.array([-50.0, 100.0, 10.0]), FINE))
     assert critic.loss(seen(twice(TRUTH))).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_the_cells_of_a_critic_are_those_that_were_measured_in_every_class() -> None:
     targets = targets_at(TRUTH, COUNTS)
-    assert statistical(targets).cells == CLASSES * (BINS + 3 * 2 + 3 * 4 + 2 * 4)
+    assert critic_of(targets).cells == CLASSES * (BINS + 3 * 2 + 3 * 4 + 2 * 4)
     targets.tables["one_way"].precision[0] = 0
-    assert statistical(targets).cells == CLASSES * (BINS - 1 + 3 * 2 + 3 * 4 + 2 * 4)
+    assert critic_of(targets).cells == CLASSES * (BINS - 1 + 3 * 2 + 3 * 4 + 2 * 4)
 
 
 # --- expected tables
@@ -280,11 +283,11 @@ def test_pairs_of_groups_are_compared_with_targets_over_groups() -> None:
     expected = expectations(outcome_of(tensor(batch)), 2 * CLASSES, Joins(grouped.groups, CPU))
     total, cells = product_slowly(grouped, expected, ["one_way", "pair"])
     assert cells == CLASSES * (BINS + 2 * 1 + 2 * 3 + 1 * 3)
-    assert statistical(grouped).loss(expected).item() == pytest.approx(total / cells, rel=1e-4)
+    assert critic_of(grouped).loss(expected).item() == pytest.approx(total / cells, rel=1e-4)
 
 
 SEQUENCE = SequenceShape(
-    kind="chains",
+    kind="paths",
     steps=4,
     blocks=((0, 2), (2, 4)),
     sizes=(3, 2),
@@ -332,9 +335,10 @@ def test_each_table_of_a_study_is_compared_by_one_critic_and_each_is_there() -> 
     names = [name for tables in MEASURED.values() for name in tables]
     assert len(names) == len(set(names))
     assert set(names) == set(table_shapes(SHAPE, GROUPED)) | {EMBEDDING}
+    assert set(MEASURED[MARGINALS]) == {"one_way", "average"}
     # Without windows the temporal critic has nothing to compare.
     without = set(table_shapes(GeneratorShape(SIZES, CLASSES, 2, 8, 1), FINE))
-    assert without == set(MEASURED["statistical"])
+    assert without == {"one_way", *MEASURED["statistical"]}
 
 
 class Means:
@@ -364,8 +368,16 @@ class Case:
     def cluster(self, adversary: Adversary | None = None) -> Cluster:
         return make_cluster(self.targets, self.means, adversary, CPU)
 
-    def loss(self, cluster: Cluster, seed: int = 0) -> tuple[Tensor, Tensor]:
-        return cluster.loss(self.outcome, LABELS, CLASSES, torch.Generator().manual_seed(seed))
+    def loss(self, cluster: Cluster, *, silent: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        return cluster.loss(self.outcome, LABELS, CLASSES, torch.Generator().manual_seed(0), silent=silent)
+
+    def watched(self) -> dict[str, Tensor]:
+        """What critics compare, by their names; gradients are kept of it from now on."""
+        windows, means = cast("Windows", self.outcome.courses), cast("Means", self.means)
+        given = {**windows.tables, EMBEDDING: means.means, "records": self.outcome.records}
+        for table in given.values():
+            table.requires_grad_()
+        return given
 
 
 def case(seed: int) -> Case:
@@ -418,20 +430,23 @@ def test_fused_critics_are_the_mean_over_the_cells_of_all_releases() -> None:
     one = case(2)
     total, cells = product_slowly(one.targets, one.expected, list(one.targets.tables))
     fused, measured = one.loss(one.cluster())
-    assert fused.item() == measured.item() == pytest.approx(total / cells, rel=1e-4)
-    # Each weighs by its cells, so that they are not the mean of three means.
-    parts = [MeasuredCritic(one.targets, tables, CPU) for tables in MEASURED.values()]
-    assert len({part.cells for part in parts}) == 3
-    plain = np.mean([part.loss(one.expected).item() for part in parts])
+    assert fused.item() == pytest.approx(total / cells, rel=1e-4)
+    parts = {name: MeasuredCritic(one.targets, tables, CPU) for name, tables in MEASURED.items()}
+    alone = {name: part.loss(one.expected).item() for name, part in parts.items()}
+    assert {name: loss.item() for name, loss in measured.items()} == pytest.approx(alone)
+    # Each weighs by its cells, so that they are not the mean of four means.
+    assert len({part.cells for part in parts.values()}) == 4
+    plain = np.mean(list(alone.values()))
     assert abs(fused.item() - plain) > 0.01 * abs(plain)
 
 
-def test_without_windows_and_embedding_the_cluster_is_the_statistical_critic() -> None:
+def test_without_windows_and_embedding_the_cluster_compares_the_tables_of_records() -> None:
     targets = targets_at(TRUTH, COUNTS, noise_seed=4)
     batch = tensor(OTHER[:, np.arange(ROWS) % STATES])
     cluster = make_cluster(targets, None, None, CPU)
     fused, measured = cluster.loss(outcome_of(batch), LABELS, CLASSES, torch.Generator())
-    assert fused.item() == measured.item() == pytest.approx(statistical(targets).loss(seen(batch)).item())
+    assert fused.item() == pytest.approx(critic_of(targets).loss(seen(batch)).item())
+    assert set(measured) == {MARGINALS, "statistical"}
 
 
 def test_means_are_not_asked_where_no_embedding_was_released() -> None:
@@ -446,22 +461,21 @@ def test_means_are_not_asked_where_no_embedding_was_released() -> None:
     assert one.loss(one.cluster())[0].item() == pytest.approx(total / cells, rel=1e-4)
 
 
-@pytest.mark.parametrize("silent", ["temporal", "semantic", "statistical"])
-def test_a_critic_without_a_measured_cell_has_no_part_in_the_loss(silent: str) -> None:
+@pytest.mark.parametrize("without", list(MEASURED))
+def test_a_critic_without_a_measured_cell_has_no_part_in_the_loss(without: str) -> None:
     one = case(4)
-    for name in MEASURED[silent]:
+    for name in MEASURED[without]:
         one.targets.tables[str(name)].precision[:] = 0
-    names = [str(name) for critic, tables in MEASURED.items() if critic != silent for name in tables]
+    names = [str(name) for critic, tables in MEASURED.items() if critic != without for name in tables]
     total, cells = product_slowly(one.targets, one.expected, names)
-    assert one.loss(one.cluster())[0].item() == pytest.approx(total / cells, rel=1e-4)
+    fused, measured = one.loss(one.cluster())
+    assert fused.item() == pytest.approx(total / cells, rel=1e-4)
+    assert set(measured) == set(MEASURED) - {without}
 
 
 def test_the_gradient_of_the_fused_loss_reaches_every_measured_table() -> None:
     one = case(5)
-    windows, means = cast("Windows", one.outcome.courses), cast("Means", one.means)
-    given = {**windows.tables, EMBEDDING: means.means, "records": one.outcome.records}
-    for table in given.values():
-        table.requires_grad_()
+    given = one.watched()
     one.loss(one.cluster())[0].backward()
     assert given["records"].grad is not None
     assert (given.pop("records").grad != 0).any(dim=0).all()
@@ -470,6 +484,77 @@ def test_the_gradient_of_the_fused_loss_reaches_every_measured_table() -> None:
         measured = torch.as_tensor(one.targets.tables[name].precision > 0)
         assert (table.grad[:, measured] != 0).all(), name
         assert (table.grad[:, ~measured] == 0).all(), name
+
+
+# --- critics that are not listened to
+
+SILENT = [{"statistical"}, {"temporal", "semantic"}, set(MEASURED) - {MARGINALS}]
+
+
+@pytest.mark.parametrize("silent", SILENT, ids=sorted)
+def test_critics_that_are_not_listened_to_still_say_what_they_say(silent: set[str]) -> None:
+    one = case(6)
+    _, loud = one.loss(one.cluster())
+    _, measured = one.loss(one.cluster(), silent=silent)
+    assert set(measured) == set(MEASURED)
+    assert {name: loss.item() for name, loss in measured.items()} == {name: loss.item() for name, loss in loud.items()}
+
+
+@pytest.mark.parametrize("silent", SILENT, ids=sorted)
+def test_the_others_keep_their_part_of_all_cells(silent: set[str]) -> None:
+    one = case(6)
+    names = [str(name) for critic, tables in MEASURED.items() if critic not in silent for name in tables]
+    total, heard = product_slowly(one.targets, one.expected, names)
+    _, cells = product_slowly(one.targets, one.expected, list(one.targets.tables))
+    assert heard < cells
+    fused, _ = one.loss(one.cluster(), silent=silent)
+    assert fused.item() == pytest.approx(total / cells, rel=1e-4)
+
+
+@pytest.mark.parametrize("silent", SILENT, ids=sorted)
+def test_the_gradient_is_that_of_the_others_alone(silent: set[str]) -> None:
+    found, alone = case(7), case(7)
+    cluster = found.cluster()
+    given = found.watched()
+    found.loss(cluster, silent=silent)[0].backward()
+    wanted = alone.watched()
+    others = {name: MeasuredCritic(alone.targets, MEASURED[name], CPU) for name in MEASURED if name not in silent}
+    cells = sum(MeasuredCritic(alone.targets, tables, CPU).cells for tables in MEASURED.values())
+    expected = {**expectations(alone.outcome, 2 * CLASSES, Joins(GROUPED, CPU)), EMBEDDING: wanted[EMBEDDING]}
+    torch.stack([critic.loss(expected) * critic.cells / cells for critic in others.values()]).sum().backward()
+    compared = {str(name) for critic in silent for name in MEASURED[critic]}
+    for name, table in given.items():
+        if name in compared:
+            assert table.grad is None or not table.grad.any(), name
+        other = wanted[name].grad
+        if other is not None and other.any():
+            assert table.grad is not None, name
+            torch.testing.assert_close(table.grad, other, msg=name)
+        else:
+            assert table.grad is None or not table.grad.any(), name
+    assert any(table.grad is not None and table.grad.any() for table in given.values())
+
+
+def test_where_no_critic_is_listened_to_there_is_nothing_to_follow() -> None:
+    one = case(8)
+    one.watched()
+    fused, measured = one.loss(one.cluster(), silent=set(MEASURED))
+    assert fused.item() == 0
+    assert not fused.requires_grad
+    assert set(measured) == set(MEASURED)
+
+
+def test_what_is_fused_is_what_was_measured_each_by_its_part_of_all_cells() -> None:
+    one = case(9)
+    cluster = one.cluster()
+    measured = cluster.measure(one.outcome, CLASSES)
+    fused, said = one.loss(cluster)
+    assert {name: loss.item() for name, loss in said.items()} == {name: loss.item() for name, loss in measured.items()}
+    assert cluster.fuse(measured).item() == fused.item()
+    cells = {name: MeasuredCritic(one.targets, tables, CPU).cells for name, tables in MEASURED.items()}
+    for name, loss in measured.items():
+        part = cluster.fuse({name: loss})
+        assert part.item() == pytest.approx(loss.item() * cells[name] / sum(cells.values()))
 
 
 # --- the neural critic as an adversary
@@ -488,7 +573,7 @@ def records_only(seed: int) -> tuple[Outcome, Targets]:
 
 def test_a_head_weighs_as_its_gate_says_beside_the_measured_critics() -> None:
     outcome, targets = records_only(6)
-    plain, _ = make_cluster(targets, None, None, CPU).loss(outcome, LABELS, CLASSES, torch.Generator())
+    plain, said = make_cluster(targets, None, None, CPU).loss(outcome, LABELS, CLASSES, torch.Generator())
     found = adversary(1.0)
     rows, steps = relaxed(outcome, torch.Generator().manual_seed(3))
     assert steps is None
@@ -498,7 +583,9 @@ def test_a_head_weighs_as_its_gate_says_beside_the_measured_critics() -> None:
         cluster = make_cluster(targets, None, Adversary(found.critic, (weight,)), CPU)
         fused, measured = cluster.loss(outcome, LABELS, CLASSES, torch.Generator().manual_seed(3))
         # What is reported is the measured part: another seed or critic does not change it.
-        assert measured.item() == plain.item()
+        assert {name: loss.item() for name, loss in measured.items()} == {
+            name: one.item() for name, one in said.items()
+        }
         assert fused.item() == pytest.approx(plain.item() + weight * scored.item())
 
 
@@ -510,9 +597,14 @@ def test_two_heads_have_a_weight_each() -> None:
 
     outcome, targets = records_only(7)
     both = Adversary(cast("NeuralCritic", TwoHeads()), (0.25, 4.0))
-    fused, measured = make_cluster(targets, None, both, CPU).loss(outcome, LABELS, CLASSES, torch.Generator())
+    cluster = make_cluster(targets, None, both, CPU)
+    assert cluster.adversary is both
+    fused, measured = cluster.loss(outcome, LABELS, CLASSES, torch.Generator())
     expected = 0.25 * (np.sqrt(5) - 2) / 2 + 4 * (np.sqrt(2) + 1) / 2
-    assert (fused - measured).item() == pytest.approx(expected, rel=1e-4)
+    assert (fused - cluster.fuse(measured)).item() == pytest.approx(expected, rel=1e-4)
+    # It is heard where no other is.
+    fused, _ = cluster.loss(outcome, LABELS, CLASSES, torch.Generator(), silent=set(measured))
+    assert fused.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_heads_without_weight_are_not_asked() -> None:
@@ -524,8 +616,9 @@ def test_heads_without_weight_are_not_asked() -> None:
     random = torch.Generator().manual_seed(5)
     before = random.get_state()
     cluster = make_cluster(targets, None, Adversary(cast("NeuralCritic", Deaf()), (0.0, 0.0)), CPU)
+    assert cluster.adversary is None
     fused, measured = cluster.loss(outcome, LABELS, CLASSES, random)
-    assert fused is measured
+    assert fused.item() == cluster.fuse(measured).item()
     assert torch.equal(random.get_state(), before)
 
 

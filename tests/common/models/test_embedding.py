@@ -14,8 +14,8 @@ from common.models.sequences import SequenceShape
 CPU = torch.device("cpu")
 SIZES = (2, 3, 2)
 PLAIN = GeneratorShape(SIZES, classes=2, latent=3, width=8, blocks=1)
-CHAINS = SequenceShape("chains", 3, ((0, 1), (1, 3)), (3, 2), (True, False), (True, False), states=2)
-WINDOWED = GeneratorShape(SIZES, classes=2, latent=3, width=8, blocks=1, sequence=CHAINS)
+PATHS = SequenceShape("paths", 3, ((0, 1), (1, 3)), (3, 2), (True, False), (True, False), states=2)
+WINDOWED = GeneratorShape(SIZES, classes=2, latent=3, width=8, blocks=1, sequence=PATHS)
 STATES = SequenceShape("states", 3, ((0, 1), (1, 3)), (3, 2), (True, False), (True, False), states=2)
 VARYING = GeneratorShape(
     (*SIZES, 4), classes=2, latent=3, width=8, blocks=1, sequence=STATES, length_column=3, fewest=0
@@ -70,8 +70,8 @@ def test_the_mean_of_a_generator_with_windows_is_that_of_many_draws(shape: Gener
     assert windows is not None
     coded = Coded(np.zeros(rows, dtype=np.int64), records, windows, (windows[:, :, 0] >= 0).sum(axis=1))
     drawn = embed(coded, features, shape)[:, : features.cells] / SCALE
-    latent = torch.randn(rows, 3, generator=torch.Generator().manual_seed(1))
-    found = EmbeddingMeans(features, shape, CPU).expected(generator(latent, torch.zeros(rows, dtype=torch.int64)), 1)
+    noise = torch.randn(rows, shape.noise, generator=torch.Generator().manual_seed(1))
+    found = EmbeddingMeans(features, shape, CPU).expected(generator(noise, torch.zeros(rows, dtype=torch.int64)), 1)
     # Five standard errors of 256 numbers on both sides: a false alarm in seven thousand seeds, and the seed is fixed.
     room = 5 * 2**0.5 * drawn.std(axis=0) / rows**0.5 + 1e-5
     assert (np.abs(found.detach().numpy()[0] - drawn.mean(axis=0)) < room).all()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.models.generator import Generator, GeneratorShape, Outcome, draw_bins, initialise
+from common.models.paths import PathHead
 from common.models.sequences import Courses, SequenceShape
 
 CPU = torch.device("cpu")
@@ -30,9 +31,9 @@ def strong(seed: int = 0, shape: GeneratorShape = SHAPE) -> Generator:
 
 
 def outcome_of(generator: Generator, rows: int, label: int, *, seed: int = 0) -> Outcome:
-    latent = torch.randn(rows, generator.shape.latent, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(rows, generator.shape.noise, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        return generator(latent, torch.full((rows,), label))
+        return generator(noise, torch.full((rows,), label))
 
 
 def shares_of(generator: Generator, rows: int, label: int, *, seed: int = 0) -> Tensor:
@@ -152,8 +153,8 @@ def test_a_seed_fixes_weights_and_rows_and_another_gives_others() -> None:
 
 ATTENTIVE = replace(SHAPE, body="attention", width=32)
 # Windows of 5 steps: a numeric channel of 3 values and missing, categories of 2 and missing, and 2 never missing.
-CHAINS = SequenceShape(
-    kind="chains",
+PATHS = SequenceShape(
+    kind="paths",
     steps=5,
     blocks=((0, 2), (2, 5)),
     sizes=(4, 3, 2),
@@ -161,17 +162,17 @@ CHAINS = SequenceShape(
     ordered=(True, False, False),
     states=3,
 )
-STATES = replace(CHAINS, kind="states")
+STATES = replace(PATHS, kind="states")
 # The last column says how many steps there are: 2 to 5.
 LASTING = replace(SHAPE, sizes=(*SIZES, 4), sequence=STATES, length_column=3, fewest=2)
 SHAPES = {
     "plain": SHAPE,
     "attention": ATTENTIVE,
-    "chains": replace(SHAPE, sequence=CHAINS),
+    "paths": replace(SHAPE, sequence=PATHS),
     "states": replace(SHAPE, sequence=STATES),
     "lasting": LASTING,
     "lasting, perhaps empty": replace(LASTING, sizes=(4, *SIZES, 6), length_column=4, fewest=0, body="attention"),
-    "lasting, the first column": replace(LASTING, sizes=(3, 2), length_column=0, fewest=3, sequence=CHAINS),
+    "lasting, the first column": replace(LASTING, sizes=(3, 2), length_column=0, fewest=3, sequence=PATHS),
 }
 WINDOWED = [name for name, shape in SHAPES.items() if shape.sequence]
 
@@ -221,6 +222,36 @@ def test_attention_is_between_the_tokens_of_a_row_and_never_between_rows() -> No
 
 
 # --- windows
+
+
+def test_a_row_needs_noise_for_its_latent_and_where_there_is_a_path_for_that() -> None:
+    assert SHAPE.noise == SHAPES["states"].noise == LASTING.noise == SHAPE.latent
+    paths = SHAPES["paths"]
+    # Any more steps or channels need as much more.
+    assert paths.sequence is not None
+    more = [replace(paths.sequence, steps=10), replace(paths.sequence, sizes=(4, 3, 2) * 2, missing=(True,) * 6)]
+    own = paths.noise - paths.latent
+    assert own > 0
+    assert [replace(paths, sequence=one).noise - paths.latent for one in more] == [2 * own, 2 * own]
+    with pytest.raises(RuntimeError):
+        strong(shape=paths)(torch.zeros(2, paths.noise + 1), torch.zeros(2, dtype=torch.int64))
+
+
+def test_records_come_from_the_latent_alone_and_windows_from_all_of_the_noise() -> None:
+    shape = SHAPES["paths"]
+    generator, labels = strong(shape=shape), torch.zeros(3, dtype=torch.int64)
+    noise = torch.randn(3, shape.noise, generator=torch.Generator().manual_seed(0))
+    for place in (0, shape.latent - 1, shape.latent, shape.noise - 1):
+        other = noise.clone()
+        other[1, place] += 1.0
+        with torch.no_grad():
+            before, after = (generator(one, labels) for one in (noise, other))
+        assert before.courses is not None
+        assert after.courses is not None
+        changed = (before.records != after.records).any(dim=1)
+        assert changed.tolist() == [False, place < shape.latent, False]
+        changed = (before.courses.levels != after.courses.levels).flatten(1).any(dim=1)
+        assert changed.tolist() == [False, True, False]
 
 
 def courses_of(generator: Generator, rows: int, label: int, *, seed: int = 0) -> tuple[Tensor, Courses]:
@@ -290,7 +321,8 @@ def test_windows_follow_the_generator_and_go_with_their_records(name: str) -> No
     generator = strong(shape=shape)
     with torch.no_grad():
         # The channels look at the latent too, as the columns do.
-        for parameter in (generator.sequence.start, generator.sequence.pull):  # type: ignore[union-attr]
+        head = generator.sequence
+        for parameter in (head.level, head.trend) if isinstance(head, PathHead) else (head.start, head.pull):
             parameter.weight[:, : shape.latent] *= 12
     records, courses = courses_of(generator, rows, 1, seed=99)
     drawn, windows = draw_bins(generator, np.full(rows, 1), seed=5, device=CPU)

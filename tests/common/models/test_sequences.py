@@ -29,19 +29,12 @@ from common.data.queries import (
 )
 from common.data.units import WINDOW_WEIGHT
 from common.data.windows import Windows
-from common.models.sequences import (
-    ChainHead,
-    Chains,
-    Courses,
-    SequenceShape,
-    StateHead,
-    States,
-    make_head,
-    straight_through,
-    weights_of,
-)
+from common.models.generator import GeneratorShape
+from common.models.paths import PathHead, Paths
+from common.models.sequences import Courses, SequenceShape, nested_sets, straight_through, weights_of
+from common.models.states import StateHead, States
 
-Kind = Literal["chains", "states"]
+Kind = Literal["paths", "states"]
 PARTS, ROWS = 2, 2
 """Latents come in so many parts, each of so many rows."""
 
@@ -68,7 +61,7 @@ class Toy:
             f"c{number}": {"type": "integer", "min": 0, "max": 99, "missing": missing}
             for number, (_, missing) in enumerate(self.channels)
         }
-        grid = self.kind == "chains"
+        grid = self.kind == "paths"
         keys: dict[str, Any] = {"step": 1} if grid else {}
         return Windows.model_validate(
             {
@@ -97,13 +90,13 @@ class Toy:
         return PARTS * ROWS
 
 
-CHAINS = (
-    Toy("chains", 4, ((2, True), (3, False)), sizes=(2, 3)),
-    Toy("chains", 5, ((2, True),)),
-    Toy("chains", 6, ((1, True), (2, True))),
-    Toy("chains", 8, ((2, True),)),
-    Toy("chains", 3, ((6, True),)),
-    Toy("chains", 2, ((7, True), (1, True), (4, False))),
+PATHS = (
+    Toy("paths", 4, ((2, True), (3, False)), sizes=(2, 3)),
+    Toy("paths", 5, ((2, True),)),
+    Toy("paths", 6, ((1, True), (2, True))),
+    Toy("paths", 8, ((2, True),)),
+    Toy("paths", 3, ((6, True),)),
+    Toy("paths", 2, ((7, True), (1, True), (4, False))),
 )
 STATES = (
     Toy("states", 3, ((2, True), (3, False)), sizes=(2, 3)),
@@ -113,7 +106,7 @@ STATES = (
     Toy("states", 4, ((2, True), (1, False)), states=3, single=False),
     Toy("states", 5, ((3, False),), single=False),
 )
-TOYS = CHAINS + STATES
+TOYS = PATHS + STATES
 
 
 def shares(random: np.random.Generator, *shape: int, among: np.ndarray | None = None) -> np.ndarray:
@@ -124,12 +117,13 @@ def shares(random: np.random.Generator, *shape: int, among: np.ndarray | None = 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Of all latents of a toy, (rows, ...) each as `Chains` and `States` take them."""
+    """Of all latents of a toy, (rows, ...) each: the first three of `Paths`, then three of `States`."""
 
+    values: np.ndarray
+    seen_start: np.ndarray
+    seen_moves: np.ndarray
     start: np.ndarray
     move: np.ndarray
-    seen_start: np.ndarray
-    seen_move: np.ndarray
     emit: np.ndarray
     lengths: np.ndarray
     records: np.ndarray
@@ -137,43 +131,38 @@ class Parameters:
 
 def parameters(toy: Toy) -> Parameters:
     random, rows, shape = np.random.default_rng(toy.seed), toy.rows, toy.shape
-    channels, blocks, widest = len(shape.sizes), len(shape.blocks), shape.widest
+    channels, widest = len(shape.sizes), shape.widest
     open_values = np.array([[slot < values for slot in range(widest)] for values in shape.values])
     always = ~np.array(shape.missing)
-    into = np.where(always[:, None], 1.0, random.random((rows, blocks, channels, 2)))
+    into = np.where(always[:, None], 1.0, random.random((rows, toy.steps - 1, channels, 2)))
     open_slots = np.concatenate([open_values, ~always[:, None]], axis=1)
-    chains = toy.kind == "chains"
     full = np.eye(toy.steps + 1)[[toy.steps] * rows]
     some = np.array([length != 1 or toy.single for length in range(toy.steps + 1)])
     return Parameters(
-        start=shares(random, rows, channels, widest, among=open_values) if chains else shares(random, rows, toy.states),
-        # Rows of values that a channel does not have lead somewhere too: nothing may come from there.
-        move=shares(random, rows, blocks, channels, widest, widest, among=open_values[:, None, :])
-        if chains
-        else shares(random, rows, toy.states, toy.states),
+        values=shares(random, rows, toy.steps, channels, widest, among=open_values),
         seen_start=np.where(always, 1.0, random.random((rows, channels))),
-        seen_move=np.stack([1 - into, into], axis=-1),
+        seen_moves=np.stack([1 - into, into], axis=-1),
+        start=shares(random, rows, toy.states),
+        move=shares(random, rows, toy.states, toy.states),
         emit=shares(random, rows, toy.states, channels, widest + 1, among=open_slots),
-        lengths=full if chains else shares(random, rows, toy.steps + 1, among=some),
+        lengths=full if toy.kind == "paths" else shares(random, rows, toy.steps + 1, among=some),
         records=np.concatenate([shares(random, rows, size) for size in toy.sizes], axis=1),
     )
 
 
 def courses_of(toy: Toy, given: Parameters, dtype: torch.dtype = torch.float64) -> Courses:
-    def tensor(values: np.ndarray) -> Tensor:
-        return torch.as_tensor(values, dtype=dtype)
+    return courses_from(toy, {name: tensor.to(dtype) for name, tensor in leaves(toy, given).items()})
 
-    weights = weights_of(tensor(given.lengths))
-    if toy.kind == "states":
-        return States(toy.shape, weights, tensor(given.start), tensor(given.move), tensor(given.emit))
-    return Chains(
-        toy.shape,
-        weights,
-        tensor(given.start),
-        tensor(given.move),
-        tensor(given.seen_start),
-        tensor(given.seen_move),
-    )
+
+def leaves(toy: Toy, given: Parameters) -> dict[str, Tensor]:
+    """What the toy's courses are made from, zero entries of closed slots included."""
+    used = ("values", "seen_start", "seen_moves") if toy.kind == "paths" else ("start", "move", "emit")
+    return {name: torch.from_numpy(getattr(given, name)).clone() for name in (*used, "lengths")}
+
+
+def courses_from(toy: Toy, tensors: dict[str, Tensor]) -> Courses:
+    inner = {name: tensor for name, tensor in tensors.items() if name != "lengths"}
+    return (Paths if toy.kind == "paths" else States)(toy.shape, weights_of(tensors["lengths"]), **inner)
 
 
 # --- all paths, and how likely each is
@@ -184,18 +173,16 @@ def every(*sizes: int) -> np.ndarray:
     return np.array(list(itertools.product(*map(range, sizes))), dtype=np.int64).reshape(-1, len(sizes))
 
 
-def chain_paths(toy: Toy, given: Parameters, row: int, channel: int) -> np.ndarray:
+def channel_paths(toy: Toy, given: Parameters, row: int, channel: int) -> np.ndarray:
     """How likely each path of one channel is, in the order of `every`: over all hidden values and gaps behind it."""
     (values, _), size = toy.channels[channel], toy.shape.sizes[channel]
-    block_of = [number for number, (begin, end) in enumerate(toy.shape.blocks) for _ in range(begin, end)]
     courses, gaps = every(*[values] * toy.steps), every(*[2] * toy.steps)
     first = given.seen_start[row, channel]
-    chance = given.start[row, channel, courses[:, 0]]
+    chance = given.values[row, 0, channel, courses[:, 0]]
     seen = np.where(gaps[:, 0] == 1, first, 1 - first)
     for step in range(1, toy.steps):
-        move, into = (part[row, block_of[step], channel] for part in (given.move, given.seen_move))
-        chance = chance * move[courses[:, step - 1], courses[:, step]]
-        seen = seen * into[gaps[:, step - 1], gaps[:, step]]
+        chance = chance * given.values[row, step, channel, courses[:, step]]
+        seen = seen * given.seen_moves[row, step - 1, channel, gaps[:, step - 1], gaps[:, step]]
     # What is not seen is missing: the bin after the values.
     shown = np.where(gaps[None] == 1, courses[:, None], values)  # (courses, gaps, steps)
     likely = chance[:, None] * seen
@@ -242,7 +229,7 @@ def window_paths(toy: Toy, given: Parameters) -> tuple[np.ndarray, np.ndarray]:
     paths = np.stack([one[joint[:, channel]] for channel, one in enumerate(single)], axis=2)
     chance = np.ones((toy.rows, len(joint)))
     for channel in range(len(sizes)):
-        alone = np.stack([chain_paths(toy, given, row, channel) for row in rows])
+        alone = np.stack([channel_paths(toy, given, row, channel) for row in rows])
         chance = chance * alone[:, joint[:, channel]]
     return paths, chance
 
@@ -377,6 +364,15 @@ def test_levels_are_the_chances_of_the_bins_in_each_step(toy: Toy) -> None:
             np.testing.assert_allclose(levels[:, step, starts[channel] + code], slow, atol=1e-12)
 
 
+@pytest.mark.parametrize("toy", TOYS, ids=str)
+def test_a_channel_is_unseen_where_a_window_with_steps_holds_none_of_its_values(toy: Toy) -> None:
+    given, world = solved(toy)
+    found = courses_of(toy, given).unseen().numpy()
+    gone = (world.windows < 0) | (world.windows == np.array(toy.shape.values))  # (units, steps, channels)
+    slow = world.chance @ (gone.all(axis=1) & (world.lengths > 0)[:, None])
+    np.testing.assert_allclose(found, slow, atol=1e-12)
+
+
 # --- what tables must be
 
 
@@ -407,10 +403,10 @@ def test_tables_are_chances_that_sum_to_that_of_having_the_steps(toy: Toy) -> No
         assert found[family].shape == (PARTS, channels, EXTREME_GROUPS + 1)
         np.testing.assert_allclose(found[family].sum(axis=2), np.repeat(any_step, channels, axis=1))
     assert found[Family.OBSERVED].shape == (PARTS, channels, COUNT_BUCKETS)
-    np.testing.assert_allclose(found[Family.OBSERVED].sum(axis=2), 1.0 if toy.kind == "chains" else 0.0)
+    np.testing.assert_allclose(found[Family.OBSERVED].sum(axis=2), 1.0 if toy.kind == "paths" else 0.0)
 
 
-@pytest.mark.parametrize("toy", [CHAINS[0], CHAINS[5], STATES[0], STATES[2]], ids=str)
+@pytest.mark.parametrize("toy", [PATHS[0], PATHS[5], STATES[0], STATES[2]], ids=str)
 def test_a_channel_among_wider_and_narrower_ones_is_what_it_is_alone(toy: Toy) -> None:
     given = solved(toy)[0]
     together = expected_of(toy, courses_of(toy, given), torch.from_numpy(given.records))
@@ -419,10 +415,11 @@ def test_a_channel_among_wider_and_narrower_ones_is_what_it_is_alone(toy: Toy) -
         slots = [*range(values), toy.shape.widest]
         one = [channel]
         cut = Parameters(
-            start=given.start[:, one][:, :, :values] if toy.kind == "chains" else given.start,
-            move=given.move[:, :, one][..., :values, :values] if toy.kind == "chains" else given.move,
+            values=given.values[:, :, one, :values],
             seen_start=given.seen_start[:, one],
-            seen_move=given.seen_move[:, :, one],
+            seen_moves=given.seen_moves[:, :, one],
+            start=given.start,
+            move=given.move,
             emit=given.emit[:, :, one][..., slots],
             lengths=given.lengths,
             records=given.records,
@@ -452,7 +449,7 @@ def test_what_a_channel_does_not_have_is_never_expected(toy: Toy) -> None:
                 assert (found[family][:, channel, EXTREME_GROUPS] == 0).all()
 
 
-@pytest.mark.parametrize("toy", [CHAINS[0], CHAINS[3], STATES[0], STATES[1]], ids=str)
+@pytest.mark.parametrize("toy", [PATHS[0], PATHS[3], STATES[0], STATES[1]], ids=str)
 def test_single_precision_gives_the_same_tables(toy: Toy) -> None:
     given = solved(toy)[0]
     records = torch.from_numpy(given.records)
@@ -464,7 +461,7 @@ def test_single_precision_gives_the_same_tables(toy: Toy) -> None:
 
 
 def test_rows_of_one_part_are_averaged_and_parts_are_kept_apart() -> None:
-    toy = CHAINS[0]
+    toy = PATHS[0]
     given = solved(toy)[0]
     courses, records = courses_of(toy, given), torch.from_numpy(given.records)
     joins = torch.eye(sum(toy.shape.sizes), dtype=torch.float64)
@@ -516,8 +513,8 @@ def drawn_counts(toy: Toy, draw: Callable[[Courses], np.ndarray], units: int) ->
 
 
 SMALL = (
-    Toy("chains", 4, ((2, True),)),
-    Toy("chains", 3, ((1, True), (3, False))),
+    Toy("paths", 4, ((2, True),)),
+    Toy("paths", 3, ((1, True), (3, False))),
     Toy("states", 3, ((2, True), (1, False)), states=3),
     Toy("states", 3, ((1, True), (3, False)), states=2),
 )
@@ -588,18 +585,7 @@ def test_a_straight_through_draw_has_the_gradient_of_its_chances() -> None:
 # --- gradients
 
 
-def leaves(toy: Toy, given: Parameters) -> dict[str, Tensor]:
-    """The parameters as tensors that gradients are asked for, zero entries of closed slots included."""
-    used = ("start", "move", "seen_start", "seen_move") if toy.kind == "chains" else ("start", "move", "emit")
-    return {name: torch.from_numpy(getattr(given, name)).clone().requires_grad_() for name in (*used, "lengths")}
-
-
-def courses_from(toy: Toy, tensors: dict[str, Tensor]) -> Courses:
-    inner = {name: tensor for name, tensor in tensors.items() if name != "lengths"}
-    return (Chains if toy.kind == "chains" else States)(toy.shape, weights_of(tensors["lengths"]), **inner)
-
-
-@pytest.mark.parametrize("toy", [CHAINS[0], CHAINS[2], STATES[0], STATES[2]], ids=str)
+@pytest.mark.parametrize("toy", [PATHS[0], PATHS[2], STATES[0], STATES[2]], ids=str)
 def test_each_table_has_the_gradient_that_small_changes_show(toy: Toy) -> None:
     given = solved(toy)[0]
     random = np.random.default_rng(1)
@@ -608,7 +594,7 @@ def test_each_table_has_the_gradient_that_small_changes_show(toy: Toy) -> None:
     for name in names:
         if name == Family.OBSERVED and toy.kind == "states":
             continue
-        tensors = leaves(toy, given)
+        tensors = {part: tensor.requires_grad_() for part, tensor in leaves(toy, given).items()}
         table = expected_of(toy, courses_from(toy, tensors), records)[name]
         if not table.numel():
             continue
@@ -649,14 +635,20 @@ def head_shape(kind: Kind, **changes: Any) -> SequenceShape:
     return SequenceShape(**keys)
 
 
-def head_of(kind: Kind, *, seed: int = 0, **changes: Any) -> ChainHead | StateHead:
+def head_of(kind: Kind, *, seed: int = 0, **changes: Any) -> PathHead | StateHead:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return make_head(6, head_shape(kind, **changes))
+        return (PathHead if kind == "paths" else StateHead)(6, head_shape(kind, **changes))
 
 
 def hidden_of(rows: int, *, scale: float = 1.0) -> Tensor:
     return scale * torch.randn(rows, 6, generator=torch.Generator().manual_seed(1))
+
+
+def noise_of(rows: int, shape: SequenceShape, *, seed: int = 3) -> Tensor:
+    """As many standard normals as a head of this shape takes beside what its features were made from."""
+    needed = GeneratorShape((2,), classes=1, latent=0, width=1, blocks=1, sequence=shape).noise
+    return torch.randn(rows, needed, generator=torch.Generator().manual_seed(seed))
 
 
 def full_length(rows: int, steps: int = 4) -> Tensor:
@@ -664,117 +656,65 @@ def full_length(rows: int, steps: int = 4) -> Tensor:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
-def test_a_chain_head_gives_chances_over_what_each_channel_has(scale: float) -> None:
-    head = head_of("chains")
-    assert isinstance(head, ChainHead)
-    courses = head(hidden_of(7, scale=scale), weights_of(full_length(7)))
-    # Value bins: 2, 5 and 1, padded to 5.
-    closed = torch.tensor([[False, False, True, True, True], [False] * 5, [False, True, True, True, True]])
-    assert courses._start.shape == (7, 3, 5)
-    assert (courses._start[:, closed] == 0).all()
-    torch.testing.assert_close(courses._start.sum(dim=2), torch.ones(7, 3))
-    for move in courses._moves:
-        assert move.shape == (7, 3, 5, 5)
-        assert (move.transpose(2, 3)[:, closed] == 0).all()
-        torch.testing.assert_close(move.sum(dim=3), torch.ones(7, 3, 5))
-    torch.testing.assert_close(courses._seen_start.sum(dim=2), torch.ones(7, 3))
-    assert (courses._seen_start[:, 1, 1] == 1).all()
-    for seen in courses._seen_moves:
-        torch.testing.assert_close(seen.sum(dim=3), torch.ones(7, 3, 2))
-        assert (seen[:, 1, :, 1] == 1).all()
-    if scale == 1:
-        assert (courses._seen_start[:, [0, 2]] < 1).all()
-
-
-@pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
-def test_a_state_head_gives_chances_over_what_each_channel_has(scale: float) -> None:
-    head = head_of("states")
-    assert isinstance(head, StateHead)
-    courses = head(hidden_of(7, scale=scale), weights_of(full_length(7)))
-    torch.testing.assert_close(courses._start.sum(dim=1), torch.ones(7))
-    torch.testing.assert_close(courses._move.sum(dim=2), torch.ones(7, 3))
-    assert courses._emit.shape == (7, 3, 3, 6)
-    torch.testing.assert_close(courses._emit.sum(dim=3), torch.ones(7, 3, 3))
-    closed = torch.ones(3, 6, dtype=torch.bool)
-    closed[[0, 0, 0, 1, 1, 1, 1, 1, 2, 2], [0, 1, 5, 0, 1, 2, 3, 4, 0, 5]] = False
-    assert (courses._emit[:, :, closed] == 0).all()
-    if scale == 1:
-        assert (courses._emit[:, :, ~closed] > 0).all()
-
-
-@pytest.mark.parametrize("kind", ["chains", "states"])
-def test_every_parameter_of_a_head_learns_from_its_tables(kind: Kind) -> None:
-    head, hidden = head_of(kind), hidden_of(8).requires_grad_()
-    lengths = full_length(8) if kind == "chains" else torch.from_numpy(shares(np.random.default_rng(0), 8, 5)).float()
+@pytest.mark.parametrize("kind", ["paths", "states"])
+def test_every_parameter_of_a_head_learns_from_its_tables(kind: Kind, scale: float) -> None:
+    head, hidden = head_of(kind), hidden_of(8, scale=scale).requires_grad_()
+    lengths = full_length(8) if kind == "paths" else torch.from_numpy(shares(np.random.default_rng(0), 8, 5)).float()
     records = torch.full((2, 4, 2), 0.5)
     random = torch.Generator().manual_seed(2)
     total = torch.zeros(())
-    for table in head(hidden, weights_of(lengths)).expected(records, torch.eye(10)).values():
+    courses = head(hidden, noise_of(8, head.shape), weights_of(lengths))
+    for table in courses.expected(records, torch.eye(10)).values():
         total = total + (table * torch.randn(table.shape, generator=random)).sum()
     total.backward()
+    for name, parameter in [("hidden", hidden), *head.named_parameters()]:
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        if scale == 1:
+            assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("kind", ["paths", "states"])
+def test_every_parameter_of_a_head_learns_from_relaxed_windows(kind: Kind) -> None:
+    head, hidden = head_of(kind), hidden_of(200).requires_grad_()
+    steps = head(hidden, noise_of(200, head.shape), weights_of(full_length(200))).relaxed(
+        torch.Generator().manual_seed(0)
+    )
+    (steps * torch.randn(steps.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
     for name, parameter in [("hidden", hidden), *head.named_parameters()]:
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
         assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("kind", ["chains", "states"])
+@pytest.mark.parametrize("toy", SMALL, ids=str)
+def test_what_courses_are_made_from_has_a_gradient_of_relaxed_windows(toy: Toy) -> None:
+    tensors = {part: tensor.requires_grad_() for part, tensor in leaves(toy, parameters(toy)).items()}
+    steps = courses_from(toy, tensors).relaxed(torch.Generator().manual_seed(0))
+    weights = torch.randn(steps.shape, generator=torch.Generator().manual_seed(2), dtype=steps.dtype)
+    (steps * weights).sum().backward()
+    for part, tensor in tensors.items():
+        if part != "lengths":
+            assert tensor.grad is not None, part
+            assert tensor.grad.abs().max() > 0, part
+
+
+@pytest.mark.parametrize("kind", ["paths", "states"])
 def test_each_row_of_a_head_is_of_its_own_features_alone(kind: Kind) -> None:
     head, hidden = head_of(kind), hidden_of(4)
     other = hidden.clone()
     other[2] += 1.0
-    levels = [head(one, weights_of(full_length(4))).levels for one in (hidden, other)]
+    noise = noise_of(4, head.shape)
+    levels = [head(one, noise, weights_of(full_length(4))).levels for one in (hidden, other)]
     changed = (levels[0] != levels[1]).flatten(1).any(dim=1)
     assert changed.tolist() == [False, False, True, False]
-
-
-def test_before_anything_is_learned_ordered_values_move_little_and_categories_stay_or_go_anywhere() -> None:
-    head = head_of("chains", sizes=(6, 6), missing=(False, False), ordered=(True, False))
-    assert isinstance(head, ChainHead)
-    with torch.no_grad():
-        for layer in (head.start, head.pull, head.bend, head.seen):
-            layer.weight.zero_()
-            layer.bias.zero_()
-    (ordered, categories), *_ = head(hidden_of(1), weights_of(full_length(1)))._moves[0]
-    place = torch.arange(6)
-    apart = (place[:, None] - place).abs()
-    for row in range(6):
-        nearest_first = ordered[row][apart[row].argsort(stable=True)]
-        assert (nearest_first.diff() <= 1e-7).all()
-        assert nearest_first[0] > 2 * nearest_first[-1]
-        assert nearest_first[-1] > 1e-3
-    off = categories[~torch.eye(6, dtype=torch.bool)]
-    assert torch.allclose(off, off[0])
-    assert (categories.diagonal() > 2 * off[0]).all()
-
-
-@pytest.mark.parametrize("bend", ["stay", "spread", "drift"])
-def test_a_latent_says_how_far_and_where_to_ordered_values_move_and_only_whether_categories_stay(bend: str) -> None:
-    head = head_of("chains", sizes=(6, 6), missing=(False, False), ordered=(True, False))
-    assert isinstance(head, ChainHead)
-    weights = weights_of(full_length(1))
-    with torch.no_grad():
-        before = head(hidden_of(1), weights)._moves
-        head.bend.bias.view(2, 2, 3)[:, :, ["stay", "spread", "drift"].index(bend)] += 0.1
-        after = head(hidden_of(1), weights)._moves
-    values = torch.arange(6.0)
-    apart = (values[:, None] - values).abs()
-    for old, new in zip(before, after, strict=True):
-        if bend == "stay":
-            assert (new[0].diagonal(dim1=1, dim2=2) > old[0].diagonal(dim1=1, dim2=2)).all()
-            continue
-        torch.testing.assert_close(new[0, 1], old[0, 1])
-        if bend == "drift":
-            assert (new[0, 0] @ values > old[0, 0] @ values).all()
-        else:
-            assert ((new[0, 0] * apart).sum(dim=1) > (old[0, 0] * apart).sum(dim=1)).all()
 
 
 # --- shapes
 
 
 def test_bins_lie_side_by_side_with_missing_in_the_last_slot_of_its_channel() -> None:
-    shape = head_shape("chains")
+    shape = head_shape("paths")
     assert shape.values == (2, 5, 1)
     assert shape.widest == 5
     # Six slots a channel: values first, missing last.
@@ -783,9 +723,23 @@ def test_bins_lie_side_by_side_with_missing_in_the_last_slot_of_its_channel() ->
     assert json.loads(json.dumps(shape.as_dict()))["sizes"] == [3, 5, 2]
 
 
-@pytest.mark.parametrize(("kind", "head"), [("chains", ChainHead), ("states", StateHead)])
-def test_the_kind_of_windows_says_which_head(kind: Kind, head: type) -> None:
-    assert isinstance(head_of(kind), head)
-    names = set(head_of(kind).state_dict())
-    # No buffer travels: nothing in it is learned.
-    assert names == set(dict(head_of(kind).named_parameters()))
+@pytest.mark.parametrize("kind", ["paths", "states"])
+def test_no_buffer_of_a_head_travels(kind: Kind) -> None:
+    # Nothing in one is learned.
+    assert set(head_of(kind).state_dict()) == set(dict(head_of(kind).named_parameters()))
+
+
+def test_sets_of_bins_grow_from_the_lowest_and_from_the_highest_group() -> None:
+    sets = nested_sets(head_shape("paths", sizes=(6, 5, 3), missing=(True, False, True)))
+    # Groups of five values: each its own; of two: the lowest and the one in the middle.
+    assert sets[1].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [0, 0, 0, 0, 1],
+        [0, 0, 0, 1, 1],
+        [0, 0, 1, 1, 1],
+        [0, 1, 1, 1, 1],
+    ]
+    assert sets[2, :, :2].int().tolist() == [[1, 0], [1, 0], [1, 1], [1, 1], [0, 0], [0, 0], [0, 1], [0, 1]]

@@ -28,7 +28,9 @@ from common.data.units import WINDOW_WEIGHT
 from common.data.windows import Windows
 from common.models.critics import Joins, MeasuredCritic, expectations
 from common.models.generator import GeneratorShape, Outcome
-from common.models.sequences import Chains, Courses, Expected, SequenceShape, States, weights_of
+from common.models.paths import Paths
+from common.models.sequences import Courses, Expected, SequenceShape, weights_of
+from common.models.states import States
 from common.models.targets import Groups, TargetBuilder, Targets, table_shapes
 
 CPU = torch.device("cpu")
@@ -53,7 +55,7 @@ def windows_of(layout: str) -> Windows:
 
 def shape_of(layout: str) -> GeneratorShape:
     sequence = SequenceShape(
-        kind="chains" if layout == "grid" else "states",
+        kind="paths" if layout == "grid" else "states",
         steps=STEPS,
         blocks=windows_of(layout).blocks,
         sizes=tuple(values + missing for values, missing in CHANNELS),
@@ -87,30 +89,22 @@ def indicators(codes: np.ndarray, size: int) -> Tensor:
     return torch.from_numpy(np.eye(size, dtype=np.float32)[codes])
 
 
-def certain_chains(random: np.random.Generator, shape: SequenceShape, units: int) -> tuple[np.ndarray, Courses]:
-    """Windows of units whose every step follows from the one before, by a rule for each block."""
-    channels, widest, blocks = len(shape.sizes), shape.widest, len(shape.blocks)
-    values, never = np.array(shape.values), ~np.array(shape.missing)
-    start = np.stack([random.integers(0, count, units) for count in values], axis=1)
-    follow = np.stack([random.integers(0, count, (units, blocks, widest)) for count in values], axis=2)
+def certain_paths(random: np.random.Generator, shape: SequenceShape, units: int) -> tuple[np.ndarray, Courses]:
+    """Any values in any step, each seen or not by a rule of that step for what was seen before."""
+    channels, values, never = len(shape.sizes), np.array(shape.values), ~np.array(shape.missing)
+    held = np.stack([random.integers(0, count, (units, shape.steps)) for count in values], axis=2)
     seen_start = random.integers(0, 2, (units, channels)) | never
-    seen_follow = random.integers(0, 2, (units, blocks, channels, 2)) | never[:, None]
-    windows = np.empty((units, shape.steps, channels), dtype=np.int64)
-    for unit, channel in np.ndindex(units, channels):
-        value, seen = start[unit, channel], seen_start[unit, channel]
-        for block, (begin, end) in enumerate(shape.blocks):
-            for step in range(begin, end):
-                if step:
-                    value = follow[unit, block, channel, value]
-                    seen = seen_follow[unit, block, channel, seen]
-                windows[unit, step, channel] = value if seen else values[channel]
-    return windows, Chains(
+    seen_follow = random.integers(0, 2, (units, shape.steps - 1, channels, 2)) | never[:, None]
+    seen = [seen_start]
+    for step in range(shape.steps - 1):
+        seen.append(np.take_along_axis(seen_follow[:, step], seen[-1][:, :, None], axis=2)[:, :, 0])
+    windows = np.where(np.stack(seen, axis=1) == 1, held, values)
+    return windows, Paths(
         shape,
         weights_of(indicators(np.full(units, shape.steps), shape.steps + 1)),
-        start=indicators(start, widest),
-        move=indicators(follow, widest),
+        values=indicators(held, shape.widest),
         seen_start=torch.from_numpy(seen_start.astype(np.float32)),
-        seen_move=indicators(seen_follow, 2),
+        seen_moves=indicators(seen_follow, 2),
     )
 
 
@@ -135,7 +129,7 @@ def units_of(layout: str, *, seed: int = 0, units: int = 40) -> Units:
     random, shape = np.random.default_rng(seed), shape_of(layout)
     assert shape.sequence is not None
     records = np.stack([random.integers(0, size, units) for size in shape.sizes], axis=1)
-    windows, courses = (certain_chains if layout == "grid" else certain_states)(random, shape.sequence, units)
+    windows, courses = (certain_paths if layout == "grid" else certain_states)(random, shape.sequence, units)
     labels = np.repeat(np.arange(CLASSES), units // CLASSES)
     lengths = (windows[:, :, 0] >= 0).sum(axis=1)
     known = torch.cat([indicators(records[:, at], size) for at, size in enumerate(shape.sizes)], dim=1)

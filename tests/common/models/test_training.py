@@ -1,6 +1,7 @@
 """The one loop: it learns what it is shown, the same from the same seed, and average and loading keep to their word."""
 
 import itertools
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from common.data.queries import Family
 from common.models import training
-from common.models.critics import Adversary, Cluster, Joins, expectations, make_cluster
+from common.models.critics import MARGINALS, Adversary, Cluster, Joins, MeasuredCritic, expectations, make_cluster
 from common.models.generator import Generator, GeneratorShape, Outcome, draw_bins, initialise
 from common.models.neural import CriticShape, initialise_critic
+from common.models.paths import PathHead
 from common.models.sequences import SequenceShape
 from common.models.targets import Groups, Target, Targets, table_shapes
 from common.models.training import Stretch, average, load_parameters, parameters_of, schedule, train
@@ -84,13 +86,18 @@ def test_a_stretch_depends_on_the_parameters_alone_and_not_on_what_was_trained_b
 class Watching:
     """A cluster that notes the generator's parameters whenever it is asked: before each step."""
 
+    adversary = None
+    fuse = CLUSTER.fuse
+
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
         self.seen: list[dict[str, np.ndarray]] = []
 
-    def loss(self, outcome: Outcome, labels: Tensor, classes: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, outcome: Outcome, labels: Tensor, classes: int, random: torch.Generator, *, silent: Collection[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         self.seen.append(parameters_of(self._generator))
-        return CLUSTER.loss(outcome, labels, classes, random)
+        return CLUSTER.loss(outcome, labels, classes, random, silent=silent)
 
 
 def test_the_published_generator_is_the_exponential_moving_average_of_the_steps() -> None:
@@ -174,23 +181,34 @@ def test_the_global_random_state_is_neither_read_nor_changed() -> None:
 class Told:
     """A cluster that notes what it is asked, and says what it was told to."""
 
-    def __init__(self, fused: float, measured: list[float]) -> None:
-        self._fused, self._measured = fused, iter(measured)
+    def __init__(self, measured: dict[str, list[float]], adversary: Adversary | None = None) -> None:
+        self._measured = iter([dict(zip(measured, said, strict=True)) for said in zip(*measured.values(), strict=True)])
+        self.adversary = adversary
         self.asked: list[tuple[Tensor, Tensor, int, torch.Generator]] = []
+        self.silent: list[set[str]] = []
 
-    def loss(self, outcome: Outcome, labels: Tensor, classes: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, outcome: Outcome, labels: Tensor, classes: int, random: torch.Generator, *, silent: Collection[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         self.asked.append((outcome.records, labels, classes, random))
-        return outcome.records.sum() * 0 + self._fused, torch.tensor(next(self._measured))
+        self.silent.append(set(silent))
+        said = {name: torch.tensor(loss) for name, loss in next(self._measured).items()}
+        return outcome.records.sum() * 0 + 1e6, said
+
+    def fuse(self, losses: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack(list(losses.values())).sum()
 
 
 def test_the_loss_that_is_told_is_the_mean_of_the_measured_critics_alone() -> None:
-    told = Told(1e6, [1.0, 2.0, 6.0])
+    # Those that are not listened to as well: the second and third time, nobody is.
+    told = Told({"statistical": [0.5, 0.0, 3.0], "temporal": [0.5, 2.0, 3.0]})
     found = train(initialise(SHAPE, seed=1), cast("Cluster", told), stretch(3), CPU)
     assert found == 3.0
+    assert told.silent[1:] == [{"statistical", "temporal"}] * 2
 
 
 def test_each_step_shows_the_critics_new_rows_class_after_class_and_one_stream_of_chance() -> None:
-    told = Told(0.0, [0.0] * 3)
+    told = Told({"statistical": [0.0] * 3})
     train(initialise(SHAPE, seed=1), cast("Cluster", told), stretch(3, start=0.0, end=0.0), CPU)
     assert [(len(records), classes) for records, _, classes, _ in told.asked] == [(CLASSES * 128, CLASSES)] * 3
     for _, labels, _, _ in told.asked:
@@ -215,10 +233,158 @@ def test_a_neural_critic_pulls_the_generator_and_does_not_move() -> None:
     assert all(torch.equal(before[name], value) for name, value in critic.state_dict().items())
 
 
+# --- critics that fall silent
+
+
+def silenced(measured: dict[str, list[float]], adversary: Adversary | None = None) -> list[set[str]]:
+    """Who is not listened to, step by step, where critics say this."""
+    told, (steps,) = Told(measured, adversary), {len(said) for said in measured.values()}
+    train(initialise(SHAPE, seed=1), cast("Cluster", told), stretch(steps), CPU)
+    return told.silent
+
+
+def test_a_critic_is_silent_while_the_running_mean_of_what_it_says_is_one_or_less() -> None:
+    said = [0.5, 1.4, 3.0, 2.0, 0.0, 0.0, 1.1, 1.1, 0.9]
+    # A fifth of the way from the mean so far to each.
+    means = [0.5, 0.68, 1.144, 1.3152, 1.05216, 0.841728, 0.8933824, 0.93470592]
+    assert silenced({"temporal": said}) == [set(), *({"temporal"} if mean <= 1 else set() for mean in means)]
+    assert silenced({"temporal": [1.0, 1.0]})[1] == {"temporal"}
+    assert silenced({"temporal": [1.01, 1.0]})[1] == set()
+
+
+def test_each_critic_is_heard_for_itself() -> None:
+    found = silenced({"statistical": [0.5, 0.5, 0.5], "temporal": [5.0, 5.0, 5.0], "semantic": [-1.0, 20.0, 0.0]})
+    assert found == [set(), {"statistical", "semantic"}, {"statistical"}]
+
+
+def test_marginals_never_fall_silent() -> None:
+    assert silenced({MARGINALS: [0.0] * 5, "statistical": [0.0] * 5}) == [set(), *[{"statistical"}] * 4]
+
+
+def test_beside_a_neural_critic_none_falls_silent() -> None:
+    assert silenced({"statistical": [0.0] * 5, "temporal": [0.5] * 5}, adversary()) == [set()] * 5
+
+
+def adversary() -> Adversary:
+    shape = CriticShape(sum(SIZES), 0, 0, CLASSES, width=4, channels=4, semantic=True, temporal=False)
+    return Adversary(initialise_critic(shape, seed=0), (1.0,))
+
+
+def rough(*, without: str | None = None) -> Targets:
+    """The same releases with so much noise stated that whatever a generator says is near enough."""
+    targets = exact_targets()
+    for target in targets.tables.values():
+        target.precision[:] /= 1e6
+    if without is not None:
+        del targets.tables[without]  # type: ignore[attr-defined]
+    return targets
+
+
+def test_where_all_are_silent_a_generator_stays_where_the_first_step_left_it() -> None:
+    cluster = make_cluster(rough(without="one_way"), None, None, CPU)
+    once, often, averaged = (initialise(SHAPE, seed=1) for _ in range(3))
+    # A first step that goes nowhere: what comes after it would.
+    train(once, cluster, stretch(1), CPU)
+    loss = train(often, cluster, stretch(100), CPU, averaged=averaged)
+    assert 0 < loss < 1
+    first, last, followed = parameters_of(once), parameters_of(often), parameters_of(averaged)
+    for name, value in last.items():
+        np.testing.assert_array_equal(value, first[name], err_msg=name)
+        # What is published still follows.
+        np.testing.assert_allclose(followed[name], value, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("loud", ["marginals", "adversary"])
+def test_others_move_a_generator_where_all_else_is_silent(loud: str) -> None:
+    targets = rough() if loud == "marginals" else rough(without="one_way")
+    cluster = make_cluster(targets, None, adversary() if loud == "adversary" else None, CPU)
+    found = []
+    for steps in (1, 2):
+        generator = initialise(SHAPE, seed=1)
+        train(generator, cluster, stretch(steps), CPU)
+        found.append(parameters_of(generator)["heads.weight"])
+    assert not np.array_equal(*found)
+
+
+def test_a_silent_critic_speaks_again_when_the_generator_is_led_away() -> None:
+    # Columns as they would be were the classes exchanged, and pairs as they are: nothing fits both.
+    targets = exact_targets()
+    columns, pairs = targets.tables["one_way"], targets.tables[Family.PAIR]
+    columns.values[:] = columns.values[::-1].copy()
+    columns.precision[:] /= 1000
+    pairs.precision[:] /= 100
+    joins = Joins(targets.groups, CPU)
+    marginals, statistical = (MeasuredCritic(targets, (name,), CPU) for name in ("one_way", Family.PAIR))
+    led, held = trained(200), trained(200)
+    assert said(statistical, joins, held) < 1
+    train(led, Cluster({MARGINALS: marginals}, joins), stretch(200), CPU)
+    train(held, Cluster({MARGINALS: marginals, "statistical": statistical}, joins), stretch(200), CPU)
+    assert said(statistical, joins, led) > 5
+    # As far as it may be led, and hardly any farther.
+    assert 0.7 < said(statistical, joins, held) < 1.5
+
+
+# Records of six columns that depend on a hidden state of three, and so much noise that it can be learned by heart.
+SIX = GeneratorShape((6,) * 6, classes=1, latent=8, width=64, blocks=2)
+NOISE, MANY = 60.0, 2000.0
+
+
+def six_columns() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True shares of bins, (36,), and of pairs of bins, (36, 36), and which pairs are of two columns."""
+    drawn = np.random.default_rng(5).dirichlet(np.full(6, 0.5), (6, 3))  # (columns, states, bins)
+    states = np.concatenate(list(drawn), axis=1)
+    column = np.repeat(np.arange(6), 6)
+    measured = column[:, None] < column
+    return states.mean(axis=0), states.T @ states / 3 * measured, measured
+
+
+def said(critic: MeasuredCritic, joins: Joins, generator: Generator) -> float:
+    """What a critic says of a generator, nearly without chance."""
+    classes = generator.shape.classes
+    noise = torch.randn(8192, generator.shape.noise, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        outcome = generator(noise, torch.arange(classes).repeat_interleave(8192 // classes))
+        return critic.loss(expectations(outcome, 2 * classes, joins)).item()
+
+
+@pytest.mark.statistical
+def test_a_generator_that_is_as_near_as_the_truth_learns_no_noise() -> None:
+    one_way, pairs, measured = six_columns()
+    groups = Groups(np.arange(36), np.zeros(0, dtype=np.int64))
+    joins = Joins(groups, CPU)
+
+    def released(noise: np.ndarray) -> Targets:
+        columns = Target(one_way[None] * MANY, np.full(36, 1 / NOISE**2))
+        crossed = Target((pairs * MANY + noise * measured)[None], measured / NOISE**2)
+        return Targets({"one_way": columns, Family.PAIR: crossed}, np.array([MANY]), groups)
+
+    truth = MeasuredCritic(released(np.zeros((36, 36))), (Family.PAIR,), CPU)
+    losses, errors = [], []
+    for seed in range(4):
+        targets = released(np.random.default_rng(seed).normal(0, NOISE, (36, 36)))
+        pair, columns = (MeasuredCritic(targets, (name,), CPU) for name in (Family.PAIR, "one_way"))
+        # Under the name of the marginals nothing falls silent; the loss of all together is the same.
+        always = Cluster({MARGINALS: MeasuredCritic(targets, ("one_way", Family.PAIR), CPU)}, joins)
+        both = []
+        for cluster in (Cluster({MARGINALS: columns, "statistical": pair}, joins), always):
+            generator, averaged = initialise(SIX, seed=1), initialise(SIX, seed=1)
+            train(generator, cluster, Stretch(300, 1e-2, 1e-3, 512, 7), CPU, averaged=averaged)
+            both.append((said(pair, joins, averaged), said(truth, joins, averaged)))
+        losses.append([loss for loss, _ in both])
+        errors.append([error for _, error in both])
+    falling_silent, always_heard = np.transpose(losses)
+    assert (falling_silent > 0.8).all()
+    assert (falling_silent < 1.02).all()
+    assert (always_heard < 0.75).all()
+    # Nearer to what is true: over many noises, by a fifth.
+    silent_error, heard_error = np.mean(errors, axis=0)
+    assert silent_error < 0.9 * heard_error
+
+
 # --- windows
 
-CHAINS = SequenceShape(
-    kind="chains",
+PATHS = SequenceShape(
+    kind="paths",
     steps=6,
     blocks=((0, 3), (3, 6)),
     sizes=(4, 2),
@@ -227,11 +393,11 @@ CHAINS = SequenceShape(
     states=3,
 )
 WINDOWED = {
-    "chains": replace(SHAPE, sequence=CHAINS),
-    "states": replace(SHAPE, sequence=replace(CHAINS, kind="states")),
+    "paths": replace(SHAPE, sequence=PATHS),
+    "states": replace(SHAPE, sequence=replace(PATHS, kind="states")),
     # The second column says that there are 3 to 6 steps.
-    "lasting": replace(SHAPE, sequence=replace(CHAINS, kind="states"), length_column=1, fewest=3),
-    "attention": replace(SHAPE, body="attention", sequence=CHAINS),
+    "lasting": replace(SHAPE, sequence=replace(PATHS, kind="states"), length_column=1, fewest=3),
+    "attention": replace(SHAPE, body="attention", sequence=PATHS),
 }
 
 
@@ -239,14 +405,16 @@ def taught(shape: GeneratorShape) -> Targets:
     """The exact tables of another generator, whose windows depend much on the latent and on the label."""
     teacher = initialise(shape, seed=5)
     with torch.no_grad():
-        for module in (teacher.heads, teacher.sequence.start, teacher.sequence.pull):  # type: ignore[union-attr]
+        head = teacher.sequence
+        looking = (head.level, head.trend) if isinstance(head, PathHead) else (head.start, head.pull)
+        for module in (teacher.heads, *looking):
             module.weight[:, : 2 * shape.latent] *= 6
-        latent = torch.randn(2000, shape.latent, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(2000, shape.noise, generator=torch.Generator().manual_seed(0))
         groups = Groups(np.arange(sum(SIZES)), np.arange(6))
-        outcome = teacher(latent, torch.arange(CLASSES).repeat_interleave(1000))
+        outcome = teacher(noise, torch.arange(CLASSES).repeat_interleave(1000))
         expected = expectations(outcome, CLASSES, Joins(groups, CPU))
     # What lies beside the upper blocks of two axes is not measured.
-    columns, channels = (np.repeat(np.arange(2), sizes) for sizes in (SIZES, CHAINS.sizes))
+    columns, channels = (np.repeat(np.arange(2), sizes) for sizes in (SIZES, PATHS.sizes))
     upper = {Family.PAIR: columns[:, None] < columns, Family.TOGETHER: channels[:, None] < channels}
     tables = {}
     for name, dense in table_shapes(shape, groups).items():

@@ -1,0 +1,54 @@
+"""The head of event streams gives chances, over what each channel has."""
+
+import pytest
+import torch
+
+from common.models.sequences import weights_of
+from common.models.states import StateHead, States
+from tests.common.models.test_sequences import full_length, head_of, hidden_of, noise_of
+
+
+def states_of(head: StateHead, rows: int, *, scale: float = 1.0, seed: int = 3) -> States:
+    return head(hidden_of(rows, scale=scale), noise_of(rows, head.shape, seed=seed), weights_of(full_length(rows)))
+
+
+def head() -> StateHead:
+    made = head_of("states")
+    assert isinstance(made, StateHead)
+    return made
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
+def test_a_state_head_gives_chances_over_what_each_channel_has(scale: float) -> None:
+    courses = states_of(head(), 7, scale=scale)
+    torch.testing.assert_close(courses._start.sum(dim=1), torch.ones(7))
+    torch.testing.assert_close(courses._move.sum(dim=2), torch.ones(7, 3))
+    assert courses._emit.shape == (7, 3, 3, 6)
+    torch.testing.assert_close(courses._emit.sum(dim=3), torch.ones(7, 3, 3))
+    closed = torch.ones(3, 6, dtype=torch.bool)
+    closed[[0, 0, 0, 1, 1, 1, 1, 1, 2, 2], [0, 1, 5, 0, 1, 2, 3, 4, 0, 5]] = False
+    assert (courses._emit[:, :, closed] == 0).all()
+    if scale == 1:
+        assert (courses._emit[:, :, ~closed] > 0).all()
+
+
+def test_a_state_is_left_and_emits_as_its_own_parameters_say() -> None:
+    made = head()
+    before = states_of(made, 5)
+    with torch.no_grad():
+        made.move[1, 2] += 0.1
+        made.emit.view(3, 3, 6)[2, 1, 4] += 0.1
+    after = states_of(made, 5)
+    raised = torch.zeros(3, 3, dtype=torch.bool)
+    raised[1, 2] = True
+    assert (after._move[:, raised] > before._move[:, raised]).all()
+    torch.testing.assert_close(after._move[:, [0, 2]], before._move[:, [0, 2]])
+    assert (after._emit[:, 2, 1, 4] > before._emit[:, 2, 1, 4]).all()
+    torch.testing.assert_close(after._emit[:, :2], before._emit[:, :2])
+    torch.testing.assert_close(after._emit[:, 2, [0, 2]], before._emit[:, 2, [0, 2]])
+
+
+def test_states_need_no_noise_of_their_own() -> None:
+    made = head()
+    assert noise_of(5, made.shape).shape == (5, 0)
+    torch.testing.assert_close(states_of(made, 5, seed=3).levels, states_of(made, 5, seed=4).levels, atol=0, rtol=0)
