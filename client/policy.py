@@ -36,7 +36,7 @@ class SiteSettings(Section):
     max_epsilon: Annotated[Number, Field(gt=0)]
     max_delta: Annotated[Number, Field(gt=0, lt=1)]
     # No release has less noise: standard deviation over what one unit can change. Whoever asks for less gets this.
-    least_noise: Annotated[Number, Field(ge=0)] = 0.0
+    least_noise: Annotated[Number, Field(ge=1e-3, le=1e6)] | None = None
 
 
 def load_site_settings(path: Path) -> SiteSettings:

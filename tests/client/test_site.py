@@ -725,7 +725,10 @@ def test_a_site_does_not_open_another_sites_ledger(tmp_path: Path) -> None:
     [
         {"max_epsilon": 0},
         {"max_delta": 1},
+        {"least_noise": 0},
         {"least_noise": -1},
+        {"least_noise": 1e-200},
+        {"least_noise": 1e200},
         {"site": "../north"},
         {"approved": "abc"},
         {"max_budget": 3},
