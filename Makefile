@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test mutants check format clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -13,6 +13,9 @@ demo: .venv/run.stamp ## Set up, then four simulated banks publish one synthetic
 
 test: .venv/dev.stamp ## Set up, then all tests
 	$(BIN)/python -m pytest
+
+mutants: .venv/dev.stamp ## Break privacy in a copy of the code, in each of many ways: a test must see it
+	$(BIN)/python -m tests.mutants.run
 
 check: .venv/dev.stamp ## Formatting, lint, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -1,42 +1,90 @@
 """The site's own rules. The coordinator may ask; what this file does not allow is refused before anything is spent."""
 
+import math
+from collections.abc import Callable
+from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from common.data.encoding import Grid
 from common.data.queries import Query, catalogue
-from common.data.schema import Number, Section, Text
+from common.data.schema import Number, Section, Text, Whole
 from common.data.tables import sizes_of
-from common.errors import PolicyError, StudyError
+from common.errors import ExitCode, PolicyError, StudyError
+from common.files import write_durably
 from common.models.monitor import BANDS
-from common.privacy.budget import mu_of
+from common.privacy.events import GaussianEvent
+from common.privacy.ledger import Asset
 from common.privacy.mechanism import MAXIMUM_EMPHASIS
-from common.study import Study, explain, read_yaml
+from common.privacy.signatures import SigningKey, is_signed
+from common.study import STEPS, Study, explain, read_yaml
 from common.wire.messages import KEPT, Request
 
+POLICY_SCHEMA: Final = "privshare.policy/1"
 MAX_CELLS = 20_000_000
+MAX_STATEMENTS = 10_000
+MAX_WEIGHT = 1e100
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_PURPOSE = "policy"
+_Loaded = TypeVar("_Loaded", bound=Section)
 
 
 class SiteSettings(Section):
-    """site.yaml: a site's own paths and limits. It may narrow the study, never widen it."""
+    """site.yaml: where a site's own things are. Nothing in it widens or narrows what may leave."""
 
-    site: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    site: Annotated[Text, Field(pattern=_NAME)]
     # The table of this site's records, and the study file that was read and approved here.
     table: Path
     # The long table, for a study with windows.
     series: Path | None = None
     study: Path
-    # Digest of the approved study: a study changed by one value is another study.
-    approved: Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")]
+    # What this site allows; beside it, with .sig at the end, the site's signature.
+    policy: Path
+    # Of the data asset, whatever studies run on it.
     ledger: Path
-    # The site's key and its sealed replies; private to the site.
+    # The site's keys, its sealed replies and what it saw of others' ledgers; private to the site.
     state: Path
+
+
+PublicKey = Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class PolicyFile(Section):
+    """policy.yaml: what a site allows, signed with its own key. It may narrow the study, never widen it."""
+
+    schema_version: Annotated[Literal["privshare.policy/1"], Field(alias="schema")]
+    site: Annotated[Text, Field(pattern=_NAME)]
+    # Names the rows that the ledger protects: every study on them has the same one.
+    asset: Annotated[Text, Field(pattern=_NAME)]
+    # Digest of the approved study: a study changed by one value is another study.
+    approved: PublicKey
+    # The most that one study may spend, and that all studies on the asset may spend together, for ever.
     max_epsilon: Annotated[Number, Field(gt=0)]
     max_delta: Annotated[Number, Field(gt=0, lt=1)]
+    total_epsilon: Annotated[Number, Field(gt=0)]
+    total_delta: Annotated[Number, Field(gt=0, lt=1)]
     # No release has less noise: standard deviation over what one unit can change. Whoever asks for less gets this.
     least_noise: Annotated[Number, Field(ge=1e-3, le=1e6)] | None = None
+    # Columns and channels that studies may use; without it, those of the approved study.
+    columns: tuple[Text, ...] | None = None
+    # The last day on which anything is released.
+    expires: date | None = None
+    # Public keys of the other sites, and how many of them must confirm this site's ledger; without it, all.
+    peers: dict[Annotated[Text, Field(pattern=_NAME)], PublicKey] = Field(default_factory=dict)
+    witnesses: Annotated[Whole, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.site in self.peers:
+            raise ValueError("peers: holds this site itself")
+        if len(set(self.peers.values())) < len(self.peers):
+            raise ValueError("peers: two have the same key, and would be one witness")
+        if (self.witnesses or 0) > len(self.peers):
+            raise ValueError("witnesses: more than there are peers")
+        return self
 
 
 def load_site_settings(path: Path) -> SiteSettings:
@@ -45,37 +93,115 @@ def load_site_settings(path: Path) -> SiteSettings:
     Raises:
         StudyError: what is wrong, by its path in the file.
     """
+    return _load(path, SiteSettings, what="site file")
+
+
+def load_policy(path: Path, *, public: str) -> PolicyFile:
+    """Read and validate a policy, its signature first.
+
+    Args:
+        path: of the policy.
+        public: the site's own public key.
+
+    Raises:
+        PolicyError: it is not signed by the site, or cannot be read.
+        StudyError: what is wrong, by its path in the file.
+    """
     try:
-        return SiteSettings.model_validate(read_yaml(path, what="site file"))
+        signature = _signature_of(path).read_text(encoding="ascii").strip()
+        body = path.read_bytes()
+    except (OSError, ValueError):
+        raise PolicyError(f"{path}: not signed by this site; read it, then `privshare-client approve`") from None
+    if not is_signed(body, signature, purpose=_PURPOSE, public=public):
+        raise PolicyError(f"{path}: was changed since this site signed it; read it, then `privshare-client approve`")
+    return read_policy(path)
+
+
+def read_policy(path: Path) -> PolicyFile:
+    """Validate a policy whatever its signature.
+
+    Raises:
+        StudyError: what is wrong, by its path in the file.
+    """
+    return _load(path, PolicyFile, what="policy")
+
+
+def sign_policy(path: Path, key: SigningKey) -> None:
+    """Sign a policy as it stands.
+
+    Raises:
+        OSError: it cannot be read, or the signature not be written.
+    """
+    write_durably(_signature_of(path), (key.sign(path.read_bytes(), purpose=_PURPOSE) + "\n").encode())
+
+
+def today_utc() -> date:
+    """By which policies expire."""
+    return datetime.now(UTC).date()
+
+
+def _signature_of(path: Path) -> Path:
+    return path.with_name(path.name + ".sig")
+
+
+def _load(path: Path, model: type[_Loaded], *, what: str) -> _Loaded:
+    try:
+        return model.model_validate(read_yaml(path, what=what))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        raise StudyError(f"{path}: {explain(first, SiteSettings)}") from None
+        raise StudyError(f"{path}: {explain(first, model)}") from None
 
 
 class SitePolicy:
     """What this site allows, fixed when it starts."""
 
-    def __init__(self, settings: SiteSettings, study: Study) -> None:
+    def __init__(self, settings: SiteSettings, policy: PolicyFile, study: Study, *, today: Callable[[], date]) -> None:
         """Bind the policy to one approved study.
 
+        Args:
+            settings: of the site.
+            policy: its signature checked.
+            study: as it lies at the site.
+            today: the date, asked before every answer.
+
         Raises:
-            PolicyError: the study is not the approved one.
+            PolicyError: the study is not the approved one, uses a column that is not allowed, or the policy is of
+                another site or has expired.
         """
-        if study.digest() != settings.approved:
+        if policy.site != settings.site:
+            raise PolicyError(f"{settings.policy}: the policy of another site")
+        if study.digest() != policy.approved:
             raise PolicyError(f"{settings.study}: the study is not the one that this site approved")
         if (settings.series is None) != (study.windows is None):
             raise PolicyError("series: expected in the site file if, and only if, the study has windows")
-        self._study = study
-        self._digest = settings.approved
-        epsilon = min(study.privacy.epsilon, settings.max_epsilon)
-        delta = min(study.privacy.delta, settings.max_delta)
-        self._squared_mu = mu_of(epsilon=epsilon, delta=delta) ** 2 * (1 - 1e-12)
-        self._most_spend = 1 / settings.least_noise**2 if settings.least_noise else np.inf
+        used = {*study.columns, *study.channels}
+        if policy.columns is not None and (more := sorted(used - set(policy.columns))):
+            raise PolicyError(f"columns: the policy does not allow {', '.join(more)}")
+        self._study, self._file, self._today = study, policy, today
+        self._check_date()
+        epsilon = min(study.privacy.epsilon, policy.max_epsilon)
+        delta = min(study.privacy.delta, policy.max_delta)
+        self._bound = self._bound_of(epsilon, delta)
 
     @property
-    def squared_mu(self) -> float:
-        """The budget of each account of units, as squared mu: the smaller of the study's and the site's own cap."""
-        return self._squared_mu
+    def bound(self) -> float:
+        """The most that each account of units may spend: by the smaller of the study's epsilon and the site's own."""
+        return self._bound
+
+    @property
+    def asset(self) -> Asset:
+        """What this site's ledger is for."""
+        policy, bound = self._file, self._bound_of(self._file.total_epsilon, self._file.total_delta)
+        return Asset(policy.site, policy.asset, self._study.unit.key or "", self._study.accountant, bound)
+
+    def _bound_of(self, epsilon: float, delta: float) -> float:
+        """Rounded down by a part in 10^11, to digits that every machine agrees on: a ledger holds it for ever."""
+        try:
+            return float(f"{self._study.accountant.bound(epsilon=epsilon, delta=delta) * (1 - 1e-11):.12g}")
+        except ValueError:
+            raise PolicyError(
+                f"epsilon={epsilon:g}, delta={delta:g}: no practical noise level keeps within them"
+            ) from None
 
     @property
     def is_local(self) -> bool:
@@ -87,16 +213,24 @@ class SitePolicy:
         return self.is_local and request.kind in KEPT
 
     def check(self, request: Request) -> None:
-        """Refuse a request of another study.
+        """Refuse a request of another study, after the last day, or under a name that cannot be written down.
 
         Raises:
-            PolicyError: the request names another study.
+            PolicyError: any of them.
         """
-        if request.study != self._digest:
+        if request.study != self._file.approved:
             raise PolicyError("request.study: not the study that this site approved")
+        # Half of a surrogate pair is text to JSON, and no file can hold it.
+        if not request.identity.isprintable():
+            raise PolicyError("request.name: expected printable text")
+        self._check_date()
+
+    def _check_date(self) -> None:
+        if self._file.expires is not None and self._today() > self._file.expires:
+            raise PolicyError("expires: the site's policy is no longer in force", ExitCode.POLICY_REFUSED)
 
     def spend_of(self, request: Request) -> float:
-        """Squared mu that the request may spend: the share of the budget that it asks for, down to the least noise.
+        """What the request may spend: the share of the budget that it asks for, down to the least noise.
 
         Raises:
             PolicyError: the share is not a number in (0, 1].
@@ -105,7 +239,49 @@ class SitePolicy:
         # NaN compares as false; a whole number may be too long to ask whether it is finite.
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise PolicyError("request.share: expected a number above 0, at most 1")
-        return min(float(share) * self._squared_mu, self._most_spend)
+        return min(float(share) * self._bound, self._most_spend(request.kind))
+
+    def _most_spend(self, kind: str) -> float:
+        """What a release with the least noise costs."""
+        if self._file.least_noise is None:
+            return math.inf
+        sampling = self._study.critic.sampling if kind == "critic" else 1.0
+        least = GaussianEvent(
+            account="train",
+            squared_sensitivity=1,
+            noise_stddev=self._file.least_noise,
+            cells=1,
+            scale=1,
+            noise="csprng",
+            sampling=sampling,
+        )
+        return self._study.accountant.spend(least)
+
+    def check_list(self, request: Request, name: str) -> list[object]:
+        """What sites say of each other's ledgers, not read yet; each of them names one at most.
+
+        Raises:
+            PolicyError: not a list, or longer than any federation is large.
+        """
+        found = request.options.get(name)
+        if not isinstance(found, list) or len(found) > MAX_STATEMENTS:
+            raise PolicyError(f"request.{name}: expected a list of at most {MAX_STATEMENTS}")
+        return found
+
+    def check_nonces(self, request: Request) -> dict[str, str]:
+        """The nonces for which sites want this one's attestation.
+
+        Raises:
+            PolicyError: not short texts by site.
+        """
+        nonces = request.options.get("nonces")
+        if (
+            not isinstance(nonces, dict)
+            or len(nonces) > MAX_STATEMENTS
+            or not all(isinstance(nonce, str) and len(nonce) <= 64 for nonce in nonces.values())
+        ):
+            raise PolicyError("request.nonces: expected a short text a site")
+        return nonces
 
     def check_training(self, request: Request) -> None:
         """Bound the work that a training request may cause.
@@ -113,8 +289,8 @@ class SitePolicy:
         Raises:
             PolicyError: more steps, or other numbers, than the study allows.
         """
-        steps, rate = request.options.get("steps"), request.options.get("learning_rates")
-        if not isinstance(steps, int) or not 0 <= steps <= self._study.rounds.local_steps:
+        rate = request.options.get("learning_rates")
+        if not _is_whole(request.options.get("steps"), most=self._study.rounds.local_steps):
             raise PolicyError("request.steps: expected at most rounds.local_steps of the study")
         if (
             not isinstance(rate, list)
@@ -122,20 +298,25 @@ class SitePolicy:
             or not all(isinstance(one, float) and 0 <= one <= 1 for one in rate)
         ):
             raise PolicyError("request.learning_rates: expected two numbers between 0 and 1")
-        if not isinstance(request.options.get("seed"), int):
-            raise PolicyError("request.seed: expected a whole number")
+        if not _is_whole(request.options.get("seed"), most=2**63 - 1):
+            raise PolicyError("request.seed: expected a whole number from 0, below 2^63")
 
-    def check_bins(self, bin_of: np.ndarray, n_cells: int) -> np.ndarray:
+    def check_bins(self, bin_of: np.ndarray, grid: Grid) -> np.ndarray:
         """A map from cells to bins as a coordinator sent it, if it is one.
 
-        Any map has the same sensitivity: a record is in one bin. What is checked is that it is a map.
+        Any map has the same sensitivity: a record is in one bin. What is checked is that it is a map, and keeps apart
+        what counting and training tell by its place: missing is the last bin, and a number of steps is a bin.
 
         Raises:
             PolicyError: another length, type or numbering.
         """
-        valid = bin_of.shape == (n_cells,) and bin_of.dtype == np.int64 and n_cells > 0
+        valid = bin_of.shape == (grid.n_cells,) and bin_of.dtype == np.int64
         if not valid or int(bin_of.min()) != 0 or len(np.unique(bin_of)) != int(bin_of.max()) + 1:
             raise PolicyError("request.bins: expected a bin for each cell, numbered from 0 without gaps")
+        if grid.column.missing and bool((bin_of[:-1] >= bin_of[-1]).any()):
+            raise PolicyError("request.bins: expected missing in the last bin, alone")
+        if grid.name == STEPS and bool((np.diff(bin_of) != 1).any()):
+            raise PolicyError("request.bins: expected a bin for each number of steps")
         return bin_of
 
     def check_tables(self, request: Request) -> tuple[list[Query], np.ndarray]:
@@ -177,10 +358,17 @@ class SitePolicy:
         """The weights of a linear score, if they fit the bins.
 
         Raises:
-            PolicyError: absent, or of another shape or type.
+            PolicyError: absent, too large, or of another shape or type.
         """
         weights = request.arrays.get("weights")
         expected = sum(sizes_of(bins)[: len(self._study.measured)]) + BANDS - 1
         if weights is None or weights.shape != (expected,) or weights.dtype != np.float64:
             raise PolicyError("request.weights: expected one number a bin and the band edges")
+        # Sums beyond the floats would warn on this site's console, or not, by what is in a record.
+        if float(np.abs(weights).max()) > MAX_WEIGHT:
+            raise PolicyError(f"request.weights: expected numbers of at most {MAX_WEIGHT:g}")
         return weights
+
+
+def _is_whole(value: object, *, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most

@@ -14,17 +14,22 @@ from common.errors import ExitCode, SchemaError
 from common.study import Study
 
 
-def read_text(path: Path, study: Study) -> pd.DataFrame:
+def read_text(path: Path, study: Study, *, may_be_empty: bool = False) -> pd.DataFrame:
     """A delimited file, plain or .gz, as a table of text; its columns are those that the study lists or ignores.
+
+    Args:
+        path: of the file.
+        study: says how it is written.
+        may_be_empty: whether it may have no rows. At a site it may: a refusal would tell that the last unit has gone.
 
     Raises:
         SchemaError: the file is absent, empty, has no rows, is not such a table, or has other columns.
     """
     key = [study.unit.key] if study.unit.key else []
-    return _read_delimited(path, study.table, [*key, *study.columns], list(study.ignore))
+    return _read_delimited(path, study.table, [*key, *study.columns], list(study.ignore), may_be_empty=may_be_empty)
 
 
-def read_series_text(path: Path, study: Study) -> pd.DataFrame:
+def read_series_text(path: Path, study: Study, *, may_be_empty: bool = False) -> pd.DataFrame:
     """The long table of a study with windows, as text; written like the first one, always with a header line.
 
     Raises:
@@ -33,10 +38,13 @@ def read_series_text(path: Path, study: Study) -> pd.DataFrame:
     assert study.windows is not None
     assert study.unit.key is not None
     layout = study.table.model_copy(update={"header": None})
-    return _read_delimited(path, layout, [study.unit.key, *study.windows.columns], list(study.windows.ignore))
+    expected = [study.unit.key, *study.windows.columns]
+    return _read_delimited(path, layout, expected, list(study.windows.ignore), may_be_empty=may_be_empty)
 
 
-def _read_delimited(path: Path, layout: FileLayout, expected: list[str], ignored: list[str]) -> pd.DataFrame:
+def _read_delimited(
+    path: Path, layout: FileLayout, expected: list[str], ignored: list[str], *, may_be_empty: bool
+) -> pd.DataFrame:
     if not path.is_file():
         raise SchemaError(f"{path}: no such table", ExitCode.TABLE_NOT_FOUND)
     try:
@@ -55,6 +63,8 @@ def _read_delimited(path: Path, layout: FileLayout, expected: list[str], ignored
             encoding="utf-8",
         )
     except pd.errors.EmptyDataError:
+        if may_be_empty and layout.header:
+            return pd.DataFrame(columns=list(layout.header), dtype=str)
         raise SchemaError(f"{path}: the table is empty, not even a header", ExitCode.TABLE_EMPTY) from None
     # pandas names the cell that it stumbled over: its text is not passed on.
     except (ValueError, OSError, EOFError, csv.Error, zlib.error) as error:
@@ -62,7 +72,7 @@ def _read_delimited(path: Path, layout: FileLayout, expected: list[str], ignored
             f"{path}: not a table of delimited UTF-8 text ({type(error).__name__})", ExitCode.TABLE_UNREADABLE
         ) from None
     check_columns(text, expected, ignored)
-    if text.empty:
+    if text.empty and not may_be_empty:
         raise SchemaError(f"{path}: the table has a header and no rows", ExitCode.TABLE_WITHOUT_ROWS)
     return text.fillna("")
 
@@ -98,8 +108,8 @@ def parse_text(text: pd.DataFrame, study: Study) -> pd.DataFrame:
 
 
 def read_table(path: Path, study: Study) -> pd.DataFrame:
-    """`read_text`, then `parse_text`."""
-    return parse_text(read_text(path, study), study)
+    """`read_text` of a site's own table, then `parse_text`."""
+    return parse_text(read_text(path, study, may_be_empty=True), study)
 
 
 def read_windows(table: pd.DataFrame, series: pd.DataFrame, study: Study) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from common.data.encoding import make_grids
 from common.data.histograms import estimate_histograms, histogram_layout
 from common.data.queries import catalogue
 from common.data.tables import sizes_of
-from common.errors import PolicyError
+from common.errors import LedgerError, PolicyError
 from common.files import write_durably
 from common.models.releases import Bins, Measured, Release, targets_from
 from common.models.targets import Targets
@@ -32,12 +32,19 @@ class OwnReleases:
         self._study = study
 
     def keep(self, request: Request, reply: Reply) -> None:
-        """Write a release down. Raises OSError where that cannot be done."""
+        """Write a release down.
+
+        Raises:
+            LedgerError: the disk fails.
+        """
         name = hashlib.sha256(request.identity.encode()).hexdigest()
-        number = len(list(self._folder.glob("*.request")))
-        write_durably(self._folder / f"{number:06d}-{name}.reply", reply.encode())
-        # Last: a release counts when its request is there.
-        write_durably(self._folder / f"{number:06d}-{name}.request", request.encode())
+        try:
+            number = len(list(self._folder.glob("*.request")))
+            write_durably(self._folder / f"{number:06d}-{name}.reply", reply.encode())
+            # Last: a release counts when its request is there.
+            write_durably(self._folder / f"{number:06d}-{name}.request", request.encode())
+        except OSError as error:
+            raise LedgerError(f"{self._folder}: the release cannot be kept ({error.strerror})") from None
 
     def targets(self, request: Request, bins: list[np.ndarray]) -> Targets:
         """What this site's releases of a run say, over the bins and groups of a training request.

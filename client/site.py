@@ -7,34 +7,36 @@ is not computed a second time.
 
 import hashlib
 import logging
-import os
-import secrets
 from collections.abc import Callable
+from dataclasses import asdict
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from client.policy import SitePolicy, SiteSettings, load_site_settings
+from client.keys import identity, unit_secret
+from client.policy import SitePolicy, SiteSettings, load_policy, load_site_settings, today_utc
 from client.records import read_series_text, read_table
 from client.releases import OwnReleases
+from client.replies import Replies
 from client.trainer import read_critic, train_on_request
 from client.vault import Vault
+from client.witnesses import Witnesses
 from common.data.encoding import make_grids
 from common.data.queries import layout_of
 from common.data.tables import sizes_of
 from common.errors import ExitCode, LedgerError, PolicyError, PrivShareError, SchemaError
-from common.files import write_durably
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Ledger
 from common.privacy.noise import GaussianNoise, NoiseSource
+from common.privacy.witness import Attestation, Statement
 from common.study import load_study
 from common.wire.messages import Reply, Request, refusal
 from common.wire.packing import unpack_bins
 
 _LOG = logging.getLogger(__name__)
-_KEY_BYTES = 32
 
 
 class Site:
@@ -44,21 +46,46 @@ class Site:
     and the reason stays in this site's log.
     """
 
-    def __init__(self, settings: SiteSettings, *, noise: NoiseSource, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: SiteSettings,
+        *,
+        noise: NoiseSource,
+        device: torch.device,
+        today: Callable[[], date] = today_utc,
+    ) -> None:
         """Open a site. The table is read on the first request that needs it.
+
+        Args:
+            settings: where everything is.
+            noise: of every release.
+            device: of the training.
+            today: the date, by which the policy expires.
 
         Raises:
             StudyError, PolicyError, LedgerError: the site cannot start.
         """
         self._settings = settings
         self._study = load_study(settings.study)
-        self._policy = SitePolicy(settings, self._study)
+        key = identity(settings.state)
+        policy = load_policy(settings.policy, public=key.public)
+        self._policy = SitePolicy(settings, policy, self._study, today=today)
+        self._public = key.public
         self._grids = (*make_grids(self._study.measured), *make_grids(self._study.channels))
         self._ledger = Ledger(
-            settings.ledger, site=settings.site, study=self._study.digest(), squared_mu=self._policy.squared_mu
+            settings.ledger, asset=self._policy.asset, study=self._study.digest(), bound=self._policy.bound, key=key
+        )
+        self._witnesses = Witnesses(
+            settings.state / "witness.json",
+            site=settings.site,
+            key=key,
+            ledger=self._ledger,
+            peers=policy.peers,
+            needed=len(policy.peers) if policy.witnesses is None else policy.witnesses,
         )
         self._noise = noise
         self._device = device
+        self._replies = Replies(settings.state)
         self._releases = OwnReleases(settings.state / "releases", self._study)
 
     @cached_property
@@ -67,8 +94,8 @@ class Site:
         series = None
         if self._study.windows is not None:
             assert self._settings.series is not None  # the policy has seen to it
-            series = read_series_text(self._settings.series, self._study)
-        secret = _site_key(self._settings.state, may_make=not self._ledger.charges())
+            series = read_series_text(self._settings.series, self._study, may_be_empty=True)
+        secret = unit_secret(self._settings.state, may_make=not self._ledger.is_charged())
         return Vault(table, series, self._study, secret=secret, ledger=self._ledger, noise=self._noise)
 
     def handle(self, body: bytes) -> bytes:
@@ -79,6 +106,8 @@ class Site:
             self._policy.check(request)
             answer: dict[str, Callable[[Request, str], bytes]] = {
                 "describe": self._describe,
+                "witness": self._witness,
+                "confirm": self._confirm,
                 "one_way": self._measure_one_way,
                 "tables": self._measure_tables,
                 "embedding": self._measure_embedding,
@@ -103,8 +132,26 @@ class Site:
         del request, digest
         # A table that this site cannot use stops it at the roll call, before any site has spent.
         _ = self._vault
-        facts = {"squared_mu": self._policy.squared_mu, "ledger_head": self._ledger.head()}
+        facts = {
+            "bound": self._policy.bound,
+            "key": self._public,
+            "nonce": self._witnesses.nonce,
+            "ledger_head": asdict(self._witnesses.statement()),
+        }
         return Reply(self._settings.site, facts).encode()
+
+    def _witness(self, request: Request, digest: str) -> bytes:
+        """Keep what other sites say of their ledgers, and attest it."""
+        del digest
+        self._witnesses.note(map(Statement.from_dict, self._policy.check_list(request, "heads")))
+        attested = self._witnesses.attest(self._policy.check_nonces(request))
+        return Reply(self._settings.site, {"attestations": [asdict(one) for one in attested]}).encode()
+
+    def _confirm(self, request: Request, digest: str) -> bytes:
+        """Take up what other sites attest of this site's ledger."""
+        del digest
+        attestations = map(Attestation.from_dict, self._policy.check_list(request, "attestations"))
+        return Reply(self._settings.site, {"confirmed": self._witnesses.take(attestations)}).encode()
 
     def _measure_one_way(self, request: Request, digest: str) -> bytes:
         spend = self._policy.spend_of(request)
@@ -168,58 +215,39 @@ class Site:
             bins = unpack_bins(request.arrays, len(self._grids))
         except ValueError:
             raise PolicyError("request.bins: expected one map a column") from None
-        return [self._policy.check_bins(bin_of, grid.n_cells) for bin_of, grid in zip(bins, self._grids, strict=True)]
+        return [self._policy.check_bins(bin_of, grid) for bin_of, grid in zip(bins, self._grids, strict=True)]
 
     def _sealed(self, request: Request, digest: str, release: Callable[[], tuple[np.ndarray, GaussianEvent]]) -> bytes:
         """The reply that was sealed for this request, or a new one, sealed before it is returned."""
-        path = self._settings.state / "replies" / hashlib.sha256(request.identity.encode()).hexdigest()
-        for charge in self._ledger.charges():
-            if charge.request == request.identity:
-                if charge.request_digest != digest:
-                    raise PolicyError("request: another request was answered under this name")
-                if not path.exists():
-                    raise LedgerError("request: was charged, and its reply was lost in a crash")
-                return path.read_bytes()
+        name = request.identity
+        charged = self._ledger.charge_of(name)
+        if charged is not None:
+            charge, seal = charged
+            if charge.request_digest != digest:
+                raise PolicyError("request: another request was answered under this name")
+            return self._found(request, seal)
+        self._witnesses.require()
         noised, event = release()
-        facts = {"event": event.as_dict(), "ledger_head": self._ledger.head()}
+        facts = {"event": event.as_dict(), "ledger_head": asdict(self._witnesses.statement())}
         counts = {"counts": noised}
         kept = self._policy.keeps(request)
         body = Reply(self._settings.site, facts, {} if kept else counts).encode()
-        try:
-            if self._policy.is_local:
-                self._releases.keep(request, Reply(self._settings.site, facts, counts))
-            write_durably(path, body)
-        except OSError as error:
-            raise LedgerError(f"{path}: the reply cannot be sealed ({error.strerror})") from None
+        if self._policy.is_local:
+            self._releases.keep(request, Reply(self._settings.site, facts, counts))
+        self._ledger.seal(name, self._replies.write(request.study, name, body))
+        return body
+
+    def _found(self, request: Request, seal: str | None) -> bytes:
+        """The reply to a request that was charged before."""
+        body = self._replies.read(request.study, request.identity)
+        digest = hashlib.sha256(body).hexdigest()
+        if seal is None:  # a crash fell between the reply and its seal; nobody was given another one
+            self._ledger.seal(request.identity, digest)
+        elif seal != digest:
+            raise LedgerError("request: the reply is not the one that was sealed")
         return body
 
 
 def open_site(path: Path, *, noise: NoiseSource | None = None, device: str = "cpu") -> Site:
     """A site from its site.yaml. Other noise than the default is for tests, and every event says so."""
     return Site(load_site_settings(path), noise=noise or GaussianNoise(), device=torch.device(device))
-
-
-def _site_key(state: Path, *, may_make: bool) -> bytes:
-    """The site's secret key, made on first use; readable by the site's user alone.
-
-    Once something was charged a lost key is not replaced: another one splits units off otherwise, and a unit could then
-    pay from both accounts.
-    """
-    path = state / "site.key"
-    try:
-        if path.exists():
-            key = path.read_bytes()
-            if len(key) == _KEY_BYTES and path.stat().st_mode & 0o077 == 0:
-                return key
-            raise PolicyError(f"{path}: expected {_KEY_BYTES} bytes that only the site's user can read (mode 0600)")
-        if not may_make:
-            raise PolicyError(f"{path}: the site's key is gone, and the ledger's charges rest on it; restore it")
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(key := secrets.token_bytes(_KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise PolicyError(f"{path}: the site's key cannot be read or made ({error.strerror})") from None
-    return key

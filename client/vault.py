@@ -21,7 +21,7 @@ from common.data.units import WINDOW_WEIGHT, bound_units
 from common.data.windows import encode_windows
 from common.models.embedding import SCALE, embed, freeze
 from common.models.monitor import score_cells, score_layout
-from common.models.neural import GRADIENT_SCALE, NeuralCritic, real_side_factors
+from common.models.neural import GRADIENT_SCALE, NeuralCritic, clipped_factors
 from common.models.verdicts import judge, one_hot
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Ledger
@@ -113,7 +113,7 @@ class Vault:
             queries: of the study's catalogue.
             emphasis: (tables,) int64, as in `CountMechanism`.
             bins: the map from cells to bins of each column, then of each channel.
-            spend: squared mu.
+            spend: as the study's accountant counts.
             request: name of the request.
             digest: of the request.
         """
@@ -154,7 +154,9 @@ class Vault:
         self, critic: NeuralCritic, bins: Sequence[np.ndarray], *, spend: float, request: str, digest: str
     ) -> tuple[np.ndarray, GaussianEvent]:
         """Noised sum of the training units' clipped gradients of a neural critic, (parameters,)."""
-        rows = self._single["train"]
+        rows, sampling = self._single["train"], self._study.critic.sampling
+        if sampling < 1:
+            rows = rows[self._noise.sample(len(rows), rate=sampling, context=request)]
         layers = tuple(VectorLayer(*layer) for layer in critic.shape.contribution)
         mechanism = VectorMechanism(layers, GRADIENT_SCALE)
 
@@ -163,10 +165,12 @@ class Vault:
                 coded = self._coded(rows[begin : begin + _CHUNK], bins)
                 records, steps = one_hot(coded, shape_of(self._study, sizes_of(bins)))
                 clip_norm = self._study.critic.clip_norm
-                for part in real_side_factors(critic, records, steps, coded.labels, clip_norm=clip_norm):
+                for part in clipped_factors(critic, records, steps, coded.labels, clip_norm=clip_norm):
                     yield VectorContributions(part)
 
-        return self._release_vectors(mechanism, factors(), spend=spend, request=request, digest=digest)
+        return self._release_vectors(
+            mechanism, factors(), spend=spend, request=request, digest=digest, sampling=sampling
+        )
 
     def verdicts(
         self, critic: NeuralCritic, bins: Sequence[np.ndarray], *, spend: float, request: str, digest: str
@@ -189,8 +193,11 @@ class Vault:
         spend: float,
         request: str,
         digest: str,
+        sampling: float = 1.0,
     ) -> tuple[np.ndarray, GaussianEvent]:
-        event = mechanism.plan(spend=spend, account="train", noise=self._noise)
+        event = mechanism.plan(
+            spend=spend, account="train", noise=self._noise, accountant=self._study.accountant, sampling=sampling
+        )
         noised = mechanism.release(
             vectors, event=event, request=request, request_digest=digest, ledger=self._ledger, noise=self._noise
         )
@@ -225,7 +232,7 @@ class Vault:
         emphasis: np.ndarray | None = None,
     ) -> tuple[np.ndarray, GaussianEvent]:
         mechanism = CountMechanism(layout.offsets, self._unit_weight, emphasis)
-        event = mechanism.plan(spend=spend, account=account, noise=self._noise)
+        event = mechanism.plan(spend=spend, account=account, noise=self._noise, accountant=self._study.accountant)
         noised = mechanism.release(
             parts, event=event, request=request, request_digest=digest, ledger=self._ledger, noise=self._noise
         )

@@ -1,10 +1,15 @@
 """What was spent, in a form that a stranger can recompute: per site every event, and the guarantee that follows."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.privacy import budget
 from common.privacy.events import GaussianEvent
+from common.privacy.noise import DRAW_ERROR
+from common.privacy.recount import check_certificate
+from common.privacy.witness import Attestation, Statement
 from common.study import Study
 
 CERTIFICATE_SCHEMA = "privshare.certificate/1"
@@ -19,34 +24,47 @@ NOT_COVERED = (
 )
 
 
+@dataclass(frozen=True)
+class SiteRecord:
+    """What one site spent in a run.
+
+    events: every release, oldest first.
+    bound: the most that each of its accounts may spend, as the study's accountant counts.
+    key: its public key.
+    ledger_head: its last signed statement of its ledger.
+    attestations: what other sites signed of that ledger.
+    """
+
+    events: Sequence[GaussianEvent]
+    bound: float
+    key: str
+    ledger_head: Statement
+    attestations: Sequence[Attestation]
+
+
 def make_certificate(
-    study: Study,
-    *,
-    run: str,
-    events: Mapping[str, Sequence[GaussianEvent]],
-    budgets: Mapping[str, float],
-    ledger_heads: Mapping[str, str],
-    files: Mapping[str, str],
+    study: Study, *, run: str, sites: Mapping[str, SiteRecord], files: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The certificate of one run, unsigned.
+    """The certificate of one run, unsigned; recounted by the second accountant before it is returned.
 
     Args:
         study: with unit, epsilon and delta.
         run: name of the run.
-        events: by site, every release.
-        budgets: by site, squared mu of each of its accounts.
-        ledger_heads: by site, hash of its ledger's last entry.
+        sites: by name.
         files: name -> SHA-256 of what is published.
+
+    Raises:
+        LedgerError: the two accountants disagree, or a site spent more than its bound.
     """
-    seeded = any(event.noise != "csprng" for released in events.values() for event in released)
+    seeded = any(event.noise != "csprng" for site in sites.values() for event in site.events)
     delta = study.privacy.delta
-    sites = {site: _site(events[site], budgets[site], ledger_heads[site], delta) for site in sorted(events)}
-    worst = max(entry["epsilon"] for entry in sites.values())
+    entries = {name: _entry(sites[name], study) for name in sorted(sites)}
+    worst = max(entry["epsilon"] for entry in entries.values())
     statement = (
         f"For every {study.unit.name} present at one site, everything that left the site is ({worst:.6g}, {delta:g})-"
         f"differentially private, add or remove one {study.unit.name} with all its records."
     )
-    return {
+    certificate = {
         "schema": CERTIFICATE_SCHEMA,
         "study": {"name": study.name, "digest": study.digest()},
         "run": run,
@@ -57,25 +75,33 @@ def make_certificate(
         if seeded
         else {"epsilon": worst, "delta": delta, "limit_epsilon": study.privacy.epsilon, "statement": statement},
         "void_because": "the noise was drawn from a seed that is known (test mode)" if seeded else None,
-        "accountant": "Gaussian DP filter: the sum of squared mu of each account stays below its budget",
-        "sites": sites,
+        "accountant": "a filter: the sum of each account's spends stays below its bound, fixed before the first",
+        "sites": entries,
         "not_covered": list(NOT_COVERED),
         "files": dict(files),
         "signature": None,
     }
+    check_certificate(certificate)
+    return certificate
 
 
-def _site(events: Sequence[GaussianEvent], squared_mu: float, ledger_head: str, delta: float) -> dict[str, Any]:
+def _entry(site: SiteRecord, study: Study) -> dict[str, Any]:
+    accountant, delta = study.accountant, study.privacy.delta
     spent = {
-        account: budget.total([event.spend for event in events if event.account == account])
+        account: budget.total([accountant.spend(event) for event in site.events if event.account == account])
         for account in ("train", "holdout")
     }
-    # A unit is in exactly one account, so the larger of the two is what it can lose.
+    sampler_delta = sum(event.cells for event in site.events) * DRAW_ERROR
     return {
-        "epsilon": budget.epsilon_of(mu=max(spent.values()) ** 0.5, delta=delta),
+        "accountant": accountant.as_dict(),
+        # A unit is in exactly one account, so the larger of the two is what it can lose.
+        "epsilon": accountant.epsilon(spent=max(spent.values()), delta=math.nextafter(delta - sampler_delta, 0)),
         "delta": delta,
-        "budget_squared_mu": squared_mu,
-        "spent_squared_mu": spent,
-        "ledger_head": ledger_head,
-        "events": [event.as_dict() for event in events],
+        "sampler_delta": sampler_delta,
+        "bound": site.bound,
+        "spent": spent,
+        "key": site.key,
+        "ledger_head": asdict(site.ledger_head),
+        "attestations": [asdict(one) for one in site.attestations],
+        "events": [event.as_dict() for event in site.events],
     }

@@ -30,6 +30,7 @@ from common.data.schema import (
 )
 from common.data.windows import Windows
 from common.errors import ExitCode, StudyError
+from common.privacy.accountants import Accountant, GdpAccountant, RdpAccountant, default_order
 from common.privacy.budget import mu_of
 
 STUDY_SCHEMA: Final = "privshare.study/1"
@@ -81,6 +82,9 @@ class Privacy(Section):
     one_way_share: Fraction = 0.35
     # Share of each site's units, chosen by keyed hash, that never trains and monitors quality on its own budget.
     holdout: Annotated[Number, Field(ge=0, lt=0.5)] = 0.05
+    # What spends are counted in. gdp: exact for releases over all units. rdp: Rényi DP at one order, which follows from
+    # epsilon and delta; for a critic that samples units, at the price of about an eighth of all other noise.
+    accountant: Literal["gdp", "rdp"] = "gdp"
 
 
 Weight = Annotated[Number, Field(ge=0, le=1000)]
@@ -120,6 +124,8 @@ class Critic(Section):
     # Noised gradients that each measurement asks for; each has an equal share of the budget.
     steps: Annotated[Whole, Field(ge=1, le=1000)] = 10
     learning_rate: Annotated[Number, Field(gt=0, le=1)] = 0.02
+    # Chance of each unit to take part in a gradient, drawn anew each time; below 1 for tables too large to pass whole.
+    sampling: Annotated[Number, Field(ge=1e-6, le=1)] = 1.0
     # Largest norm of one unit's gradient.
     clip_norm: Annotated[Number, Field(ge=1e-3, le=1e3)] = 1.0
     # Weight of a head in the generator's loss when the gate is wide open.
@@ -218,6 +224,17 @@ def _check_names(study: "Study") -> None:
             raise ValueError(f"ignore: {name} is used as a column or as the unit key")
 
 
+def _check_discriminators(study: "Study") -> None:
+    if study.discriminators.neural and study.noise.rounds < 2:
+        raise ValueError("noise.rounds: a neural discriminator needs 2 at least, since it begins with the second")
+    if study.discriminators.neural and study.discriminators.scope == "local":
+        raise ValueError("discriminators.scope: the neural discriminator is shared only; set its weight to 0")
+    if study.critic.sampling < 1 and study.privacy.accountant != "rdp":
+        raise ValueError("critic.sampling: only `privacy.accountant: rdp` counts what sampling hides")
+    if not study.discriminators.shares(windows=study.windows is not None):
+        raise ValueError("discriminators: all are switched off")
+
+
 class Study(Section):
     """One study, whole. See docs/study.md for every key."""
 
@@ -258,15 +275,17 @@ class Study(Section):
         if self.unit.key in self.columns:
             raise ValueError("unit.key: the key identifies a unit and cannot be a column of the synthetic table")
         _check_names(self)
-        if self.discriminators.neural and self.noise.rounds < 2:
-            raise ValueError("noise.rounds: a neural discriminator needs 2 at least, since it begins with the second")
-        if self.discriminators.neural and self.discriminators.scope == "local":
-            raise ValueError("discriminators.scope: the neural discriminator is shared only; set its weight to 0")
-        if not self.discriminators.shares(windows=self.windows is not None):
-            raise ValueError("discriminators: all are switched off")
+        _check_discriminators(self)
         if self.windows is not None:
             _check_windows(self.windows, self.unit, self.columns)
         return self
+
+    @property
+    def accountant(self) -> Accountant:
+        """What every site's spends are counted in."""
+        if self.privacy.accountant == "gdp":
+            return GdpAccountant()
+        return RdpAccountant(default_order(epsilon=self.privacy.epsilon, delta=self.privacy.delta))
 
     @property
     def features(self) -> dict[str, Column]:

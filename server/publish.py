@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from safetensors.numpy import save
 
-from common.certificate import make_certificate
+from common.certificate import SiteRecord, make_certificate
 from common.data.binning import decode_table
 from common.data.encoding import make_grids
 from common.data.trajectories import decode_windows
@@ -85,9 +85,10 @@ def publish(trained: Trained, study: Study, units: WindowedTable, folder: Path) 
     certificate = make_certificate(
         study,
         run=state.run,
-        events=state.events,
-        budgets={site: account.squared_mu for site, account in state.accounts.items()},
-        ledger_heads={site: account.ledger_head for site, account in state.accounts.items()},
+        sites={
+            site: SiteRecord(state.events[site], account.bound, account.key, account.ledger_head, account.attestations)
+            for site, account in state.accounts.items()
+        },
         files={name: hashlib.sha256(body).hexdigest() for name, body in files.items()},
     )
     write_json(folder / "certificate.json", certificate)

@@ -5,20 +5,19 @@ It asks; every site decides for itself. Nothing here sees a row, and no guarante
 
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from common.data.encoding import Grid, make_grids
 from common.data.histograms import histogram_layout
 from common.data.queries import layout_of
 from common.data.tables import sizes_of
-from common.errors import CheckpointError, PolicyError, ProtocolError
+from common.errors import CheckpointError, ExitCode, PolicyError, ProtocolError
 from common.models.critics import MARGINALS, Adversary, Joins, expectations, make_cluster, relaxed
 from common.models.embedding import EmbeddingMeans, freeze
 from common.models.generator import Generator, GeneratorShape, draw_bins, initialise
@@ -27,6 +26,7 @@ from common.models.neural import (
     GRADIENT_SCALE,
     apply_gradient,
     critic_parameters,
+    fake_gradient,
     initialise_critic,
     load_critic,
     real_gradient,
@@ -37,8 +37,9 @@ from common.models.training import Stretch, average, load_parameters, parameters
 from common.models.verdicts import accuracies, gate, heads_of, judge
 from common.models.warm_start import warm_start
 from common.privacy.events import GaussianEvent
+from common.privacy.witness import Attestation, Statement, is_newer
 from common.study import Study
-from common.wire.messages import KEPT, Request
+from common.wire.messages import KEPT, Reply, Request
 from common.wire.packing import (
     CRITIC,
     GENERATOR,
@@ -76,10 +77,32 @@ _STAGE = "stage-"
 
 @dataclass(frozen=True)
 class SiteAccount:
-    """What a site said of itself: its budget (squared mu, public) and its newest ledger head."""
+    """What a site said of itself.
 
-    squared_mu: float
-    ledger_head: str
+    bound: the most that each of its accounts may spend, as the study's accountant counts; public.
+    key: its public key.
+    ledger_head: its newest statement of its ledger.
+    attestations: what other sites last attested of its ledger.
+    """
+
+    bound: float
+    key: str
+    ledger_head: Statement
+    attestations: tuple[Attestation, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read back what `as_dict` wrote."""
+        return cls(
+            data["bound"],
+            data["key"],
+            Statement.from_dict(data["ledger_head"]),
+            tuple(map(Attestation.from_dict, data["attestations"])),
+        )
 
 
 @dataclass(frozen=True)
@@ -114,6 +137,7 @@ class RunState:
     accuracy: float | None = None
     critics: dict[str, np.ndarray] = field(default_factory=dict)
     monitor: dict[str, float | None] | None = None
+    spent: dict[str, dict[str, float]] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -124,12 +148,7 @@ class RunState:
     @property
     def budget_used(self) -> float:
         """The largest share that any site has spent of any of its accounts."""
-        shares = [0.0]
-        for site, events in self.events.items():
-            for account in ("train", "holdout"):
-                spent = sum(event.spend for event in events if event.account == account)
-                shares.append(spent / self.accounts[site].squared_mu)
-        return max(shares)
+        return max((max(spent.values()) for spent in self.spent.values()), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -188,6 +207,7 @@ class Coordinator:
             goal=noise.goal,
             reference_auc=noise.reference_auc,
         )
+        self._nonces: dict[str, str] = {}
         self._state = RunState(run=run, seed=seed, study=study.digest())
         latest = load_latest(folder / "checkpoints")
         if latest is not None:
@@ -196,14 +216,14 @@ class Coordinator:
     def run(self, exchange: Exchange) -> Trained:
         """The whole run, from wherever it stands."""
         roster, replies = call_roll(exchange, self._request("describe", "describe"), expected=self._sites)
-        state = self._state
-        if state.accounts and set(state.accounts) != set(roster.names):
+        if self._state.accounts and set(self._state.accounts) != set(roster.names):
             raise CheckpointError("sites: the run began with other sites")
-        for site in roster.names:
-            facts = replies[site].facts
-            state.accounts[site] = SiteAccount(float(facts["squared_mu"]), str(facts["ledger_head"]))
+        self._take_note(replies)
+        self._pass_on(roster)
         bins = self._measure_one_way(roster)
-        return self._learn(roster, bins)
+        trained = self._learn(roster, bins)
+        self._close(roster)
+        return trained
 
     def _measure_one_way(self, roster: Roster) -> Bins:
         cells = histogram_layout(self._grids, self._classes, self._channels).n_cells
@@ -215,7 +235,7 @@ class Coordinator:
         """Rounds of training; before some of them the discriminators measure, and each measurement ends a stage."""
         state, rounds = self._state, self._study.rounds
         shape = shape_of(self._study, bins.sizes)
-        survey = plan_survey(self._study, bins, [account.squared_mu for account in state.accounts.values()])
+        survey = plan_survey(self._study, bins, [account.bound for account in state.accounts.values()])
         learner = _Learner(shape, survey, self._study, self._device, seed=self._seed(0, 0))
         if state.generator:
             load_parameters(learner.generator, state.generator)
@@ -325,10 +345,12 @@ class Coordinator:
             real = real_gradient(
                 release.counts * GRADIENT_SCALE,
                 clip_norm=network.clip_norm,
-                units=float(learner.targets.label_counts.sum()),
+                units=network.sampling * float(learner.targets.label_counts.sum()),
             )
-            records, steps, labels = learner.fakes(self._seed(stage, 1000 + step))
-            apply_gradient(learner.critic, optimiser, real, records=records, steps=steps, labels=labels)
+            fakes = learner.fakes(self._seed(stage, 1000 + step))
+            apply_gradient(
+                learner.critic, optimiser, real + fake_gradient(learner.critic, *fakes, clip_norm=network.clip_norm)
+            )
         learner.gate = self._gate(roster, bins, learner, stage)
         state.gates.append(learner.gate)
         state.critics |= pack(f"{_STAGE}{stage}.", critic_parameters(learner.critic))
@@ -348,13 +370,7 @@ class Coordinator:
         arrays = {**pack_bins(bins.maps), **pack(CRITIC, critic_parameters(learner.critic))}
         share = self._holdout_share() / (self._study.noise.rounds - 1)
         release = self._measure(roster, "verdict", f"verdict-{stage + 1}", {"share": share}, arrays, 2 * heads)
-        records, steps, labels = learner.fakes(self._seed(stage, 999))
-        verdicts = judge(
-            learner.critic,
-            records.cpu().numpy() > 0.5,
-            None if steps is None else steps.cpu().numpy() > 0.5,
-            labels.cpu().numpy(),
-        )
+        verdicts = judge(learner.critic, *learner.fakes(self._seed(stage, 999)))
         found = accuracies(release.counts.reshape(heads, 2), release.variance, verdicts)
         self._state.accuracy = max(accuracy for accuracy, _ in found) if found else None
         return gate(found, heads)
@@ -493,16 +509,82 @@ class Coordinator:
         kept = self._is_local and kind in KEPT
         if name not in state.releases:
             requests = {site: self._request(kind, name, options, arrays) for site in roster.names}
-            replies = roster.ask(requests)
+            replies = self._ask_confirmed(roster, requests)
             state.releases[name] = add_up(replies, cells=cells, kept=kept)
-            for site, reply in replies.items():
-                state.accounts[site] = SiteAccount(state.accounts[site].squared_mu, str(reply.facts["ledger_head"]))
+            for site, event in state.releases[name].events.items():
+                spent = state.spent.setdefault(site, {"train": 0.0, "holdout": 0.0})
+                spent[event.account] += self._study.accountant.spend(event) / state.accounts[site].bound
+            self._take_note(replies)
+            self._pass_on(roster)
             stddev = {site: event.noise_stddev / event.scale for site, event in state.releases[name].events.items()}
             self._record({"step": name, "cells": cells, "noise_stddev": stddev})
         release = state.releases[name]
         if len(release.counts) != cells:
             raise CheckpointError("the checkpoint's release does not fit the study")
         return release
+
+    def _ask_confirmed(self, roster: Roster, requests: dict[str, Request]) -> dict[str, Reply]:
+        """Ask for releases; sites that started anew since the roll call are confirmed by the others first."""
+        try:
+            return roster.ask(requests)
+        except PolicyError as refused:
+            if refused.code != ExitCode.UNCONFIRMED:
+                raise
+        self._take_note(roster.ask(dict.fromkeys(roster.names, self._request("describe", "describe"))))
+        self._pass_on(roster)
+        return roster.ask(requests)
+
+    def _take_note(self, replies: Mapping[str, Reply]) -> None:
+        """Keep what sites say of themselves: at the roll call all of it, later the newest heads of their ledgers.
+
+        Raises:
+            ProtocolError: a site has another key or budget than before, or its ledger went back.
+        """
+        accounts = self._state.accounts
+        for site, reply in replies.items():
+            facts, known = reply.facts, accounts.get(site)
+            said = Statement.from_dict(facts.get("ledger_head"))
+            if "key" in facts:
+                self._nonces[site] = str(facts.get("nonce"))
+                account = SiteAccount(float(facts["bound"]), str(facts["key"]), said)
+                if known is not None and (known.bound, known.key) != (account.bound, account.key):
+                    raise ProtocolError(f"site {site}: has another key or budget than when the run began")
+                known = known or account
+            assert known is not None  # the roll call comes first
+            if said.site != site or not said.is_by(known.key):
+                raise ProtocolError(f"site {site}: its ledger's head is not signed by it")
+            # The reply to a request that is asked again is as old as its first one.
+            if "key" in facts and said != known.ledger_head and not is_newer(said, known.ledger_head):
+                raise ProtocolError(
+                    f"site {site}: its ledger lacks entries that it had before; it was restored or copied"
+                )
+            newest = said if is_newer(said, known.ledger_head) else known.ledger_head
+            accounts[site] = replace(known, ledger_head=newest)
+
+    def _pass_on(self, roster: Roster) -> None:
+        """Have every site witness the others' ledgers, and tell each what the others attest of its own."""
+        found = self._attested(roster, self._nonces)
+        confirms = {
+            site: self._request("confirm", "confirm", {"attestations": [asdict(one) for one in own]})
+            for site, own in found.items()
+        }
+        roster.ask(confirms)
+
+    def _close(self, roster: Roster) -> None:
+        """The last heads of all ledgers and what the others attest of them, for the certificate."""
+        self._take_note(roster.ask(dict.fromkeys(roster.names, self._request("describe", "describe"))))
+        for site, own in self._attested(roster, {}).items():
+            self._state.accounts[site] = replace(self._state.accounts[site], attestations=own)
+
+    def _attested(self, roster: Roster, nonces: dict[str, str]) -> dict[str, tuple[Attestation, ...]]:
+        """What the others attest of each site's ledger, once they have seen its newest head."""
+        heads = [asdict(account.ledger_head) for account in self._state.accounts.values()]
+        request = self._request("witness", "witness", {"heads": heads, "nonces": nonces})
+        replies = roster.ask(dict.fromkeys(roster.names, request))
+        found = [
+            Attestation.from_dict(one) for site in roster.names for one in replies[site].facts.get("attestations", [])
+        ]
+        return {site: tuple(one for one in found if one.site == site) for site in roster.names}
 
     def _record(self, line: dict[str, Any]) -> None:
         """Checkpoint first, then tell: what is in rounds.jsonl can be resumed from."""
@@ -578,14 +660,15 @@ class _Learner:
         return {name: float(loss) for name, loss in measured.items()}, float(cluster.fuse(measured))
 
     @torch.no_grad()
-    def fakes(self, seed: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Rows of the averaged generator as a neural critic is shown them, label shares as released, and labels."""
+    def fakes(self, seed: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """Rows of the averaged generator as a critic reads units, one-hot, label shares as released, and labels."""
         shares = self.targets.label_counts / self.targets.label_counts.sum()
-        labels = torch.from_numpy(np.random.default_rng(seed).choice(len(shares), size=_FAKES, p=shares))
+        labels = np.random.default_rng(seed).choice(len(shares), size=_FAKES, p=shares)
         random = torch.Generator(device=self._device).manual_seed(seed)
-        labels = labels.to(self._device)
         noise = torch.randn(_FAKES, self.averaged.shape.noise, generator=random, device=self._device)
-        return *relaxed(self.averaged(noise, labels), random), labels
+        outcome = self.averaged(noise, torch.from_numpy(labels).to(self._device))
+        records, steps = relaxed(outcome, random)
+        return records.cpu().numpy() > 0.5, None if steps is None else steps.cpu().numpy() > 0.5, labels
 
     @property
     def groups(self) -> Sequence[np.ndarray]:
@@ -623,7 +706,7 @@ def _checkpoint_of(state: RunState) -> Checkpoint:
         "run": state.run,
         "seed": state.seed,
         "study": state.study,
-        "accounts": {site: vars(account) for site, account in state.accounts.items()},
+        "accounts": {site: account.as_dict() for site, account in state.accounts.items()},
         "releases": {
             kind: {
                 "variance": release.variance,
@@ -640,6 +723,7 @@ def _checkpoint_of(state: RunState) -> Checkpoint:
         "gates": state.gates,
         "accuracy": state.accuracy,
         "monitor": state.monitor,
+        "spent": state.spent,
         "history": state.history,
     }
     releases = {kind: release.counts for kind, release in state.releases.items()}
@@ -664,7 +748,7 @@ def _restore(checkpoint: Checkpoint, *, expected: RunState) -> RunState:
         run=expected.run,
         seed=expected.seed,
         study=expected.study,
-        accounts={site: SiteAccount(**account) for site, account in facts["accounts"].items()},
+        accounts={site: SiteAccount.from_dict(account) for site, account in facts["accounts"].items()},
         releases={
             kind: Release(
                 counts[kind],
@@ -685,5 +769,6 @@ def _restore(checkpoint: Checkpoint, *, expected: RunState) -> RunState:
         accuracy=facts["accuracy"],
         critics=unpack(CRITIC, checkpoint.arrays),
         monitor=facts["monitor"],
+        spent=facts["spent"],
         history=facts["history"],
     )

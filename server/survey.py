@@ -1,5 +1,6 @@
 """What the measured discriminators ask: which tables, over which groups of bins, for which share of the budget."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,7 @@ def plan_survey(study: Study, bins: Bins, budgets: Sequence[float]) -> Survey:
     Args:
         study: with the discriminators' weights.
         bins: of columns and channels.
-        budgets: squared mu of each site; groups are as fine as the noise that they buy allows.
+        budgets: of each site, as the study's accountant counts; groups are as fine as the noise that they buy allows.
     """
     known = catalogue(bins.columns, study.windows)
     planned = planned_tables(study)
@@ -78,10 +79,7 @@ def plan_survey(study: Study, bins: Bins, budgets: Sequence[float]) -> Survey:
     # The noise of one count of a table of two columns or channels, summed over sites.
     grouped = [name for name in ("pairs", "couplings") if name in planned]
     stddev = max(
-        (
-            float(np.sqrt(sum(len(planned[name][0]) / (rest * planned[name][1] * budget) for budget in budgets)))
-            for name in grouped
-        ),
+        (math.hypot(*(_stddev(study, planned[name], rest * budget) for budget in budgets)) for name in grouped),
         default=1.0,
     )
     groups = group_maps(bins, study, stddev=stddev)
@@ -91,6 +89,12 @@ def plan_survey(study: Study, bins: Bins, budgets: Sequence[float]) -> Survey:
         for name, (some, share) in planned.items()
     )
     return Survey(parts, groups)
+
+
+def _stddev(study: Study, planned: tuple[np.ndarray, float], budget: float) -> float:
+    """Of the noise of one count at a site whose discriminators have so much of its budget."""
+    tables, share = planned
+    return study.accountant.noise_stddev(squared_sensitivity=len(tables), spend=share * budget, sampling=1.0)
 
 
 def worst_fitted(part: Part, index: TableIndex, targets: Targets, expected: Expected, *, share: float) -> np.ndarray:

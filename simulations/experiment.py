@@ -139,7 +139,9 @@ def execute(run: Run, engine: Engine, device: torch.device, on_step: OnStep) -> 
     positions = split(shared, study, sites=options.sites, how=options.split, seed=options.seed)
     _open_folder(run)
     with tempfile.TemporaryDirectory(prefix="privshare-") as private:
-        sites = _site_folders(shared, tables.series, positions, run, Path(private))
+        # On Ray a site lives for one message, too short to be confirmed by others.
+        witnesses = 0 if engine.kind == "flower" else None
+        sites = _site_folders(shared, tables.series, positions, run, Path(private), witnesses=witnesses)
         trained = _conduct(run, sites, engine, device, on_step)
     table = draw_units(trained, study, rows=rows_to_publish(trained, study), seed=options.seed, device=device)
     certificate = publish(trained, study, table, folder)
@@ -269,9 +271,16 @@ def _check_windows_learnable(table: WindowedTable, study: Study) -> None:
 
 
 def _site_folders(
-    shared: pd.DataFrame, series: pd.DataFrame | None, positions: list[np.ndarray], run: Run, private: Path
+    shared: pd.DataFrame,
+    series: pd.DataFrame | None,
+    positions: list[np.ndarray],
+    run: Run,
+    private: Path,
+    *,
+    witnesses: int | None,
 ) -> list[SiteFolder]:
     lock, layout, key = run.folder / "study.lock.yaml", run.study.table, run.study.unit.key
+    names = [f"site_{number + 1:02d}" for number in range(len(positions))]
     folders = []
     for number, rows in enumerate(positions):
         # The same layout as the table came in, so that a site reads its file by the same study.
@@ -287,8 +296,19 @@ def _site_folders(
         if series is not None:
             theirs = series[key].str.strip().isin(own[key].str.strip())
             tables["series"] = series[theirs].to_csv(index=False, sep=layout.delimiter)
-        name, seed = f"site_{number + 1:02d}", run.options.seed
-        folders.append(make_site_folder(name, lock, run.study, tables, private=private, kept=run.folder, seed=seed))
+        name = names[number]
+        folder = make_site_folder(
+            name,
+            lock,
+            run.study,
+            tables,
+            private=private,
+            kept=run.folder,
+            seed=run.options.seed,
+            peers=[peer for peer in names if peer != name],
+            witnesses=witnesses,
+        )
+        folders.append(folder)
     return folders
 
 

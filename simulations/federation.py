@@ -8,7 +8,7 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +28,12 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import make_client_app
+from client.policy import POLICY_SCHEMA, sign_policy
 from client.site import Site, open_site
 from common.errors import OutputError
+from common.files import write_private
 from common.privacy.noise import SeededNoise
+from common.privacy.signatures import SigningKey
 from common.study import Study
 from server.app import make_server_app
 from server.exchange import Exchange
@@ -58,7 +61,16 @@ class Engine:
 
 
 def make_site_folder(
-    name: str, study_path: Path, study: Study, tables: Mapping[str, str], *, private: Path, kept: Path, seed: int
+    name: str,
+    study_path: Path,
+    study: Study,
+    tables: Mapping[str, str],
+    *,
+    private: Path,
+    kept: Path,
+    seed: int,
+    peers: Collection[str] = (),
+    witnesses: int | None = None,
 ) -> SiteFolder:
     """Write a simulated site's files, as a real one would have them.
 
@@ -68,36 +80,57 @@ def make_site_folder(
         study: the same, for the digest that the site approves.
         tables: CSV text: "table", the site's records, and with windows "series", the long table.
         private: folder for the records and the site file; the caller deletes it.
-        kept: the run's folder, for ledger, key and sealed replies.
-        seed: of the simulation; the site's key follows from it, so that a run can be repeated.
+        kept: the run's folder, for ledger, keys and sealed replies.
+        seed: of the simulation; the site's keys follow from it, so that a run can be repeated.
+        peers: names of the other sites, whose keys follow from the same seed.
+        witnesses: how many of them must confirm the site's ledger; None for all.
 
     Raises:
         OutputError: a folder cannot be written.
     """
-    state = kept / "sites" / name
-    key = hashlib.blake2b(name.encode(), key=seed.to_bytes(8, "big"), digest_size=32).digest()
+    state, folder = kept / "sites" / name, private / name
     settings = {
         "site": name,
-        **{kind: str(private / name / f"{kind}.csv") for kind in tables},
+        **{kind: str(folder / f"{kind}.csv") for kind in tables},
         "study": str(study_path),
-        "approved": study.digest(),
+        "policy": str(folder / "policy.yaml"),
         "ledger": str(kept / "ledger" / f"{name}.jsonl"),
         "state": str(state),
+    }
+    policy = {
+        "schema": POLICY_SCHEMA,
+        "site": name,
+        "asset": "simulated",
+        "approved": study.digest(),
         "max_epsilon": study.privacy.epsilon,
         "max_delta": study.privacy.delta,
+        "total_epsilon": study.privacy.epsilon,
+        "total_delta": study.privacy.delta,
+        "peers": {peer: _identity_of(peer, seed).public for peer in peers},
+        "witnesses": witnesses,
     }
+    identity = _identity_of(name, seed)
     try:
-        (private / name).mkdir(parents=True, mode=0o700)
+        folder.mkdir(parents=True, mode=0o700)
         for kind, text in tables.items():
-            (private / name / f"{kind}.csv").write_text(text, encoding="utf-8")
-        path = private / name / "site.yaml"
-        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (state / "site.key").touch(mode=0o600)
-        (state / "site.key").write_bytes(key)
+            (folder / f"{kind}.csv").write_text(text, encoding="utf-8")
+        (folder / "site.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        (folder / "policy.yaml").write_text(yaml.safe_dump(policy, sort_keys=False), encoding="utf-8")
+        sign_policy(folder / "policy.yaml", identity)
+        for file, secret in (("site.key", _secret_of(name, seed, b"units")), ("identity.pem", identity.as_pem())):
+            if not (state / file).exists():
+                write_private(state / file, secret)
     except OSError as error:
         raise OutputError(f"{state}: cannot be written ({error.strerror})") from None
-    return SiteFolder(name, path)
+    return SiteFolder(name, folder / "site.yaml")
+
+
+def _identity_of(name: str, seed: int) -> SigningKey:
+    return SigningKey.from_seed(_secret_of(name, seed, b"identity"))
+
+
+def _secret_of(name: str, seed: int, purpose: bytes) -> bytes:
+    return hashlib.blake2b(name.encode(), key=seed.to_bytes(8, "big"), person=purpose, digest_size=32).digest()
 
 
 def run_federation(sites: list[SiteFolder], conduct: Callable[[Exchange], None], engine: Engine) -> None:

@@ -50,6 +50,7 @@ def test_a_package_belongs_to_privshare_alone(package: str) -> None:
         ),
         ("common.study, common.certificate, common.wire.messages", "flwr, ray, torch, opacus, server, client"),
         ("client.site", "flwr, ray, server"),
+        ("client.cli", "flwr, ray, torch, opacus, server"),
         (
             "client.trainer, common.models.training, common.models.critics, common.models.sequences",
             "flwr, ray, server, client.vault, client.records, client.site",
@@ -256,23 +257,29 @@ def test_the_scan_for_noise_sees_it(line: str, use: str) -> None:
 @pytest.mark.parametrize(
     ("use", "expected"),
     [
-        # Simulated people are drawn from distributions; what is drawn about real ones is noise, in one file.
-        ("distribution", {"simulations/scenarios/bank.py", "simulations/scenarios/icu.py"}),
+        # Simulated people are drawn from distributions; what is drawn about real ones is noise, in one file. A
+        # benchmark times the plain Gaussian beside it.
+        (
+            "distribution",
+            {"simulations/bench/release.py", "simulations/scenarios/bank.py", "simulations/scenarios/icu.py"},
+        ),
         # First weights, drawn before any row was seen.
         ("initialisation", {"common/models/neural.py"}),
         # The two mechanisms: of counts and of vectors.
         ("draw", {"common/privacy/mechanism.py"}),
-        ("GaussianNoise", {"client/site.py"}),
+        ("GaussianNoise", {"client/site.py", "simulations/bench/release.py"}),
         ("SeededNoise", {"simulations/federation.py"}),
-        # The key of the noise, and a site's own key.
-        ("entropy", {"common/privacy/noise.py", "client/site.py"}),
+        # The key of the noise, a site's own secret, and the nonce that its peers sign for.
+        ("entropy", {"common/privacy/noise.py", "client/keys.py", "client/witnesses.py"}),
         (
             "noise module",
             {
+                "common/certificate.py",  # how exact a draw is
                 "common/privacy/mechanism.py",
                 "common/privacy/vectors.py",
                 "client/site.py",
                 "client/vault.py",
+                "simulations/bench/release.py",
                 "simulations/federation.py",
             },
         ),

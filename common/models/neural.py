@@ -1,8 +1,9 @@
 """The neural form of the semantic and temporal discriminators: one trunk, two heads, trained on noised gradients.
 
-Only the real half of a critic's loss is private. `real_side_factors` writes every unit's clipped gradient in integers,
+Only the real half of a critic's loss is private. `clipped_factors` writes every unit's clipped gradient in integers,
 for a mechanism that checks, adds and noises them; all else here sees that release, fakes and parameters, and is
-post-processing.
+post-processing. Fakes are clipped in the same way: otherwise the real half would weigh less than theirs, and a critic
+would learn to call everything fake.
 
 A unit's integers must depend on that unit and the parameters alone. Float sums would break this: a matrix library may
 add in another order when a neighbour leaves the batch, and a last bit can move an integer. Here no order can matter:
@@ -23,6 +24,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from common.privacy.vectors import VectorContributions, VectorLayer, VectorMechanism
 
 # Grid units of one integer where few digits do: in rows of cells, and beside a one-hot record.
 _STEP = 256
@@ -123,7 +126,7 @@ class CriticShape:
 
     @property
     def contribution(self) -> tuple[tuple[int, int, int], ...]:
-        """(inputs, outputs, grid units of one integer) of each layer that `real_side_factors` yields.
+        """(inputs, outputs, grid units of one integer) of each layer that `clipped_factors` yields.
 
         Sums over steps are one long row, since their norm needs the matrix anyway; its integers have few digits, so
         that a mechanism can use its faster arithmetic. All others are outer products.
@@ -246,7 +249,7 @@ def initialise_critic(shape: CriticShape, *, seed: int) -> NeuralCritic:
 def real_loss(scores: Scores, labels: Tensor) -> Tensor:
     """Each row's loss as a real one, (rows,): every head should say real, and the classifier the row's class.
 
-    Its gradient, row by row, is what `real_side_factors` clips.
+    Its gradient, row by row, is what `clipped_factors` clips.
     """
     loss = torch.stack([smooth_hinge(head) for head in scores.heads()]).sum(dim=0)
     if scores.classes is not None:
@@ -269,42 +272,45 @@ def real_gradient(released: np.ndarray, *, clip_norm: float, units: float) -> np
     return gradient
 
 
-def apply_gradient(
-    critic: NeuralCritic,
-    optimiser: torch.optim.Optimizer,
-    real: np.ndarray,
-    *,
-    records: Tensor,
-    steps: Tensor | None,
-    labels: Tensor,
-) -> None:
-    """One step of a critic: the released gradient of the real half, plus the exact one of fakes.
+def fake_gradient(
+    critic: NeuralCritic, records: np.ndarray, steps: np.ndarray | None, labels: np.ndarray, *, clip_norm: float
+) -> np.ndarray:
+    """The mean gradient of the half that is fakes, (cells,) float64, clipped like the real half and without noise.
+
+    Args:
+        critic: as it stands.
+        records: of rows that a generator made, as for `clipped_factors`.
+        steps: likewise.
+        labels: likewise; one at least.
+        clip_norm: as of the real half.
+    """
+    mechanism = VectorMechanism(tuple(VectorLayer(*layer) for layer in critic.shape.contribution), GRADIENT_SCALE)
+    parts = clipped_factors(critic, records, steps, labels, clip_norm=clip_norm, real=False)
+    total: np.ndarray = mechanism.exact_sum(map(VectorContributions, parts))
+    return total * (clip_norm / GRADIENT_SCALE / len(labels))
+
+
+def apply_gradient(critic: NeuralCritic, optimiser: torch.optim.Optimizer, gradient: np.ndarray) -> None:
+    """One step of a critic.
 
     Args:
         critic: changed in place.
         optimiser: of the critic's parameters.
-        real: (cells,), from `real_gradient`.
-        records: of fakes, as for `NeuralCritic.forward`.
-        steps: likewise.
-        labels: likewise.
+        gradient: (cells,), of both halves together.
 
     Raises:
         ValueError: another number of cells than the critic has parameters.
     """
-    if real.shape != (critic.shape.cells,):
-        raise ValueError("real: expected one cell for each parameter")
-    optimiser.zero_grad()
-    scores = critic(records, steps, labels)
-    torch.stack([smooth_hinge(-head).mean() for head in scores.heads()]).sum().backward()  # type: ignore[no-untyped-call]
+    if gradient.shape != (critic.shape.cells,):
+        raise ValueError("gradient: expected one cell for each parameter")
     start = 0
     for layer in critic.shape.layers:
-        matrix = torch.as_tensor(real[start : start + layer.cells]).reshape(layer.rows, layer.outputs)
+        matrix = torch.as_tensor(gradient[start : start + layer.cells]).reshape(layer.rows, layer.outputs)
         start += layer.cells
         module = critic.get_submodule(layer.name)
         for name, value in module.named_parameters():
             part = matrix[-1] if name == "bias" else _weights_of(matrix, value.shape)
-            assert value.grad is not None
-            value.grad += part.to(value)
+            value.grad = part.to(value).contiguous()
     optimiser.step()
 
 
@@ -350,16 +356,17 @@ def load_critic(critic: NeuralCritic, arrays: Mapping[str, np.ndarray]) -> None:
     critic.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
 
 
-def real_side_factors(
+def clipped_factors(
     critic: NeuralCritic,
     records: np.ndarray,
     steps: np.ndarray | None,
     labels: np.ndarray,
     *,
     clip_norm: float,
+    real: bool = True,
     micro_batch: int | None = None,
 ) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], ...]]:
-    """Every unit's clipped gradient of `real_loss`, in integers; GRADIENT_SCALE grid units to a clip norm.
+    """Every unit's clipped gradient of its side's loss, in integers; GRADIENT_SCALE grid units to a clip norm.
 
     Guarantees: a unit's vector has an exact L2 norm of at most GRADIENT_SCALE; it depends on that unit's rows and the
     critic's parameters and on nothing else, to the last bit, whatever the other units, their order, the micro-batch
@@ -375,6 +382,7 @@ def real_side_factors(
         steps: (units, steps, step_bins) bool, one-hot of the channels, all false beyond a unit's end; or None.
         labels: (units,) int64.
         clip_norm: the L2 bound of one unit's gradient; 1e-6 to 1e6.
+        real: the side: `real_loss`, or the loss of fakes, which every head should call fake.
         micro_batch: units at a time; changes speed alone.
 
     Yields:
@@ -398,11 +406,11 @@ def real_side_factors(
         raise ValueError("labels: expected 0 to classes - 1")
     # Steps fill the cache sooner.
     size = micro_batch or (128 if shape.steps else 4096)
-    real_side = _RealSide(critic)
+    side = _OneSide(critic, real=real)
     for start in range(0, units, size):
         part = slice(start, start + size)
-        gradients = real_side.gradients(records[part], None if steps is None else steps[part], labels[part])
-        yield real_side.encode(gradients, clip_norm=clip_norm)
+        gradients = side.gradients(records[part], None if steps is None else steps[part], labels[part])
+        yield side.encode(gradients, clip_norm=clip_norm)
 
 
 @dataclass(frozen=True)
@@ -468,15 +476,16 @@ def _blocks(shape: CriticShape) -> list[_Block]:
     return blocks
 
 
-class _RealSide:
+class _OneSide:
     """Forward and back over some units; time stands before units, so that a shift in time is a slice.
 
     An error (the derivative of a loss) that is a mean over T steps is held T times larger, as if it were their sum.
     Without rounding it is the plain gradient in float64: what tests compare with.
     """
 
-    def __init__(self, critic: NeuralCritic, *, rounded: bool = True) -> None:
+    def __init__(self, critic: NeuralCritic, *, real: bool = True, rounded: bool = True) -> None:
         self._shape = shape = critic.shape
+        self._sign = 1 if real else -1
         self._rounded = rounded
         self._type = np.float32 if rounded else np.float64
         # Errors times activations, summed over steps, stay below 2^24 of their grid's steps.
@@ -553,7 +562,10 @@ class _RealSide:
         outputs = joined @ self._forward["semantic_scores"]
         signs = 2 * chosen - 1
         classes = _CLASS_WEIGHT * signs * _slope(signs * outputs[:, 1 + chosen.shape[1] :])
-        errors = self._to_grid(np.concatenate([_score_errors(outputs, chosen), classes], axis=1), self._error_grid)
+        if self._sign < 0:
+            classes[...] = 0  # what a fake's class is, is the generator's business
+        scores = _score_errors(outputs, chosen, self._sign)
+        errors = self._to_grid(np.concatenate([scores, classes], axis=1), self._error_grid)
         found.factors["semantic_scores"] = self._factors(joined, errors)
         errors = self._back(errors @ self._backward["semantic_scores"][0], hidden)
         found.factors["semantic_hidden"] = self._factors(seen, errors)
@@ -576,7 +588,8 @@ class _RealSide:
         joined = np.concatenate([self._mean(layers[-1]), embedded, ones], axis=1)
         pooled = self._activate(joined @ self._forward["pool"])
         scored = np.concatenate([pooled, ones], axis=1)
-        errors = self._to_grid(_score_errors(scored @ self._forward["temporal_scores"], chosen), self._error_grid)
+        scores = _score_errors(scored @ self._forward["temporal_scores"], chosen, self._sign)
+        errors = self._to_grid(scores, self._error_grid)
         found.factors["temporal_scores"] = self._factors(scored, errors)
         errors = self._back(errors @ self._backward["temporal_scores"][0], pooled)
         found.factors["pool"] = self._factors(joined, errors)
@@ -670,7 +683,7 @@ class _RealSide:
         return self._rooms[name][:size].reshape(shape)
 
     def encode(self, gradients: _Gradients, *, clip_norm: float) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        """Clip in place, block by block, and write in integers; see `real_side_factors`."""
+        """Clip in place, block by block, and write in integers; see `clipped_factors`."""
         for block in self._blocks:
             self._clip(block, gradients, clip_norm=clip_norm)
         factors = [
@@ -727,11 +740,12 @@ def _slope(scores: np.ndarray) -> np.ndarray:
     return slope
 
 
-def _score_errors(outputs: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Errors of a projection's outputs, (units, 1 + classes)."""
+def _score_errors(outputs: np.ndarray, chosen: np.ndarray, sign: int) -> np.ndarray:
+    """Errors of a projection's outputs, (units, 1 + classes); sign: 1 for real, -1 for fakes."""
     classes = chosen.shape[1]
     # All but one of the products are zero, so that the sum is exact.
-    slope = _slope(outputs[:, :1] + (outputs[:, 1 : 1 + classes] * chosen) @ np.ones((classes, 1), outputs.dtype))
+    scores = outputs[:, :1] + (outputs[:, 1 : 1 + classes] * chosen) @ np.ones((classes, 1), outputs.dtype)
+    slope = sign * _slope(sign * scores)
     return np.concatenate([slope, slope * chosen], axis=1)
 
 

@@ -10,6 +10,7 @@ Koskela, Tobaben and Honkela 2023 (filter).
 """
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 from scipy.optimize import brentq
@@ -68,12 +69,12 @@ def epsilon_of(*, mu: float, delta: float) -> float:
     return root * (1 + 1e-9)
 
 
-def total(spends: list[float]) -> float:
+def total(spends: Sequence[float | Fraction]) -> float:
     """Sum of squared mu, rounded up."""
     return math.nextafter(math.fsum(spends), math.inf)
 
 
-def check_spend(spends: list[float], new: float, *, budget: float) -> None:
+def check_spend(spends: Sequence[float | Fraction], new: float, *, budget: float) -> None:
     """Refuse a spend that would pass the budget. The filter: nothing may be drawn before this returns.
 
     Args:
@@ -88,7 +89,7 @@ def check_spend(spends: list[float], new: float, *, budget: float) -> None:
     if not (new > 0 and math.isfinite(new)):
         raise ValueError(f"spend={new}: expected a positive, finite number")
     # Exact, so that a spend of just what is left is granted and one bit more is not; a budget of NaN grants nothing.
-    if not (math.isfinite(budget) and sum(map(Fraction, [*spends, new])) <= budget):
+    if not (math.isfinite(budget) and sum(Fraction(one) for one in (*spends, new)) <= budget):
         raise BudgetError(
             f"budget: the request needs {new / budget:.4g} of it, {max(0.0, 1 - total(spends) / budget):.4g} is left; "
             "refused, nothing was drawn"

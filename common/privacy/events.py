@@ -21,6 +21,7 @@ class GaussianEvent:
     cells: length of the vector.
     scale: grid units in one unit's count; a released value divided by it is in units.
     noise: where the noise came from; anything but "csprng" voids the guarantee.
+    sampling: probability that a unit takes part, drawn anew for each unit and event; 1: all do.
     """
 
     account: Literal["train", "holdout"]
@@ -29,15 +30,17 @@ class GaussianEvent:
     cells: int
     scale: int
     noise: Literal["csprng", "test-seed"]
+    sampling: float = 1.0
 
     @property
     def spend(self) -> float:
-        """Squared mu, rounded up."""
+        """Squared mu as if all units took part, rounded up."""
         return budget.spend_of(squared_sensitivity=self.squared_sensitivity, noise_stddev=self.noise_stddev)
 
     def as_dict(self) -> dict[str, Any]:
-        """For a ledger line or a message."""
-        return {"type": "gaussian", **asdict(self)}
+        """For a ledger line or a message. Sampling is left out where there is none, as before there was any."""
+        fields = {name: value for name, value in asdict(self).items() if name != "sampling" or value != 1}
+        return {"type": "gaussian", **fields}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -63,6 +66,8 @@ class GaussianEvent:
             and isinstance(event.scale, int)
             and event.scale > 0
             and event.noise in ("csprng", "test-seed")
+            and isinstance(event.sampling, float)
+            and 0 < event.sampling <= 1
         )
         if not valid:
             raise LedgerError("event: a field of a Gaussian event is out of range")

@@ -13,12 +13,13 @@ from typing import Literal
 import numpy as np
 
 from common.errors import BudgetError
-from common.privacy import budget
+from common.privacy.accountants import Accountant, GdpAccountant
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Charge, Ledger
 from common.privacy.noise import MAXIMUM_STDDEV, NoiseSource
 
 MAXIMUM_EMPHASIS = 16
+_GDP = GdpAccountant()
 
 
 def plan_event(
@@ -29,15 +30,17 @@ def plan_event(
     spend: float,
     account: Literal["train", "holdout"],
     noise: NoiseSource,
+    accountant: Accountant,
+    sampling: float = 1.0,
 ) -> GaussianEvent:
-    """The event that a spend of `spend` (squared mu) buys for a vector of so many cells.
+    """The event that a spend of `spend`, as the accountant counts, buys for a vector of so many cells.
 
     Raises:
         BudgetError: the spend is so small that its noise would not fit the integers.
     """
     stddev = math.inf
     if spend > 0:
-        stddev = budget.noise_stddev_for(squared_sensitivity=squared_sensitivity, spend=spend)
+        stddev = accountant.noise_stddev(squared_sensitivity=squared_sensitivity, spend=spend, sampling=sampling)
     if stddev > MAXIMUM_STDDEV:
         raise BudgetError("budget: the share is too small to buy a release; refused, nothing was drawn")
     return GaussianEvent(
@@ -47,6 +50,7 @@ def plan_event(
         cells=cells,
         scale=scale,
         noise=noise.kind,
+        sampling=sampling,
     )
 
 
@@ -123,14 +127,21 @@ class CountMechanism:
         """Square of the L2 sensitivity to adding or removing one unit; exact."""
         return sum(int(one) ** 2 for one in self._emphasis) * self.unit_weight**2
 
-    def plan(self, *, spend: float, account: Literal["train", "holdout"], noise: NoiseSource) -> GaussianEvent:
-        """The event that a spend of `spend` (squared mu) buys.
+    def plan(
+        self,
+        *,
+        spend: float,
+        account: Literal["train", "holdout"],
+        noise: NoiseSource,
+        accountant: Accountant = _GDP,
+    ) -> GaussianEvent:
+        """The event that a spend of `spend`, as the accountant counts, buys.
 
         Raises:
             BudgetError: the spend is so small that its noise would not fit the integers.
         """
         size = (self.squared_sensitivity, int(self.offsets[-1]), self.unit_weight)
-        return plan_event(*size, spend=spend, account=account, noise=noise)
+        return plan_event(*size, spend=spend, account=account, noise=noise, accountant=accountant)
 
     def release(
         self,
@@ -151,10 +162,10 @@ class CountMechanism:
             ValueError: a unit contributes more than it may, or the event is not this mechanism's: a fault of ours.
         """
         check_event(event, self.squared_sensitivity, int(self.offsets[-1]), self.unit_weight, noise=noise)
-        sums = self._sums(contributions)
+        sums = self.exact_sum(contributions)
         return charge_and_draw(sums, Charge(request, request_digest, event), ledger=ledger, noise=noise)
 
-    def _sums(self, contributions: Iterable[Contributions]) -> np.ndarray:
+    def exact_sum(self, contributions: Iterable[Contributions]) -> np.ndarray:
         """Exact sums, (cells,) int64, of contributions that were checked one by one."""
         sums = np.zeros(int(self.offsets[-1]), dtype=np.int64)
         done = 0

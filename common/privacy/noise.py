@@ -10,6 +10,7 @@ remains is the chance of a tie that 256 more bits of the string do not break, be
 """
 
 import secrets
+from fractions import Fraction
 from hashlib import blake2b
 from typing import Literal, Protocol
 
@@ -20,6 +21,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 MAXIMUM_STDDEV = 2.0**40
 """Draws reach 22 standard deviations, and from 2^53 on float64 skips integers: the low bits of a sum, and beyond 2^63
 all of it, would go out without noise. No useful release comes near."""
+
+DRAW_ERROR = 2.0**-200
+"""Largest distance in total variation of one draw from an exact one: the chance of a tie that no further word breaks.
+A run's number of draws times this is taken off its delta."""
 
 _EXTRA_WORDS = 4
 # float64 and the vector libraries behind numpy are good to 2^-50 here; the bound is 2^-46, sixteen times wider.
@@ -33,6 +38,10 @@ class NoiseSource(Protocol):
 
     def draw(self, size: int, *, noise_stddev: float, context: str) -> np.ndarray:
         """`size` independent draws, int64. `context` names the message, and must not repeat."""
+        ...
+
+    def sample(self, size: int, *, rate: float, context: str) -> np.ndarray:
+        """For each of `size` units, independently, whether it takes part: (size,) bool, true with chance `rate`."""
         ...
 
 
@@ -50,6 +59,11 @@ class GaussianNoise:
         del context  # the key is fresh, whatever the message
         return _rounded_gaussians(size, noise_stddev=noise_stddev, key=secrets.token_bytes(32))
 
+    def sample(self, size: int, *, rate: float, context: str) -> np.ndarray:
+        """For each of `size` units, independently, whether it takes part: (size,) bool, true with chance `rate`."""
+        del context
+        return _poisson_sample(size, rate=rate, key=secrets.token_bytes(32))
+
 
 class SeededNoise:
     """Noise that anyone with the seed can subtract: for tests and for comparing engines, never for real rows.
@@ -64,8 +78,23 @@ class SeededNoise:
 
     def draw(self, size: int, *, noise_stddev: float, context: str) -> np.ndarray:
         """Like `GaussianNoise.draw`, the key derived from the seed and the context."""
-        key = blake2b(context.encode(), key=self._seed, digest_size=32).digest()
-        return _rounded_gaussians(size, noise_stddev=noise_stddev, key=key)
+        return _rounded_gaussians(size, noise_stddev=noise_stddev, key=self._key(context, b""))
+
+    def sample(self, size: int, *, rate: float, context: str) -> np.ndarray:
+        """Like `GaussianNoise.sample`, the key derived from the seed and the context."""
+        return _poisson_sample(size, rate=rate, key=self._key(context, b"sample"))
+
+    def _key(self, context: str, purpose: bytes) -> bytes:
+        return blake2b(context.encode(), key=self._seed, person=purpose, digest_size=32).digest()
+
+
+def _poisson_sample(size: int, *, rate: float, key: bytes) -> np.ndarray:
+    """Rounded down: the chance is below `rate` by less than 2^-64, which costs a unit nothing."""
+    if not 0 < rate <= 1:
+        raise ValueError(f"rate={rate}: expected above 0, at most 1")
+    least = int(Fraction(rate) * 2**64)  # exact; a word is below it with chance `rate`
+    words = _keystream(size, key)
+    return np.ones(size, dtype=bool) if least == 2**64 else words < np.uint64(least)
 
 
 def _rounded_gaussians(size: int, *, noise_stddev: float, key: bytes) -> np.ndarray:

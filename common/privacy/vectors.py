@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from common.privacy.accountants import Accountant, GdpAccountant
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Charge, Ledger
 from common.privacy.mechanism import charge_and_draw, check_event, plan_event
@@ -26,6 +27,7 @@ from common.privacy.noise import NoiseSource
 MAXIMUM_SCALE = 2**26
 """The largest scale: a squared norm of 2^52 is still exact in float64."""
 
+_GDP = GdpAccountant()
 # A layer whose norm is at most this many of its steps is served by float32, at twice the speed.
 _FAST_NORM = 4095
 _FLOAT32_LIMIT = 2**24
@@ -115,14 +117,29 @@ class VectorMechanism:
             sums.add(part)
         return sums.total()
 
-    def plan(self, *, spend: float, account: Literal["train", "holdout"], noise: NoiseSource) -> GaussianEvent:
-        """The event that a spend of `spend` (squared mu) buys.
+    def plan(
+        self,
+        *,
+        spend: float,
+        account: Literal["train", "holdout"],
+        noise: NoiseSource,
+        accountant: Accountant = _GDP,
+        sampling: float = 1.0,
+    ) -> GaussianEvent:
+        """The event that a spend of `spend`, as the accountant counts, buys.
+
+        Args:
+            spend: what it may cost.
+            account: of the units.
+            noise: of the kind that the event will state.
+            accountant: of the study.
+            sampling: chance of each unit to be among the contributions, drawn by `NoiseSource.sample`.
 
         Raises:
             BudgetError: the spend is so small that its noise would not fit the integers.
         """
         size = (self.squared_sensitivity, self.cells, self.scale)
-        return plan_event(*size, spend=spend, account=account, noise=noise)
+        return plan_event(*size, spend=spend, account=account, noise=noise, accountant=accountant, sampling=sampling)
 
     def release(
         self,

@@ -17,7 +17,7 @@ from common.errors import ExitCode, ProtocolError
 
 MESSAGE_SCHEMA = "privshare.message/1"
 MAX_BODY = 256 * 1024 * 1024
-KINDS = ("describe", "one_way", "tables", "embedding", "critic", "train", "monitor", "verdict")
+KINDS = ("describe", "witness", "confirm", "one_way", "tables", "embedding", "critic", "train", "monitor", "verdict")
 KEPT = ("tables", "embedding")
 """Kinds whose releases stay at the site where the study's discriminators are local."""
 RECORD = "privshare"

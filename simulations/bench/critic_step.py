@@ -26,9 +26,9 @@ from common.models.neural import (
     GRADIENT_SCALE,
     CriticShape,
     NeuralCritic,
+    clipped_factors,
     initialise_critic,
     real_loss,
-    real_side_factors,
 )
 from common.privacy.vectors import VectorContributions, VectorLayer, VectorMechanism
 
@@ -131,7 +131,7 @@ def measure(case: str, shape: CriticShape, *, units: int, repeats: int) -> list[
 def clipped_sum(critic: NeuralCritic, records: np.ndarray, steps: np.ndarray | None, labels: np.ndarray) -> np.ndarray:
     """What a site adds noise to."""
     mechanism = VectorMechanism(tuple(VectorLayer(*layer) for layer in critic.shape.contribution), GRADIENT_SCALE)
-    parts = real_side_factors(critic, records, steps, labels, clip_norm=1.0)
+    parts = clipped_factors(critic, records, steps, labels, clip_norm=1.0)
     return mechanism.exact_sum(map(VectorContributions, parts))
 
 

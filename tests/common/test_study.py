@@ -454,7 +454,7 @@ FULL: dict[str, Any] = {
         "ward": {"type": "categorical", "categories": ["no", "yes", "south"]},
         "ill": {"type": "categorical", "categories": ["no", "yes"]},
     },
-    "privacy": {"epsilon": 1, "delta": 1e-6},
+    "privacy": {"epsilon": 1, "delta": 1e-6, "accountant": "rdp"},
 }
 # Another value for every key of every section, beside the three that a study cannot have otherwise.
 _NUMERIC = {
@@ -471,9 +471,9 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "unit": {"name": "patient", "key": "pid", "max_records": 2, "surplus": "drop"},
     "label": {"column": "ward", "positive": "no"},
     "table": {"delimiter": ";", "header": ["id", "age"], "missing_markers": ["?"], "comment": "#"},
-    "privacy": {"epsilon": 2, "delta": 1e-7, "one_way_share": 0.123, "holdout": 0.123},
+    "privacy": {"epsilon": 2, "delta": 1e-7, "one_way_share": 0.123, "holdout": 0.123, "accountant": "gdp"},
     "discriminators": {"statistical": 2, "temporal": 2, "semantic": 1, "neural": 1, "scope": "local"},
-    "critic": {"width": 8, "steps": 9, "learning_rate": 0.0123, "clip_norm": 2, "strength": 2},
+    "critic": {"width": 8, "steps": 9, "learning_rate": 0.0123, "sampling": 0.5, "clip_norm": 2, "strength": 2},
     "noise": {
         "schedule": "fixed",
         "rounds": 2,

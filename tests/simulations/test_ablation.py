@@ -7,7 +7,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner, Result
 
-from common.privacy.ledger import read_charges
+from common.privacy.ledger import read_ledger
 from common.wire.messages import Reply
 from simulations.run import app
 from tests.simulations.test_bad_windows import EVENTS, STUDY, records, series
@@ -54,8 +54,8 @@ def test_each_variant_measures_what_it_says_and_spends_the_whole_budget(tmp_path
     kinds = {}
     for variant in ("measured-only-fixed", "neural-only-stage", "without-temporal-pid"):
         folder = tmp_path / "run" / f"{variant}-0"
-        charges = read_charges(folder / "ledger" / "site_01.jsonl")
-        kinds[variant] = {charge.request.split("/")[1].split("-")[0] for charge in charges}
+        (charges,) = read_ledger(folder / "ledger" / "site_01.jsonl").charges.values()
+        kinds[variant] = {request.split("/")[1].split("-")[0] for request in charges}
         last = json.loads((folder / "rounds.jsonl").read_text().splitlines()[-1])
         assert 0.999 < last["budget_used"] <= 1
     measured = {"one_way", "pairs", "couplings", "dynamics", "embedding", "monitor"}

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -27,8 +28,11 @@ from client.vault import Vault
 from common.data.queries import catalogue
 from common.data.schema import parse_table
 from common.data.tables import sizes_of
+from common.privacy.accountants import GdpAccountant
 from common.privacy.events import GaussianEvent
-from common.privacy.ledger import Charge, Ledger, read_charges
+from common.privacy.ledger import Asset, Charge, Ledger, read_ledger
+from common.privacy.signatures import SigningKey
+from common.privacy.witness import Attestation, Statement
 from common.study import Study, load_study
 from common.wire.messages import Reply, Request
 from common.wire.packing import unpack_bins
@@ -126,6 +130,12 @@ class Finished:
 
     def charges(self, site: str) -> list[Charge]:
         return read_charges(self.folder / "ledger" / f"{site}.jsonl")
+
+
+def read_charges(path: Path) -> list[Charge]:
+    """The charges of the one study in a ledger, oldest first."""
+    (charges,) = read_ledger(path).charges.values()
+    return list(charges.values())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -323,8 +333,8 @@ def test_the_labels_of_the_synthetic_table_have_the_released_shares(
 def test_a_site_spends_at_most_its_budget_and_nearly_all_of_it(runs: Callable[[int], Finished], sites: int) -> None:
     run = runs(sites)
     for site in run.sites:
-        opening = json.loads((run.folder / "ledger" / f"{site}.jsonl").read_text(encoding="utf-8").splitlines()[0])
-        budget = Fraction(opening["squared_mu"])
+        (bound,) = read_ledger(run.folder / "ledger" / f"{site}.jsonl").bounds.values()
+        budget = Fraction(bound)
         # The budget itself is no more than epsilon and delta of the study allow.
         assert delta_of(float(budget) ** 0.5, EPSILON) <= DELTA
         charges = run.charges(site)
@@ -357,8 +367,24 @@ def test_certificate_ledgers_and_replies_state_the_same_events(runs: Callable[[i
 def test_the_certificate_names_the_last_entry_of_every_ledger(runs: Callable[[int], Finished], sites: int) -> None:
     run = runs(sites)
     for site in run.sites:
-        last = (run.folder / "ledger" / f"{site}.jsonl").read_text(encoding="utf-8").splitlines()[-1]
-        assert run.certificate["sites"][site]["ledger_head"] == json.loads(last)["hash"]
+        last = json.loads((run.folder / "ledger" / f"{site}.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        stated = Statement.from_dict(run.certificate["sites"][site]["ledger_head"])
+        assert (stated.sequence, stated.hash) == (last["sequence"], last["hash"])
+        assert stated.is_by(run.certificate["sites"][site]["key"])
+
+
+@pytest.mark.parametrize("sites", SITES)
+def test_every_other_site_attests_the_last_entry_of_a_ledger(runs: Callable[[int], Finished], sites: int) -> None:
+    entries = runs(sites).certificate["sites"]
+    for site, entry in entries.items():
+        attested = [Attestation.from_dict(one) for one in entry["attestations"]]
+        assert sorted(one.witness for one in attested) == sorted(set(entries) - {site})
+        for one in attested:
+            assert (one.site, one.sequence, one.hash) == (
+                site,
+                *(entry["ledger_head"][key] for key in ("sequence", "hash")),
+            )
+            assert one.is_by(entries[one.witness]["key"])
 
 
 @pytest.mark.parametrize("sites", SITES)
@@ -398,7 +424,9 @@ def noiseless(run: Finished, site: str, folder: Path) -> Vault:
     """The vault of a simulated site, without noise and with a ledger that forbids nothing."""
     study = run.study
     table = read_table(run.tables / site / "table.csv", study)
-    ledger = Ledger(folder / f"{site}.jsonl", site=site, study=study.digest(), squared_mu=1e9)
+    asset = Asset(site, "rows", "", GdpAccountant(), 1e9)
+    key = SigningKey.from_seed(bytes(32))
+    ledger = Ledger(folder / f"{site}.jsonl", asset=asset, study=study.digest(), bound=1e9, key=key)
     secret = (run.folder / "sites" / site / "site.key").read_bytes()
     return Vault(table, None, study, secret=secret, ledger=ledger, noise=NoNoise())
 
@@ -755,3 +783,79 @@ def test_where_discriminators_stay_at_the_sites_every_round_trains(tmp_path: Pat
     for line in rounds_of(tmp_path / "run").values():
         assert len(line["trainers"]) == 2
         assert set(line["losses"]) == {"marginals"}
+
+
+# Ledgers that are not the newest
+
+
+def roll_back(run: Path, site: str, entries: int) -> None:
+    """Leave a site with what a backup of an earlier moment held: fewer entries, and nothing of what others showed."""
+    ledger = run / "ledger" / f"{site}.jsonl"
+    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-entries]))
+    (run / "sites" / site / "witness.json").unlink()
+
+
+def test_a_coordinator_does_not_go_on_with_a_site_whose_ledger_went_back(tmp_path: Path, uninterrupted: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    roll_back(tmp_path / "run", "site_02", 5)
+    result = resume(tmp_path / "run")
+    assert result.exit_code == 53
+    assert "site site_02: its ledger lacks entries" in result.stderr
+
+
+def test_one_entry_that_a_ledger_lacks_is_enough(tmp_path: Path, uninterrupted: Path) -> None:
+    # The last one, a seal: the coordinator's checkpoint is older, its peers are not.
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    roll_back(tmp_path / "run", "site_02", 1)
+    assert resume(tmp_path / "run").exit_code == 22
+
+
+def test_a_site_whose_ledger_went_back_learns_it_from_its_peers(tmp_path: Path, uninterrupted: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # a coordinator that remembers nothing, or says so
+    roll_back(tmp_path / "run", "site_02", 5)
+    before = (tmp_path / "run" / "ledger" / "site_02.jsonl").read_bytes()
+    result = resume(tmp_path / "run")
+    assert result.exit_code == 22
+    assert "site site_02: refused" in result.stderr
+    assert (tmp_path / "run" / "ledger" / "site_02.jsonl").read_bytes() == before
+
+
+def test_a_site_that_starts_anew_within_a_run_is_confirmed_anew(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle, refused = Site.handle, []
+
+    def restarting(site: Site, body: bytes) -> bytes:
+        request = Request.decode(body)
+        if request.name == "pairs-2" and site._settings.site == "site_02" and not refused:
+            site.__init__(site._settings, noise=site._noise, device=site._device)  # type: ignore[misc]
+            refused.append(Reply.decode(handle(site, body)).refused)
+        return handle(site, body)
+
+    monkeypatch.setattr(Site, "handle", restarting)
+    assert invoke(tmp_path / "run", *TEST_MODE).exit_code == 0
+    assert refused == ["UNCONFIRMED"]
+    for name in ("synthetic.csv", "certificate.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (uninterrupted / name).read_bytes()
+
+
+# Another accountant
+
+SAMPLED = STUDY.replace("holdout: 0.2}", "holdout: 0.2, accountant: rdp}").replace(
+    "critic: {", "critic: {sampling: 0.1, "
+)
+
+
+def test_a_study_that_samples_units_is_accounted_at_one_renyi_order(tmp_path: Path) -> None:
+    result = invoke(tmp_path / "run", "--sites", "2", study=SAMPLED)
+    assert result.exit_code == 0, result.stderr
+    certificate = read_json(tmp_path / "run" / "certificate.json")
+    assert 0.99 < certificate["guarantee"]["epsilon"] <= EPSILON
+    for site in ("site_01", "site_02"):
+        book = read_ledger(tmp_path / "run" / "ledger" / f"{site}.jsonl")
+        assert certificate["sites"][site]["accountant"] == book.asset["accountant"]
+        assert book.asset["accountant"]["kind"] == "rdp"
+        (charges,) = book.charges.values()
+        sampled = {request.split("/")[1]: charge.event.sampling for request, charge in charges.items()}
+        assert sampled == {name: 0.1 if name.startswith("critic") else 1.0 for name in RELEASES}

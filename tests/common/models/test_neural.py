@@ -19,13 +19,14 @@ from common.models.neural import (
     CriticShape,
     NeuralCritic,
     apply_gradient,
+    clipped_factors,
     critic_parameters,
+    fake_gradient,
     generator_loss,
     initialise_critic,
     load_critic,
     real_gradient,
     real_loss,
-    real_side_factors,
     smooth_hinge,
 )
 from common.privacy.vectors import VectorContributions, VectorLayer, VectorMechanism
@@ -86,7 +87,7 @@ def part_of(units: Units, chosen: Any) -> Units:
 def integers(critic: NeuralCritic, units: Units, **options: Any) -> np.ndarray:
     """What each unit contributes, in grid units, (units, cells) int64: the outer products written out."""
     parts = [np.empty((0, critic.shape.cells), dtype=np.int64)]
-    for factors in real_side_factors(critic, *units, **({"clip_norm": 1.0} | options)):
+    for factors in clipped_factors(critic, *units, **({"clip_norm": 1.0} | options)):
         layers = []
         for (left, right), (inputs, outputs, weight) in zip(factors, critic.shape.contribution, strict=True):
             assert left.shape == (len(left), 1, inputs)
@@ -110,8 +111,8 @@ def matrix_form(shape: CriticShape, by_name: dict[str, np.ndarray]) -> np.ndarra
     return np.concatenate(layers, axis=1)
 
 
-def oracle(critic: NeuralCritic, units: Units) -> np.ndarray:
-    """Per-unit gradients by Opacus in float64, (units, cells)."""
+def oracle(critic: NeuralCritic, units: Units, *, real: bool = True) -> np.ndarray:
+    """Per-unit gradients of one side's loss by Opacus in float64, (units, cells)."""
     copy = NeuralCritic(critic.shape).double()
     copy.load_state_dict(critic.state_dict())
     hooked = GradSampleModule(copy, loss_reduction="sum")
@@ -119,7 +120,11 @@ def oracle(critic: NeuralCritic, units: Units) -> np.ndarray:
     records.requires_grad_()  # else its hooks complain
     if steps is not None:
         steps.requires_grad_()
-    real_loss(hooked(records, steps, labels), labels).sum().backward()
+    scores = hooked(records, steps, labels)
+    if real:
+        real_loss(scores, labels).sum().backward()
+    else:
+        torch.stack([smooth_hinge(-head) for head in scores.heads()]).sum().backward()
     found = {name: value.grad_sample.numpy() for name, value in copy.named_parameters()}
     hooked.remove_hooks()
     return matrix_form(critic.shape, found)
@@ -142,7 +147,7 @@ def clipped(shape: CriticShape, gradients: np.ndarray, clip_norm: float) -> np.n
     return result
 
 
-def written_out(real_side: neural._RealSide, shape: CriticShape, units: Units) -> np.ndarray:
+def written_out(real_side: neural._OneSide, shape: CriticShape, units: Units) -> np.ndarray:
     """Gradients before clipping, (units, cells)."""
     found = real_side.gradients(*units)
     layers, start = [], 0
@@ -164,7 +169,7 @@ each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("size", [1.0, 4.0])
 def test_gradients_are_those_of_opacus(shape: CriticShape, size: float) -> None:
     critic, units = critic_of(shape, size=size), units_of(shape, 12, seed=1)
-    closed = written_out(neural._RealSide(critic, rounded=False), shape, units)
+    closed = written_out(neural._OneSide(critic, rounded=False), shape, units)
     assert closed.shape == (12, shape.cells)
     assert np.abs(closed - oracle(critic, units)).max() < 1e-10
 
@@ -183,7 +188,7 @@ def test_sums_of_integers_are_close_to_the_clipped_sum_of_opacus(shape: CriticSh
 @pytest.mark.parametrize("clip_norm", [0.05, 1.0, 20.0])
 def test_integers_are_within_rounding_of_the_clipped_gradients(shape: CriticShape, clip_norm: float) -> None:
     critic, units = critic_of(shape), units_of(shape, 200, seed=3)
-    gradients = written_out(neural._RealSide(critic), shape, units)
+    gradients = written_out(neural._OneSide(critic), shape, units)
     expected = clipped(shape, gradients, clip_norm) * GRADIENT_SCALE
     found = integers(critic, units, clip_norm=clip_norm)
     # A row's cell is rounded to 256 grid units, a factor's cell to at most 512 of an activation times one half; clipped
@@ -221,7 +226,7 @@ def test_no_norm_exceeds_its_bound(case: tuple[NeuralCritic, Units, float]) -> N
         assert whole <= GRADIENT_SCALE**2
     # And the mechanism, which checks again, finds the same.
     mechanism = mechanism_of(critic.shape)
-    for factors in real_side_factors(critic, *units, clip_norm=clip_norm):
+    for factors in clipped_factors(critic, *units, clip_norm=clip_norm):
         norms = mechanism.squared_norms(VectorContributions(factors))
         assert norms.tolist() == [sum(value * value for value in row.tolist()) for row in found]
         assert np.array_equal(mechanism.exact_sum([VectorContributions(factors)]), found.sum(axis=0))
@@ -260,7 +265,7 @@ def test_removing_a_unit_changes_the_sum_by_its_integers_alone(shape: CriticShap
     mechanism = mechanism_of(shape)
 
     def total(part: Units) -> np.ndarray:
-        parts = real_side_factors(critic, *part, clip_norm=0.5, micro_batch=6)
+        parts = clipped_factors(critic, *part, clip_norm=0.5, micro_batch=6)
         return mechanism.exact_sum(map(VectorContributions, parts))
 
     whole = total(units)
@@ -297,14 +302,14 @@ def test_rounding_up_many_weights_stays_exact() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 24, 31, 32, 33, 500, 5000])
 def test_errors_are_coarse_enough_for_sums_over_steps(steps: int) -> None:
-    real_side = neural._RealSide(critic_of(replace(WINDOWS, steps=steps)))
+    real_side = neural._OneSide(critic_of(replace(WINDOWS, steps=steps)))
     products = steps * neural._LARGEST_ERROR / (neural._ACTIVATION_GRID * real_side._error_grid)
     assert products <= 2**24
     assert products > 2**22 or real_side._error_grid == neural._FINEST_ERROR_GRID
 
 
 def test_norms_too_large_for_exact_arithmetic_are_bounded_from_above() -> None:
-    real_side = neural._RealSide(critic_of(WINDOWS))
+    real_side = neural._OneSide(critic_of(WINDOWS))
     rows = np.array([[3.0, 4.0], [0.0, 0.0], [2.0**20, 1.0], [-(2.0**20), 2.0**19]], dtype=np.float32)
     norms = real_side._squared_norms(rows)
     # Above, the number of cells times the largest square.
@@ -312,7 +317,7 @@ def test_norms_too_large_for_exact_arithmetic_are_bounded_from_above() -> None:
 
 
 def test_norms_of_many_activations_are_exact() -> None:
-    real_side = neural._RealSide(critic_of(WINDOWS))
+    real_side = neural._OneSide(critic_of(WINDOWS))
     factors = real_side._factors(np.full((1, 101), 511 / 256, dtype=np.float32), np.zeros((1, 1), dtype=np.float32))
     assert factors.left_norms.tolist() == [101 * 511**2]
     assert factors.left.tolist() == [[511] * 101]
@@ -321,7 +326,7 @@ def test_norms_of_many_activations_are_exact() -> None:
 @each_shape
 @pytest.mark.parametrize("size", [1.0, 30.0, 1e4])
 def test_operands_are_on_their_grids_and_within_bounds(shape: CriticShape, size: float) -> None:
-    real_side = neural._RealSide(critic_of(shape, size=size))
+    real_side = neural._OneSide(critic_of(shape, size=size))
     found = real_side.gradients(*units_of(shape, 30, seed=15))
     for name, factors in found.factors.items():
         errors = factors.right / real_side._error_grid
@@ -380,7 +385,7 @@ def test_no_order_of_any_sum_changes_an_integer(size: float) -> None:
 
 def test_large_errors_are_measured_in_any_order() -> None:
     shape = replace(SHAPES["records alone"], width=70)
-    real_side = neural._RealSide(critic_of(shape))
+    real_side = neural._OneSide(critic_of(shape))
     random = np.random.default_rng(21)
     errors = real_side._error_grid * random.integers(-4096, 4097, (100_000, 70)).astype(np.float32)
     order = random.permutation(70)
@@ -407,7 +412,7 @@ def test_a_norm_that_rounding_takes_above_the_bound_is_brought_back(monkeypatch:
 def test_a_record_without_a_bin_adds_nothing_to_the_embedding() -> None:
     critic, (records, steps, labels) = critic_of(WINDOWS), units_of(WINDOWS, 3, seed=19)
     records[1] = False
-    ((first, *_),) = real_side_factors(critic, records, steps, labels, clip_norm=1e-6)
+    ((first, *_),) = clipped_factors(critic, records, steps, labels, clip_norm=1e-6)
     assert first[1][[0, 2]].any()
     assert not first[1][1].any()
 
@@ -416,18 +421,36 @@ def test_a_step_of_a_critic_is_the_plain_one_if_nothing_is_clipped() -> None:
     """The gradient of real and fake halves together, cell by cell in the right parameters."""
     units, fakes = units_of(WINDOWS, 30, seed=8), units_of(WINDOWS, 20, seed=9)
     critic, plain = critic_of(WINDOWS), critic_of(WINDOWS)
-    real = oracle(critic, units).mean(axis=0)
-    records, steps, labels = tensors(fakes)
-    optimiser = torch.optim.SGD(critic.parameters(), lr=0.5)
-    apply_gradient(critic, optimiser, real, records=records, steps=steps, labels=labels)
+    gradient = oracle(critic, units).mean(axis=0) + oracle(critic, fakes, real=False).mean(axis=0)
+    apply_gradient(critic, torch.optim.SGD(critic.parameters(), lr=0.5), gradient)
     loss = real_loss(plain(*tensors(units)), tensors(units)[2]).mean()
-    loss = loss + sum(smooth_hinge(-head).mean() for head in plain(records, steps, labels).heads())
+    loss = loss + sum(smooth_hinge(-head).mean() for head in plain(*tensors(fakes)).heads())
     loss.backward()
     for name, value in plain.named_parameters():
         assert value.grad is not None
         moved = value - 0.5 * value.grad
         assert torch.allclose(critic.get_parameter(name), moved, atol=1e-6), name
         assert not torch.allclose(value, moved, atol=1e-4), name
+
+
+@each_shape
+@pytest.mark.parametrize("clip_norm", [0.2, 1.0, 5.0])
+def test_fakes_are_clipped_like_real_units(shape: CriticShape, clip_norm: float) -> None:
+    critic, units = critic_of(shape, size=2.0), units_of(shape, 400, seed=2)
+    expected = clip_norm * clipped(shape, oracle(critic, units, real=False), clip_norm).mean(axis=0)
+    found = fake_gradient(critic, *units, clip_norm=clip_norm)
+    assert np.linalg.norm(found - expected) < 0.015 * np.linalg.norm(expected)
+
+
+def test_a_critic_that_is_clipped_hard_calls_neither_side_by_one_name() -> None:
+    """Where a real unit's gradient is clipped to a twentieth and a fake's is not, all looks fake after a few steps."""
+    shape = replace(WINDOWS, classes=2)
+    units, fakes = units_of(shape, 300, seed=14), units_of(shape, 300, seed=15)
+    critic = trained(shape, units, fakes, rounds=30, clip_norm=0.05)
+    with torch.no_grad():
+        for head in ("semantic", "temporal"):
+            called_real = float((getattr(critic(*tensors(units)), head) > 0).float().mean())
+            assert 0.2 < called_real < 0.8, head
 
 
 def test_a_released_sum_becomes_a_mean_gradient() -> None:
@@ -437,22 +460,19 @@ def test_a_released_sum_becomes_a_mean_gradient() -> None:
 
 def test_a_gradient_of_another_critic_is_refused() -> None:
     critic = critic_of(WINDOWS)
-    records, steps, labels = tensors(units_of(WINDOWS, 2, seed=0))
-    optimiser = torch.optim.SGD(critic.parameters(), lr=0.5)
     with pytest.raises(ValueError, match="one cell for each parameter"):
-        apply_gradient(critic, optimiser, np.zeros(3), records=records, steps=steps, labels=labels)
+        apply_gradient(critic, torch.optim.SGD(critic.parameters(), lr=0.5), np.zeros(3))
 
 
 def trained(shape: CriticShape, real: Units, fakes: Units, *, rounds: int, clip_norm: float) -> NeuralCritic:
     """A critic after some steps on exact sums of clipped gradients, as released without noise."""
     critic, mechanism = critic_of(shape), mechanism_of(shape)
     optimiser = torch.optim.Adam(critic.parameters(), lr=0.02)
-    records, steps, labels = tensors(fakes)
     for _ in range(rounds):
-        parts = real_side_factors(critic, *real, clip_norm=clip_norm)
+        parts = clipped_factors(critic, *real, clip_norm=clip_norm)
         released = mechanism.exact_sum(map(VectorContributions, parts))
         gradient = real_gradient(released, clip_norm=clip_norm, units=len(real[2]))
-        apply_gradient(critic, optimiser, gradient, records=records, steps=steps, labels=labels)
+        apply_gradient(critic, optimiser, gradient + fake_gradient(critic, *fakes, clip_norm=clip_norm))
     return critic
 
 
@@ -630,4 +650,4 @@ def test_units_of_another_shape_are_refused() -> None:
     alone = critic_of(SHAPES["records alone"])
     with pytest.raises(ValueError, match="steps"):
         integers(alone, (records, steps, labels))
-    assert len(list(itertools.islice(real_side_factors(critic, records, steps, labels, clip_norm=1.0), 5))) == 1
+    assert len(list(itertools.islice(clipped_factors(critic, records, steps, labels, clip_norm=1.0), 5))) == 1

@@ -20,10 +20,12 @@ from common.data.tables import Hits, TableLayout, cell_indices
 from common.data.units import WINDOW_WEIGHT, bound_units
 from common.data.windows import TimeColumn, Windows
 from common.errors import BudgetError, LedgerError
+from common.privacy.accountants import GdpAccountant
 from common.privacy.events import GaussianEvent
-from common.privacy.ledger import Charge, Ledger
+from common.privacy.ledger import Asset, Charge, Ledger
 from common.privacy.mechanism import MAXIMUM_EMPHASIS, Contributions, CountMechanism
 from common.privacy.noise import MAXIMUM_STDDEV, SeededNoise
+from common.privacy.signatures import SigningKey
 
 SECRET = bytes(range(32))
 LABELS = ("no", "yes")
@@ -482,7 +484,9 @@ def test_what_the_ledger_refuses_is_not_drawn(refusal: Exception) -> None:
 
 
 def test_a_real_ledger_that_is_spent_stops_the_draw(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "north.jsonl", site="north", study="0f" * 32, squared_mu=1.0)
+    asset = Asset("north", "rows", "", GdpAccountant(), 1.0)
+    key = SigningKey.from_seed(bytes(32))
+    ledger = Ledger(tmp_path / "north.jsonl", asset=asset, study="0f" * 32, bound=1.0, key=key)
     noise = Silence()
     event = MECHANISM.plan(spend=0.7, account="train", noise=noise)  # type: ignore[arg-type]
     release(MECHANISM, [GOOD], event, ledger=ledger, noise=noise)

@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import warnings
 from collections.abc import Sequence
+from fractions import Fraction
 from multiprocessing.connection import Connection
 
 import mpmath
@@ -144,6 +145,107 @@ def test_seeded_noise_repeats_itself_for_a_context_and_differs_between_contexts_
     assert first.tolist() != draw(20.0, size=100, context="run/pairs").tolist()
     other = SeededNoise(b"another seed").draw(100, noise_stddev=20.0, context="run/one_way")
     assert first.tolist() != other.tolist()
+
+
+# --- which units take part
+
+UNITS = 200
+MESSAGES = 5000
+
+
+def samples(rate: float, *, units: int = UNITS, messages: int = MESSAGES) -> np.ndarray:
+    """Who takes part in each message, (messages, units) bool."""
+    source = SeededNoise(SEED)
+    return np.stack([source.sample(units, rate=rate, context=f"run/critic-{number}") for number in range(messages)])
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("rate", [0.01, 0.3, 0.5, 0.97])
+def test_each_unit_takes_part_at_the_rate_and_the_size_of_a_sample_is_binomial(rate: float) -> None:
+    taken = samples(rate)
+    assert taken.dtype == np.bool_
+    # Of each unit over the messages. False alarm: 2e-7 together.
+    chances = [stats.binomtest(int(one), MESSAGES, rate).pvalue for one in taken.sum(axis=0)]
+    assert min(chances) > 1e-9
+    # Samples of a fixed size would have no variance. False alarm: 1e-6; of the variance, five standard errors.
+    sizes = taken.sum(axis=1)
+    kurtosis = (1 - 6 * rate * (1 - rate)) / (UNITS * rate * (1 - rate))
+    error = math.sqrt((2 + kurtosis) / MESSAGES)
+    assert sizes.var() == pytest.approx(UNITS * rate * (1 - rate), rel=5 * error)
+    assert stats.binomtest(int(sizes.sum()), UNITS * MESSAGES, rate).pvalue > 1e-6
+
+
+@pytest.mark.statistical
+def test_neither_units_nor_messages_look_at_each_other_when_they_take_part() -> None:
+    taken = samples(0.3).astype(np.float64)
+    between_units = np.corrcoef(taken.T)[np.triu_indices(UNITS, 1)]
+    # 19,900 pairs, 7 standard errors: false alarm 5e-8. Samples of a fixed size correlate by -1 / 199 in the mean,
+    # which is 70 standard errors of it.
+    assert np.abs(between_units).max() < 7 / math.sqrt(MESSAGES)
+    assert abs(between_units.mean()) < 5 / math.sqrt(MESSAGES * len(between_units))
+    # Message to message, five standard errors: false alarm 6e-7.
+    follow = np.corrcoef(taken[:-1].ravel(), taken[1:].ravel())[0, 1]
+    assert abs(follow) < 5 / math.sqrt((MESSAGES - 1) * UNITS)
+
+
+@pytest.mark.parametrize("rate", [2.0**-64, 1e-6, 0.1, 0.5, 1 - 2.0**-53])
+def test_a_unit_takes_part_at_its_rate_to_the_last_bit_and_never_above(
+    rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of the 2^64 words, just those below rate * 2^64, an integer or rounded down.
+    least = int(Fraction(rate) * 2**64)
+    words = np.array([0, least - 1, least, LAST], dtype=np.uint64)
+    monkeypatch.setattr(noise, "_keystream", lambda size, key: words[:size])
+    assert noise._poisson_sample(4, rate=rate, key=b"").tolist() == [True, True, False, False]
+    assert 0 <= Fraction(rate) - Fraction(least, 2**64) < Fraction(1, 2**64)
+
+
+@pytest.mark.parametrize("source", [GaussianNoise(), SeededNoise(SEED)])
+def test_at_rate_1_everybody_takes_part_and_of_nobody_nobody(source: noise.NoiseSource) -> None:
+    assert source.sample(1000, rate=1.0, context="run/critic").all()
+    assert source.sample(0, rate=0.5, context="run/critic").shape == (0,)
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.5, math.nextafter(1, 2), 2.0, math.nan, math.inf])
+@pytest.mark.parametrize("source", [GaussianNoise(), SeededNoise(SEED)])
+def test_a_rate_that_is_none_is_refused(source: noise.NoiseSource, rate: float) -> None:
+    with pytest.raises(ValueError, match="rate"):
+        source.sample(3, rate=rate, context="run/critic")
+
+
+def test_who_takes_part_is_drawn_anew_for_each_message_with_a_key_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = GaussianNoise()
+    drawn = [source.sample(200, rate=0.5, context="run/critic") for _ in range(8)]
+    # Two equal ones by chance: 28 / 2^200.
+    assert len({one.tobytes() for one in drawn}) == len(drawn)
+    asked: list[int] = []
+
+    def token_bytes(size: int) -> bytes:
+        asked.append(size)
+        return bytes([len(asked)]) * size
+
+    monkeypatch.setattr(noise.secrets, "token_bytes", token_bytes)
+    first, second = (source.sample(64, rate=0.5, context="run/critic") for _ in range(2))
+    source.draw(1, noise_stddev=1.0, context="run/critic")
+    assert asked == [32, 32, 32]
+    assert first.tolist() != second.tolist()
+
+
+def test_seeded_samples_repeat_themselves_and_share_nothing_with_the_noise_of_their_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = SeededNoise(SEED)
+    first = source.sample(100, rate=0.5, context="run/critic")
+    assert first.tolist() == source.sample(100, rate=0.5, context="run/critic").tolist()
+    assert first.tolist() != source.sample(100, rate=0.5, context="run/critic-2").tolist()
+    assert first.tolist() != SeededNoise(b"another seed").sample(100, rate=0.5, context="run/critic").tolist()
+    keys: list[bytes] = []
+    monkeypatch.setattr(noise, "_keystream", lambda size, key: keys.append(key) or np.zeros(size, dtype=np.uint64))
+    source.sample(1, rate=0.5, context="run/critic")
+    source.draw(1, noise_stddev=1.0, context="run/critic")
+    assert len(set(keys)) == 2
 
 
 def send_draws(connection: Connection, source: GaussianNoise) -> None:

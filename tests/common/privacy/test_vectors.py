@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import BudgetError, LedgerError
+from common.privacy.accountants import GdpAccountant
 from common.privacy.events import GaussianEvent
-from common.privacy.ledger import Charge, Ledger
+from common.privacy.ledger import Asset, Charge, Ledger
 from common.privacy.noise import MAXIMUM_STDDEV, SeededNoise
+from common.privacy.signatures import SigningKey
 from common.privacy.vectors import (
     MAXIMUM_SCALE,
     VectorContributions,
@@ -234,7 +236,9 @@ def test_contributions_are_checked_before_the_charge_and_noise_is_drawn_after_it
 
 
 def test_a_ledger_that_refuses_stops_the_draw(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl", site="north", study="cd" * 32, squared_mu=0.1)
+    asset = Asset("north", "rows", "", GdpAccountant(), 0.1)
+    key = SigningKey.from_seed(bytes(32))
+    ledger = Ledger(tmp_path / "ledger.jsonl", asset=asset, study="cd" * 32, bound=0.1, key=key)
     mechanism, noise = mechanism_of(1, 10), Silence()
     event = mechanism.plan(spend=0.06, account="train", noise=noise)  # type: ignore[arg-type]
     vectors = [plain(np.array([[1]]))]

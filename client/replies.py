@@ -1,0 +1,49 @@
+"""Sealed replies: what a request was answered, for ever, as bytes in the site's own folder."""
+
+import hashlib
+from pathlib import Path
+
+from common.errors import LedgerError
+from common.files import write_durably
+
+
+class Replies:
+    """The replies of a site, each in a file of its own."""
+
+    def __init__(self, state: Path) -> None:
+        """Use the site's own folder."""
+        self._folder = state / "replies"
+
+    def write(self, study: str, request: str, body: bytes) -> str:
+        """Write a reply, whole or not at all; its SHA-256.
+
+        Raises:
+            LedgerError: the disk fails.
+        """
+        path = self._path(study, request)
+        try:
+            write_durably(path, body)
+        except OSError as error:
+            raise LedgerError(f"{path}: the reply cannot be sealed ({error.strerror})") from None
+        return hashlib.sha256(body).hexdigest()
+
+    def read(self, study: str, request: str) -> bytes:
+        """A reply that was written.
+
+        Raises:
+            LedgerError: it is not there.
+        """
+        try:
+            return self._path(study, request).read_bytes()
+        except OSError:
+            raise LedgerError("request: was charged, and its reply was lost in a crash") from None
+
+    def is_whole(self, study: str, request: str, digest: str) -> bool:
+        """Whether a reply is there, with the SHA-256 that was sealed."""
+        try:
+            return hashlib.sha256(self.read(study, request)).hexdigest() == digest
+        except LedgerError:
+            return False
+
+    def _path(self, study: str, request: str) -> Path:
+        return self._folder / hashlib.sha256(f"{study}/{request}".encode()).hexdigest()

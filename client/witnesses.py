@@ -1,0 +1,150 @@
+"""What a site knows of its peers' ledgers, and whether its peers have confirmed its own since it started."""
+
+import json
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from common.errors import ExitCode, LedgerError, PolicyError, ProtocolError
+from common.files import write_durably
+from common.privacy.ledger import Ledger
+from common.privacy.signatures import SigningKey
+from common.privacy.witness import NOTHING, Attestation, Statement, is_newer, state_head
+
+WITNESS_SCHEMA = "privshare.witness/1"
+
+
+class Witnesses:
+    """A site as a witness of others, and the others as witnesses of it.
+
+    Guarantees: `require` returns only after so many peers, by keys that the site's policy names, signed for this
+    start's nonce that the newest head they know is the last one that this site stated; and never again once anybody
+    signed or showed one that the ledger lacks. So of two machines that carry on one ledger, one release is the most
+    that both can make.
+    """
+
+    def __init__(
+        self, path: Path, *, site: str, key: SigningKey, ledger: Ledger, peers: Mapping[str, str], needed: int
+    ) -> None:
+        """Read what was witnessed before.
+
+        Args:
+            path: of the file that keeps the newest statement of each site, this one's own too.
+            site: this site's name.
+            key: this site's.
+            ledger: this site's.
+            peers: public keys of the other sites, by name.
+            needed: peers that must confirm before anything is spent.
+
+        Raises:
+            LedgerError: the file is damaged, or the ledger lacks an entry that it was seen with.
+        """
+        self._path, self._site, self._key, self._ledger = path, site, key, ledger
+        self._keys = {**peers, site: key.public}
+        self._needed = needed
+        self._confirmed: dict[str, int] = {}
+        self._stated = NOTHING
+        self.nonce = secrets.token_hex(16)
+        self._seen = _read(path, self._keys)
+        self._behind = False
+        if (own := self._seen.get(site)) is not None:
+            self._check_own(own.ledger, own.sequence, own.hash)
+
+    def statement(self) -> Statement:
+        """This site's head, signed; peers must attest it before the next release."""
+        stated = state_head(self._site, self._ledger.head(), self._key)
+        self._stated = stated.sequence
+        return stated
+
+    def note(self, statements: Iterable[Statement]) -> None:
+        """Keep what is newer; a statement of a site that is no peer is passed over.
+
+        Raises:
+            LedgerError: this site's own ledger is behind, or the newer ones cannot be kept.
+            ProtocolError: a peer shows two ledgers, or did not sign what is said in its name.
+        """
+        newer = {}
+        for statement in statements:
+            public = self._keys.get(statement.site)
+            if public is None:
+                continue
+            if not statement.is_by(public):
+                raise ProtocolError(f"site {statement.site}: did not sign what is said of its ledger")
+            if statement.site == self._site:
+                self._check_own(statement.ledger, statement.sequence, statement.hash)
+            if is_newer(statement, self._seen.get(statement.site)):
+                newer[statement.site] = statement
+        if newer:
+            self._seen |= newer
+            self._keep()
+
+    def attest(self, nonces: Mapping[str, str]) -> list[Attestation]:
+        """What this site saw of each peer, signed, for whoever asks with a nonce and for the record."""
+        peers = (site for site in sorted(self._keys) if site != self._site)
+        return [
+            Attestation.of(self._site, site, self._seen.get(site), nonces.get(site, "")).signed(self._key)
+            for site in peers
+        ]
+
+    def take(self, attestations: Iterable[Attestation]) -> int:
+        """Take up what peers attest of this site; the number of peers that have confirmed its last statement.
+
+        Raises:
+            LedgerError: a peer saw an entry that the ledger lacks.
+        """
+        for one in attestations:
+            public = self._keys.get(one.witness)
+            if one.witness == self._site or public is None or one.site != self._site or not one.is_by(public):
+                continue
+            if one.sequence != NOTHING:
+                self._check_own(one.ledger, one.sequence, one.hash)
+            if one.nonce == self.nonce:
+                self._confirmed[one.witness] = one.sequence
+        return self._confirmations()
+
+    def require(self) -> None:
+        """Refuse to spend before enough peers have confirmed the ledger.
+
+        Raises:
+            LedgerError: the ledger is behind.
+            PolicyError: too few have.
+        """
+        if self._behind:
+            raise LedgerError("ledger: lacks entries that others have seen; restore the newest one")
+        if self._confirmations() < self._needed:
+            raise PolicyError(
+                f"witnesses: {self._needed} peers must confirm this site's ledger, since it started and since its last "
+                f"release; {self._confirmations()} have",
+                ExitCode.UNCONFIRMED,
+            )
+
+    def _confirmations(self) -> int:
+        return sum(sequence >= self._stated for sequence in self._confirmed.values())
+
+    def _check_own(self, ledger: str, sequence: int, digest: str) -> None:
+        if ledger != self._ledger.head().ledger or self._ledger.hash_at(sequence) != digest:
+            self._behind = True
+            raise LedgerError("ledger: lacks entries that others have seen; restore the newest one")
+
+    def _keep(self) -> None:
+        seen = {site: asdict(statement) for site, statement in sorted(self._seen.items())}
+        body = json.dumps({"schema": WITNESS_SCHEMA, "seen": seen}, indent=1).encode()
+        try:
+            write_durably(self._path, body)
+        except OSError as error:
+            raise LedgerError(f"{self._path}: cannot be written ({error.strerror})") from None
+
+
+def _read(path: Path, keys: Mapping[str, str]) -> dict[str, Statement]:
+    if not path.exists():
+        return {}
+    try:
+        data = json.loads(path.read_bytes())
+        seen = {str(site): Statement.from_dict(one) for site, one in data["seen"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ProtocolError):
+        raise LedgerError(f"{path}: what was seen of ledgers cannot be read") from None
+    if data.get("schema") != WITNESS_SCHEMA:
+        raise LedgerError(f"{path}: expected {WITNESS_SCHEMA}")
+    # Of sites that are peers no more, nothing is said; a file that was written by hand says nothing either.
+    return {site: one for site, one in seen.items() if site in keys and one.site == site and one.is_by(keys[site])}

@@ -1,0 +1,139 @@
+"""Heads of ledgers as others saw them: how a site learns that its own ledger is not the newest one.
+
+A ledger file that was restored from a backup, or that two machines carry on, is whole and says less than was spent. No
+file can tell; other parties can. Each site signs the head of its ledger, the coordinator passes the statements on, and
+every site keeps the newest of each peer. A site that starts draws a nonce, and spends nothing before enough peers have
+signed, for that nonce, the newest head of its ledger that they ever saw, and it is no newer than the ledger.
+
+Guarantees: a site whose ledger lacks an entry that one of the peers it asks has seen does not spend, whatever the
+coordinator says, keeps back or repeats.
+What it cannot: an entry that no peer has seen. Heads are passed on after every release, so that is one step at most.
+Source: the witness of a transparency log (C2SP tlog-cosignature), without the tree.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from common.errors import ProtocolError
+from common.privacy.ledger import Head, canonical
+from common.privacy.signatures import SigningKey, is_signed
+
+NOTHING = -1
+"""The sequence number in an attestation of a witness that never saw a head of the site."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a site says of its own ledger.
+
+    site: its name.
+    ledger: hash of the ledger's first entry.
+    sequence: number of its newest entry.
+    hash: of its newest entry.
+    signature: by the site's key.
+    """
+
+    site: str
+    ledger: str
+    sequence: int
+    hash: str
+    signature: str = ""
+
+    def signed(self, key: SigningKey) -> Self:
+        """With the site's signature."""
+        return type(self)(**{**asdict(self), "signature": key.sign(_body(self), purpose=_purpose(self))})
+
+    def is_by(self, public: str) -> bool:
+        """Whether the owner of a public key signed it."""
+        return is_signed(_body(self), self.signature, purpose=_purpose(self), public=public)
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        """Read what came in a message.
+
+        Raises:
+            ProtocolError: not of this form.
+        """
+        return cls(**_fields(cls, data))
+
+
+@dataclass(frozen=True)
+class Attestation:
+    """What a witness says of another site's ledger: the newest head that it ever saw, `NOTHING` where there is none.
+
+    witness: name of the witness, who signs.
+    nonce: drawn by the site that asks, so that an old attestation is worth nothing; empty when nobody asks.
+    """
+
+    witness: str
+    site: str
+    ledger: str
+    sequence: int
+    hash: str
+    nonce: str
+    signature: str = ""
+
+    @classmethod
+    def of(cls, witness: str, site: str, seen: Statement | None, nonce: str) -> Self:
+        """Of what was seen; not signed yet."""
+        if seen is None:
+            return cls(witness, site, "", NOTHING, "", nonce)
+        return cls(witness, site, seen.ledger, seen.sequence, seen.hash, nonce)
+
+    def signed(self, key: SigningKey) -> Self:
+        """With the witness's signature."""
+        return type(self)(**{**asdict(self), "signature": key.sign(_body(self), purpose=_purpose(self))})
+
+    def is_by(self, public: str) -> bool:
+        """Whether the owner of a public key signed it."""
+        return is_signed(_body(self), self.signature, purpose=_purpose(self), public=public)
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        """Read what came in a message.
+
+        Raises:
+            ProtocolError: not of this form.
+        """
+        return cls(**_fields(cls, data))
+
+
+def state_head(site: str, head: Head, key: SigningKey) -> Statement:
+    """A site's signed statement of its ledger's head."""
+    return Statement(site, head.ledger, head.sequence, head.hash).signed(key)
+
+
+def is_newer(statement: Statement, than: Statement | None) -> bool:
+    """Whether a statement says more of the same ledger than another one.
+
+    Raises:
+        ProtocolError: they cannot both be of one ledger that only ever grew.
+    """
+    if than is None:
+        return True
+    if statement.ledger != than.ledger or (statement.sequence == than.sequence and statement.hash != than.hash):
+        raise ProtocolError(f"site {statement.site}: shows two ledgers; one is a copy, or began anew")
+    return statement.sequence > than.sequence
+
+
+def _purpose(said: Statement | Attestation) -> str:
+    return type(said).__name__.lower()
+
+
+def _body(said: Statement | Attestation) -> bytes:
+    return canonical({name: value for name, value in asdict(said).items() if name != "signature"})
+
+
+def _fields(kind: type[Statement] | type[Attestation], data: object) -> Mapping[str, Any]:
+    names = kind.__dataclass_fields__
+    valid = (
+        isinstance(data, dict)
+        and set(data) == set(names)
+        and all(isinstance(data[name], int if name == "sequence" else str) for name in names)
+        and not isinstance(data["sequence"], bool)
+        and all(len(data[name]) <= 256 for name in names if name != "sequence")
+    )
+    if not valid:
+        raise ProtocolError(f"{kind.__name__.lower()}: not of its form")
+    return data  # type: ignore[return-value]
