@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from client.site import Site
+from common.privacy.mechanism import MAXIMUM_EMPHASIS
 from common.privacy.noise import NoiseSource
 from common.privacy.witness import Statement
 from common.wire.messages import Reply
@@ -77,14 +78,15 @@ def conduct(line: Line) -> None:
     line.ask("describe", name="describe-2")
     line.ask("tables", name="unconfirmed", rule="UNCONFIRMED")
     line.confirm(line.ask("describe", name="describe-3").facts)
-    line.release("tables", 0.3)
-    line.ask("tables", options={"share": 0.3})
+    emphasis = {"emphasis": np.resize([1, 3, MAXIMUM_EMPHASIS], home.tables)}
+    line.release("tables", 0.3, arrays=emphasis)
+    line.ask("tables", options={"share": 0.3}, arrays=emphasis)
     line.ask("tables", options={"share": 0.05}, rule="POLICY_REFUSED")
     line.release("embedding", 0.1)
     line.release("critic", 0.1)
     line.ask("tables", name="beyond", options={"share": 0.5}, rule="BUDGET_REFUSED")
     line.ask("tables", name="gap", arrays={"bins.0": np.array([0, 1, 1, 3])}, rule="POLICY_REFUSED")
-    one = {"tables": np.array([0]), "emphasis": np.array([17])}
+    one = {"tables": np.array([0]), "emphasis": np.array([MAXIMUM_EMPHASIS + 1])}
     line.ask("tables", name="emphasis", arrays=one, rule="POLICY_REFUSED")
     line.restart()
     critic = {name: array for name, array in home.ask("critic").arrays.items() if name.startswith(CRITIC)}

@@ -90,9 +90,8 @@ def test_names_that_come_and_go_survive_as_they_were_when_their_folder_was_force
 
 def test_a_dead_process_flushes_nothing_and_reaches_the_disk_no_more(disk: Disk) -> None:
     disk.break_at(3, Fault.KILL)
-    with pytest.raises(Killed), (disk.root / "new").open("wb") as file:
-        file.write(b"body")
-        file.flush()
+    with pytest.raises(Killed):
+        (disk.root / "new").write_bytes(b"body")  # opened, written, flushed
     with pytest.raises(Killed):
         (disk.root / "more").mkdir()
     disk.restart()

@@ -24,9 +24,12 @@ _UNPICKLED = "tests/test_architecture.py::test_a_file_unpickles_nothing_runs_no_
 _DIRTY = f"{_SITE}what_is_wrong_with_a_table_stays_at_the_site_and_its_text_reaches_not_even_the_log"
 _POLICY = "tests/client/test_policy.py::test_"
 _FORGED = "tests/client/test_forged_orders.py::test_"
+_WITNESS = "tests/common/privacy/test_witness.py::test_"
+_WITNESSES = "tests/client/test_witnesses.py::test_"
 _SAMPLING = "tests/client/test_sampling.py::test_"
 _CRASHES = "tests/faults/test_crashes.py::test_a_fault_at_any_change_to_a_file_breaks_no_promise"
 _POWER = f"{_CRASHES}[Fault.POWER_KEEPS_NAMES-4-25]"
+_FEDERATION = "tests/simulations/test_federation.py::test_"
 _PLAY = "tests/client/test_record_play.py::test_everything_but_the_released_numbers_is_the_same_"
 _PLAYED = f"{_PLAY}with_one_unit_more_or_less"
 _LAST = f"{_PLAY}when_the_last_unit_of_an_account_goes"
@@ -457,7 +460,7 @@ EGRESS = (
         self._rows = {account: rows[is_known[rows]] for account, rows in self._rows.items()}
         self._ledger = ledger
 """,
-        killed_by=(_PLAYED,),
+        killed_by=(f"{_PLAYED}[records-with one more patient in front]",),
     ),
     Mutant(
         name="noise-steered-by-accuracy",
@@ -599,7 +602,7 @@ LEDGER = (
         file=_LEDGER_FILE,
         old="            sync_folder(path.parent)\n",
         new="",
-        killed_by=(f"{_LEDGER}a_new_ledger_syncs_its_opening_and_its_folder",),
+        killed_by=(f"{_LEDGER}a_new_ledger_syncs_its_entries_and_its_folder",),
     ),
     Mutant(
         name="failed-sync-tried-again",
@@ -607,7 +610,7 @@ LEDGER = (
         file=_LEDGER_FILE,
         old="        if self._failed:\n",
         new='        if self._path.name == "":\n',
-        killed_by=(f"{_LEDGER}a_disk_that_cannot_sync_lets_no_noise_out",),
+        killed_by=(f"{_LEDGER}a_disk_that_fails_lets_no_noise_out_and_nothing_more_is_granted[4-Fault.EIO]",),
     ),
     Mutant(
         name="first-charge-forgotten",
@@ -618,12 +621,20 @@ LEDGER = (
         killed_by=(f"{_LEDGER}the_budget_is_still_spent_after_a_restart",),
     ),
     Mutant(
+        name="ledger-not-locked",
+        twin="two processes of one site spend what is left at the same time",
+        file=_LEDGER_FILE,
+        old="                fcntl.flock(file, fcntl.LOCK_EX)\n",
+        new="",
+        killed_by=(f"{_LEDGER}processes_on_one_file_cannot_overspend_together",),
+    ),
+    Mutant(
         name="asset-total-ignored",
         twin="a second study on the same rows starts with a whole budget",
         file=_LEDGER_FILE,
         old="if own + Fraction(new) <= self.worst(study):",
         new="if new > 0:",
-        killed_by=(f"{_POLICY}all_studies_of_an_asset_together_spend_no_more_than_its_total",),
+        killed_by=(f"{_LEDGER}studies_share_the_total_to_the_last_bit_each_at_its_dearer_account[False]",),
     ),
     Mutant(
         name="request-charged-twice",
@@ -639,7 +650,7 @@ LEDGER = (
         file=_LEDGER_FILE,
         old="    if not whole:\n",
         new="    if not entry:\n",
-        killed_by=(f"{_LEDGER}any_changed_byte_is_refused",),
+        killed_by=(f"{_LEDGER}a_rewritten_line_with_its_hash_right_needs_the_key",),
     ),
     Mutant(
         name="entry-not-signed",
@@ -647,7 +658,7 @@ LEDGER = (
         file=_LEDGER_FILE,
         old='        and is_signed(entry["hash"]',
         new='        or is_signed(entry["hash"]',
-        killed_by=(f"{_LEDGER}any_changed_byte_is_refused",),
+        killed_by=(f"{_LEDGER}an_entry_that_another_key_signed_is_refused",),
     ),
     Mutant(
         name="spend-rounded-down",
@@ -806,7 +817,7 @@ WITNESSES = (
         file=_WITNESSES_FILE,
         old="return sum(sequence >= self._stated for sequence in self._confirmed.values())",
         new="return len(self._confirmed)",
-        killed_by=(f"{_POLICY}each_release_needs_its_own_confirmation_and_what_was_answered_needs_none",),
+        killed_by=(f"{_WITNESSES}nothing_is_spent_before_a_peer_confirmed_the_ledger_and_again_after_each_release",),
     ),
     Mutant(
         name="nonce-not-compared",
@@ -814,7 +825,7 @@ WITNESSES = (
         file=_WITNESSES_FILE,
         old="if one.nonce == self.nonce:",
         new="if one.nonce is not None:",
-        killed_by=(f"{_FORGED}forged_attestations_confirm_nothing_and_nothing_is_spent[a nonce of before]",),
+        killed_by=(f"{_WITNESSES}an_old_attestation_is_worth_nothing",),
     ),
     Mutant(
         name="attestation-not-signed",
@@ -822,7 +833,7 @@ WITNESSES = (
         file=_WITNESSES_FILE,
         old=" or not one.is_by(public):\n                continue",
         new=":\n                continue",
-        killed_by=(f"{_FORGED}forged_attestations_confirm_nothing_and_nothing_is_spent[not signed]",),
+        killed_by=(f"{_WITNESSES}a_forged_attestation_confirms_nothing_and_stops_nobody",),
     ),
     Mutant(
         name="behind-is-forgotten",
@@ -833,12 +844,52 @@ WITNESSES = (
         killed_by=(f"{_FORGED}a_head_that_a_peer_signed_and_the_ledger_lacks_stops_a_site_for_good",),
     ),
     Mutant(
+        name="step-back-not-noticed",
+        twin="a coordinator goes on with a site that was restored from a backup",
+        file="server/rounds.py",
+        old="and said != known.ledger_head and not is_newer(said, known.ledger_head):",
+        new="and said.sequence < 0:",
+        killed_by=(f"{_FEDERATION}a_coordinator_does_not_go_on_with_a_site_whose_ledger_went_back",),
+    ),
+    Mutant(
+        name="nonce-constant",
+        twin="a challenge that is the same after every start: old answers fit",
+        file=_WITNESSES_FILE,
+        old="self.nonce = secrets.token_hex(16)",
+        new="self.nonce = site.encode().ljust(16, b'.').hex()",
+        killed_by=(f"{_WITNESSES}nothing_is_spent_before_a_peer_confirmed_the_ledger_since_it_started",),
+    ),
+    Mutant(
+        name="what-was-seen-is-not-kept",
+        twin="a witness that forgets when it restarts",
+        file=_WITNESSES_FILE,
+        old="            self._keep()\n",
+        new="",
+        killed_by=(f"{_WITNESSES}what_is_seen_is_on_disk_before_it_is_attested",),
+    ),
+    Mutant(
+        name="older-head-kept",
+        twin="a witness that takes the last word for the newest",
+        file=_WITNESSES_FILE,
+        old="if is_newer(statement, self._seen.get(statement.site)):",
+        new="if is_newer(statement, self._seen.get(statement.site)) or statement.hash:",
+        killed_by=(f"{_WITNESSES}the_newest_head_of_each_peer_is_kept_and_comes_back_after_a_restart",),
+    ),
+    Mutant(
+        name="own-statement-not-compared",
+        twin="a site whose own notes know more than its ledger starts all the same",
+        file=_WITNESSES_FILE,
+        old="            self._check_own(own.ledger, own.sequence, own.hash)\n",
+        new="            del own\n",
+        killed_by=(f"{_WITNESSES}a_restored_ledger_file_does_not_get_past_the_sites_own_notes",),
+    ),
+    Mutant(
         name="fork-not-seen",
         twin="a clone with a history of its own passes for the site",
         file="common/privacy/witness.py",
         old="(statement.sequence == than.sequence and statement.hash != than.hash)",
         new='statement.hash == ""',
-        killed_by=(f"{_FORGED}a_peer_that_shows_two_ledgers_is_refused",),
+        killed_by=(f"{_WITNESS}another_entry_of_the_same_number_is_a_fork",),
     ),
 )
 

@@ -1,0 +1,134 @@
+"""What sites say of each other's ledgers: signed, of one form, and never two histories of one ledger."""
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import ProtocolError
+from common.privacy.ledger import Head, canonical
+from common.privacy.signatures import SigningKey
+from common.privacy.witness import NOTHING, Attestation, Statement, is_newer, state_head
+
+NORTH, EAST = (SigningKey.from_seed(bytes([number]) * 32) for number in (1, 2))
+HEAD = Head("aa" * 32, 7, "bb" * 32)
+STATED = state_head("north", HEAD, NORTH)
+ATTESTED = Attestation.of("east", "north", STATED, "nonce").signed(EAST)
+STATED_SIGNATURE = (
+    "f7f7ffff170f904a8dcf733b56403bb005ece14a72f8f123fe43e3ed455ad807"
+    "2a4562d871cb1abb0cb220246773487c2c1af0c7146b056feb599ab8109dae02"
+)
+ATTESTED_SIGNATURE = (
+    "e21d4448b862ba61485aa6bf2be7d48e2899dbab2be2d5ca4fcd477695c6986e"
+    "e3d160d1751c1f50025ea2552fde4ab5c911d99f0efc116227177427dddecd0f"
+)
+SAID: list[tuple[Statement | Attestation, SigningKey, SigningKey]] = [(STATED, NORTH, EAST), (ATTESTED, EAST, NORTH)]
+
+
+def test_a_statement_tells_the_head_and_an_attestation_what_was_seen() -> None:
+    assert (STATED.site, STATED.ledger, STATED.sequence, STATED.hash) == ("north", "aa" * 32, 7, "bb" * 32)
+    assert asdict(ATTESTED) == {
+        "witness": "east",
+        "site": "north",
+        "ledger": "aa" * 32,
+        "sequence": 7,
+        "hash": "bb" * 32,
+        "nonce": "nonce",
+        "signature": ATTESTED.signature,
+    }
+    nothing = Attestation.of("east", "north", None, "nonce")
+    assert (nothing.ledger, nothing.sequence, nothing.hash, nothing.signature) == ("", NOTHING, "", "")
+
+
+@pytest.mark.parametrize(("said", "key", "other"), SAID)
+def test_what_was_said_is_by_whoever_signed_all_of_it(
+    said: Statement | Attestation, key: SigningKey, other: SigningKey
+) -> None:
+    assert said.is_by(key.public)
+    assert not said.is_by(other.public)
+    assert not said.is_by("")
+    for name, value in asdict(said).items():
+        changed = value + 1 if name == "sequence" else value[:-1] + ("0" if value[-1] != "0" else "1")
+        assert not replace(said, **{name: changed}).is_by(key.public), name
+    assert not replace(said, signature="").is_by(key.public)
+    assert not replace(said, signature=said.signature.upper()).is_by(key.public)
+
+
+def test_one_kind_of_paper_never_passes_for_another() -> None:
+    # The same bytes, signed as something else.
+    body = canonical({name: value for name, value in asdict(STATED).items() if name != "signature"})
+    for purpose, is_it in (("statement", True), ("attestation", False), ("ledger entry", False), ("policy", False)):
+        assert replace(STATED, signature=NORTH.sign(body, purpose=purpose)).is_by(NORTH.public) == is_it
+    body = canonical({name: value for name, value in asdict(ATTESTED).items() if name != "signature"})
+    for purpose, is_it in (("attestation", True), ("statement", False)):
+        assert replace(ATTESTED, signature=EAST.sign(body, purpose=purpose)).is_by(EAST.public) == is_it
+
+
+def test_a_signature_stays_the_same_for_ever() -> None:
+    assert STATED.signature == STATED_SIGNATURE
+    assert ATTESTED.signature == ATTESTED_SIGNATURE
+
+
+@pytest.mark.parametrize(("said", "key", "other"), SAID)
+def test_what_was_said_comes_back_from_a_message(
+    said: Statement | Attestation, key: SigningKey, other: SigningKey
+) -> None:
+    again = type(said).from_dict(json.loads(json.dumps(asdict(said))))
+    assert again == said
+    assert again.is_by(key.public)
+
+
+@pytest.mark.parametrize(("said", "key", "other"), SAID)
+def test_another_form_is_refused(said: Statement | Attestation, key: SigningKey, other: SigningKey) -> None:
+    kind, good = type(said), asdict(said)
+    wrong: list[Any] = [None, 7, "text", [], {}, [good], {**good, "more": 1}, list(good.items())]
+    wrong += [{key: value for key, value in good.items() if key != name} for name in good]
+    for name in good:
+        wrong += [{**good, name: value} for value in (None, 1.5, [], {}, b"", True)]
+        wrong.append({**good, name: "x" * 257} if name != "sequence" else {**good, name: "7"})
+    for data in wrong:
+        with pytest.raises(ProtocolError, match="not of its form"):
+            kind.from_dict(data)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+FIELDS = st.fixed_dictionaries(dict.fromkeys(asdict(STATED), JSON))
+
+
+@given(JSON | FIELDS)
+def test_whatever_came_is_of_the_form_or_a_protocol_error(data: Any) -> None:
+    for kind in (Statement, Attestation):
+        try:
+            said = kind.from_dict(data)
+        except ProtocolError:
+            continue
+        assert not said.is_by(NORTH.public)
+
+
+def stated(sequence: int, *, history: str = "a", ledger: str = "aa") -> Statement:
+    """A head of a ledger; ledgers of the same history have the same entries."""
+    return state_head("north", Head(ledger * 32, sequence, f"{history}{sequence:063x}"), NORTH)
+
+
+def test_a_longer_ledger_is_newer_and_any_is_newer_than_none() -> None:
+    assert is_newer(stated(0), None)
+    assert is_newer(stated(8), stated(7))
+    assert not is_newer(stated(7), stated(7))
+    assert not is_newer(stated(6), stated(7))
+
+
+@pytest.mark.parametrize("sequence", [6, 7, 8])
+def test_another_ledger_under_the_same_name_is_a_fork(sequence: int) -> None:
+    with pytest.raises(ProtocolError, match="shows two ledgers"):
+        is_newer(stated(sequence, ledger="bb"), stated(7))
+
+
+def test_another_entry_of_the_same_number_is_a_fork() -> None:
+    with pytest.raises(ProtocolError, match="shows two ledgers"):
+        is_newer(stated(7, history="b"), stated(7))
