@@ -181,7 +181,7 @@ class SitePolicy:
         self._check_date()
         epsilon = min(study.privacy.epsilon, policy.max_epsilon)
         delta = min(study.privacy.delta, policy.max_delta)
-        self._bound = self._bound_of(epsilon, delta)
+        self._bound = min(self._bound_of(epsilon, delta), self.asset.bound)
 
     @property
     def bound(self) -> float:

@@ -210,6 +210,7 @@ class RdpAccountant:
         return min(sampled, plain)  # sampling never costs; the slack might
 
 
+@lru_cache(64)
 def default_order(*, epsilon: float, delta: float) -> int:
     """The order at which one Gaussian release of the whole budget, without sampling, has the least noise.
 

@@ -126,7 +126,8 @@ def _decode(body: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         arrays = dict(load(body))
         length = int.from_bytes(body[:8], "little")
-        header = json.loads(json.loads(body[8 : 8 + length])["__metadata__"][_HEADER])
+        outer = json.loads(body[8 : 8 + length], object_pairs_hook=_unique)
+        header = json.loads(outer["__metadata__"][_HEADER], object_pairs_hook=_unique)
         json.dumps(header, allow_nan=False)  # NaN and 1e999 are read without complaint
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         raise ProtocolError("message: not a privshare message") from None
@@ -135,3 +136,11 @@ def _decode(body: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if not all(bool(np.isfinite(array).all()) for array in arrays.values()):
         raise ProtocolError("message: an array is not finite")
     return header, arrays
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are all different: of two equal ones two readers might take either."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        raise ValueError("a key is there twice")
+    return data

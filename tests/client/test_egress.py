@@ -162,9 +162,14 @@ class Search:
         return found
 
 
-def test_the_search_finds_a_secret_however_it_is_written() -> None:
+@pytest.fixture(scope="module")
+def search() -> Search:
+    """For what `plant` plants."""
+    return Search(plant().secrets)
+
+
+def test_the_search_finds_a_secret_however_it_is_written(search: Search) -> None:
     secrets = plant().secrets
-    search = Search(secrets)
     assert len(secrets) == len(set(secrets)) == 1000
     for secret in (secrets[0], secrets[4], secrets[5]):
         for pattern in patterns_of(secret):
@@ -218,9 +223,10 @@ def watch(folder: Path, planted: Plant, conducted: Callable[[Line], None] = cond
     return seen
 
 
-def test_of_a_thousand_secrets_none_leaves_a_site_in_any_way(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_of_a_thousand_secrets_none_leaves_a_site_in_any_way(
+    tmp_path: Path, search: Search, capfd: pytest.CaptureFixture[str]
+) -> None:
     planted = plant()
-    search = Search(planted.secrets)
     seen = watch(tmp_path, planted)
     captured = capfd.readouterr()
     seen.places["descriptors"] = (captured.out + captured.err).encode()
@@ -325,14 +331,16 @@ LEAKS: dict[str, tuple[str, Leak]] = {
 
 
 @pytest.mark.parametrize("how", LEAKS)
-def test_a_site_that_leaks_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_a_site_that_leaks_is_found_out(
+    tmp_path: Path, search: Search, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     place, install = LEAKS[how]
     planted = plant()
     monkeypatch.setenv("LAST", "")  # so that it is put back
     with monkeypatch.context() as patch:
         install(patch, tmp_path)
         seen = watch(tmp_path, planted, Line.restart)
-    found = Search(planted.secrets).found_in(seen.places)
+    found = search.found_in(seen.places)
     assert {one.split()[0] for one in found} == {place}
 
 
@@ -390,7 +398,7 @@ def fault_of(home: Home) -> str:
 
 @pytest.mark.parametrize("fault", DIRTY)
 def test_of_secrets_in_malformed_cells_none_leaves_a_site_or_is_told_to_its_operator(
-    tmp_path: Path, fault: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, search: Search, fault: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     planted = DIRTY[fault](plant())
     home, seen = make_planted(tmp_path / "north", planted), Seen()
@@ -404,7 +412,7 @@ def test_of_secrets_in_malformed_cells_none_leaves_a_site_or_is_told_to_its_oper
     captured = capfd.readouterr()
     seen.places["descriptors"] = (captured.out + captured.err).encode()
     seen.places["fault"] = fault_of(home).encode()
-    assert Search(planted.secrets).found_in(seen.places) == {}
+    assert search.found_in(seen.places) == {}
     assert home.charged == []
     # Nor is told in which line it was, or what else there is.
     front, other = plant(seed=1), DIRTY[fault](plant(seed=2))
@@ -427,7 +435,9 @@ Path("environment").write_bytes(Path("/proc/self/environ").read_bytes() + repr(d
 """
 
 
-def test_a_process_shows_no_secret_in_its_arguments_environment_output_or_temporary_files(tmp_path: Path) -> None:
+def test_a_process_shows_no_secret_in_its_arguments_environment_output_or_temporary_files(
+    tmp_path: Path, search: Search
+) -> None:
     planted = plant()
     home = make_planted(tmp_path / "north", planted, witnesses=0)
     folders = {name: tmp_path / name for name in ("requests", "seen", "temporary")}
@@ -450,6 +460,6 @@ def test_a_process_shows_no_secret_in_its_arguments_environment_output_or_tempor
     for folder in (folders["seen"], folders["temporary"]):
         seen.add_files(folder)
     seen.add_files(home.folder, but=INPUTS)
-    assert Search(planted.secrets).found_in(seen.places) == {}
+    assert search.found_in(seen.places) == {}
     assert str(home.folder).encode() in seen.places[f"file {folders['seen'] / 'arguments'}"]
     assert b"TMPDIR" in seen.places[f"file {folders['seen'] / 'environment'}"]

@@ -655,7 +655,6 @@ def test_a_body_beyond_the_limit_is_refused_before_it_is_read(home: Home, monkey
     assert refused(reply) is None
 
 
-@pytest.mark.xfail(reason="of two equal keys in a message the last one counts")
 @pytest.mark.parametrize("text", ['{"share":0.1,"share":0.2}', '{"share":0.1,"note":{"a":1,"a":1}}'])
 def test_a_key_that_is_there_twice_is_refused(home: Home, text: str) -> None:
     assert refused(home.open(forbidden()).handle(options(text)(home))) == PROTOCOL
