@@ -5,6 +5,7 @@ fault is made, the tests that should see it run, and at least one must fail. The
 nothing: all these tests must still pass. A mutant that survives shows what no test looks at.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,10 +13,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -26,23 +27,23 @@ if __name__ == "__main__":
 
 from tests.mutants.mutants import CONTROLS, MUTANTS, Mutant, Patch  # noqa: E402
 
-PACKAGES = ("client", "common", "server", "simulations")
-_SECONDS = 1200  # of one run of tests; a mutant that hangs is no mutant
+# What the tests of the mutants load, and what those of the fast ones do.
+LIBRARIES = ("torch", "opacus", "sklearn.linear_model", "pandas", "scipy.stats", "mpmath", "dp_accounting")
+FAST_LIBRARIES = ("pandas", "scipy.stats", "mpmath", "dp_accounting")
+_OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-seed=0")
 _PASSED, _FAILED = 0, 1
-
-Verdict = Literal["killed", "SURVIVED", "passed", "FLAGGED", "INVALID"]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of one mutant or control.
 
-    verdict: "killed" and "passed" are as they should be.
+    verdict: "killed" or "SURVIVED", of a control "passed" or "FLAGGED"; "INVALID" where the tests did not run.
     by: the test that failed; of an invalid one, why it says nothing.
     """
 
     patch: Patch
-    verdict: Verdict
+    verdict: str
     by: str
     seconds: float
 
@@ -58,13 +59,14 @@ class Tests:
 
 
 class Copy:
-    """A copy of the tree, in which product files may be broken."""
+    """A copy of the tree, in which product files may be broken, and a process that runs tests there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, libraries: Sequence[str]) -> None:
         """Copy what git tracks, and what it would.
 
-        Raises:
-            RuntimeError: python in there would import the packages from elsewhere.
+        Args:
+            folder: an empty one.
+            libraries: that tests need and that take long to load.
         """
         self.folder = folder.resolve()
         listed = subprocess.run(
@@ -74,32 +76,24 @@ class Copy:
             if (ROOT / name).is_file():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, self.folder / name)
-        self._environment = {
+        environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
             # Before the packages as they are installed, which are those of the tree itself.
             "PYTHONPATH": str(self.folder),
             "OMP_NUM_THREADS": "1",
         }
-        self._check_imports()
-
-    def _check_imports(self) -> None:
-        code = f"import {', '.join(PACKAGES)}; print(*(one.__path__[0] for one in ({', '.join(PACKAGES)})), sep='\\n')"
-        found = self._python("-c", code).stdout.split()
-        if found != [str(self.folder / name) for name in PACKAGES]:
-            raise RuntimeError(f"the packages would be imported from {found}, not from the copy")
-
-    def _python(self, *arguments: str, writes_bytecode: bool = True) -> subprocess.CompletedProcess[str]:
-        environment = self._environment if writes_bytecode else {**self._environment, "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.run(
-            [sys.executable, *arguments],
+        self._zygote = subprocess.Popen(
+            [sys.executable, "-m", "tests.mutants.zygote", *libraries],
             cwd=self.folder,
             env=environment,
-            check=False,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
             text=True,
-            timeout=_SECONDS,
         )
+
+    def close(self) -> None:
+        """End the process; the folder stays."""
+        self._zygote.communicate()
 
     def test(self, nodes: Iterable[str], *, is_broken: bool = True) -> Tests:
         """Run some tests up to the first that fails.
@@ -107,45 +101,48 @@ class Copy:
         Args:
             nodes: of pytest.
             is_broken: whether a file is not what it was copied as; its bytecode must then not stay.
-        """
-        started = time.monotonic()
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-seed=0"]
-        try:
-            done = self._python("-m", "pytest", *options, *dict.fromkeys(nodes), writes_bytecode=not is_broken)
-        except subprocess.TimeoutExpired:
-            return Tests(-1, (), "the tests did not end", time.monotonic() - started)
-        # What broke one mutant is not to be tried first on the next.
-        shutil.rmtree(self.folder / ".hypothesis" / "examples", ignore_errors=True)
-        failed = [
-            line.removeprefix("FAILED ").split(" - ")[0]
-            for line in done.stdout.splitlines()
-            if line.startswith("FAILED ")
-        ]
-        return Tests(done.returncode, tuple(failed), done.stdout, time.monotonic() - started)
-
-    @contextmanager
-    def broken(self, *patches: Patch) -> Iterator[None]:
-        """Apply patches to different files, and take them back.
 
         Raises:
-            ValueError: what a patch replaces is not there exactly once.
+            RuntimeError: the process that runs them has ended.
         """
-        texts = {
-            patch.file: patched((self.folder / patch.file).read_text(encoding="utf-8"), patch) for patch in patches
+        started = time.monotonic()
+        printed = self.folder / "printed.txt"
+        order = {
+            "arguments": [*_OPTIONS, *dict.fromkeys(nodes)],
+            "printed": str(printed),
+            "writes_bytecode": not is_broken,
         }
-        if len(texts) < len(patches):
-            raise ValueError("patches: expected one a file")
-        whole = {self.folder / name: self.folder / f"{name}.whole" for name in texts}
-        for path, kept in whole.items():
-            path.rename(kept)
+        assert self._zygote.stdin is not None
+        assert self._zygote.stdout is not None
+        self._zygote.stdin.write(json.dumps(order) + "\n")
+        self._zygote.stdin.flush()
+        answer = self._zygote.stdout.readline()
+        if not answer:
+            raise RuntimeError("the process that runs the tests has ended")
+        # What broke one mutant is not to be tried first on the next.
+        shutil.rmtree(self.folder / ".hypothesis" / "examples", ignore_errors=True)
+        text = printed.read_text(encoding="utf-8", errors="replace")
+        failed = [
+            line.removeprefix("FAILED ").split(" - ")[0] for line in text.splitlines() if line.startswith("FAILED ")
+        ]
+        return Tests(int(answer), tuple(failed), text, time.monotonic() - started)
+
+    @contextmanager
+    def broken(self, patch: Patch) -> Iterator[None]:
+        """Apply a patch, and take it back.
+
+        Raises:
+            ValueError: what it replaces is not there exactly once.
+        """
+        path = self.folder / patch.file
+        whole, text = path.with_name(f"{path.name}.whole"), patched(path.read_text(encoding="utf-8"), patch)
+        path.rename(whole)
         try:
-            for name, text in texts.items():
-                (self.folder / name).write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
             yield
         finally:
             # With its time of change: bytecode of it is good again.
-            for path, kept in whole.items():
-                kept.replace(path)
+            whole.replace(path)
 
 
 def patched(text: str, patch: Patch) -> str:
@@ -165,38 +162,23 @@ def killers(mutants: Iterable[Mutant]) -> list[str]:
     return sorted({node for mutant in mutants for node in mutant.killed_by})
 
 
-def try_mutant(copy: Copy, mutant: Mutant) -> Outcome:
-    """Whether a mutant's tests see it."""
-    with copy.broken(mutant):
-        tests = copy.test(mutant.killed_by)
-    if tests.status == _FAILED and tests.failed:
-        return Outcome(mutant, "killed", tests.failed[0], tests.seconds)
-    if tests.status == _PASSED:
-        return Outcome(mutant, "SURVIVED", "", tests.seconds)
-    return Outcome(mutant, "INVALID", _end_of(tests), tests.seconds)
-
-
-def try_controls(copy: Copy, controls: Sequence[Patch], nodes: Sequence[str]) -> list[Outcome]:
-    """Whether tests pass with all controls at once; where they do not, which of the controls they flag."""
-    with copy.broken(*controls):
+def try_out(copy: Copy, patch: Patch, nodes: Iterable[str]) -> Outcome:
+    """Whether some tests see a patch; a mutant's should, a control's should not."""
+    with copy.broken(patch):
         tests = copy.test(nodes)
-    if tests.status == _PASSED:
-        return [Outcome(control, "passed", "", tests.seconds / len(controls)) for control in controls]
-    if len(controls) > 1:
-        return [outcome for control in controls for outcome in try_controls(copy, [control], nodes)]
+    seen, unseen = ("killed", "SURVIVED") if isinstance(patch, Mutant) else ("FLAGGED", "passed")
     if tests.status == _FAILED and tests.failed:
-        return [Outcome(controls[0], "FLAGGED", tests.failed[0], tests.seconds)]
-    return [Outcome(controls[0], "INVALID", _end_of(tests), tests.seconds)]
-
-
-def _end_of(tests: Tests) -> str:
+        return Outcome(patch, seen, tests.failed[0], tests.seconds)
+    if tests.status == _PASSED:
+        return Outcome(patch, unseen, "", tests.seconds)
     lines = [line for line in tests.printed.splitlines() if line.strip()]
-    return f"pytest ended with {tests.status}: {lines[-1] if lines else 'nothing printed'}"
+    return Outcome(patch, "INVALID", f"status {tests.status}: {lines[-1] if lines else ''}", tests.seconds)
 
 
 def _row(outcome: Outcome) -> str:
     patch = outcome.patch
-    by = outcome.by.rpartition("/")[2].replace(".py::test_", ": ")
+    file, _, test = outcome.by.partition("::")
+    by = f"{Path(file).stem}: {test.removeprefix('test_')}" if test else file
     return f"| {outcome.verdict:8} | {patch.name:36} | {patch.twin} | {by} | {outcome.seconds:.0f} s |"
 
 
@@ -212,21 +194,17 @@ def main(
     if not chosen:
         raise typer.BadParameter("no mutant or control of this name")
     nodes = killers(mutants) or killers(MUTANTS)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Copy(Path(folder))
+    libraries = FAST_LIBRARIES if fast else LIBRARIES
+    with tempfile.TemporaryDirectory() as folder, closing(Copy(Path(folder), libraries)) as copy:
         whole = copy.test(nodes, is_broken=False)
         typer.echo(f"{len(nodes)} tests without a mutant: {whole.seconds:.0f} s")
         if whole.status != _PASSED:
             typer.echo(whole.printed)
             raise typer.Exit(1)
         outcomes = []
-        for mutant in mutants:
-            outcomes.append(try_mutant(copy, mutant))
+        for patch in chosen:
+            outcomes.append(try_out(copy, patch, patch.killed_by if isinstance(patch, Mutant) else nodes))
             typer.echo(_row(outcomes[-1]))
-        if controls:
-            found = try_controls(copy, controls, nodes)
-            outcomes += found
-            typer.echo("\n".join(map(_row, found)))
     good = [one.patch for one in outcomes if one.verdict in ("killed", "passed")]
     typer.echo(
         f"score: {sum(one in good for one in mutants)}/{len(mutants)}, "
