@@ -35,6 +35,7 @@ import yaml
 
 from client.policy import load_site_settings, sign_policy
 from client.records import read_table
+from client.replies import Replies
 from client.site import Site
 from common.errors import PrivShareError
 from common.files import write_private
@@ -171,6 +172,12 @@ class World:
         assert lost <= 1, "I6: one fault cost more than one charge"
         return lost
 
+    def are_replies_whole(self) -> bool:
+        """Whether every reply that was sealed is there."""
+        seals = self.entries("seal").items()
+        replies = Replies(self.folder / "state")
+        return all(replies.is_whole(STUDY.digest(), request, seal["reply"]) for request, seal in seals)
+
     def _book(self) -> Book | None:
         """I4; None where not one entry is whole."""
         if not self.ledger.exists() or b"\n" not in self.ledger.read_bytes():
@@ -273,6 +280,7 @@ def repeat(world: World) -> None:
 def survive(world: World) -> int:
     """What must hold after a fault, and that the site goes on; the number of charges that bought nothing."""
     world.check()
+    assert world.are_replies_whole(), "a reply was sealed before it was on disk"
     before = set(world.left)
     run(world)
     lost = world.check()

@@ -554,11 +554,13 @@ def charge_entry(request: str, **changes: Any) -> dict[str, Any]:
 def test_an_entry_that_another_key_signed_is_refused(golden: Path) -> None:
     golden.write_bytes(forge(charge_entry("run-2/one")))
     assert not is_refused(golden)
-    golden.write_bytes(forge(charge_entry("run-2/one"), key=OTHER_KEY))
-    with pytest.raises(LedgerError, match="signature"):
-        read_ledger(golden)
-    with pytest.raises(LedgerError, match="signature"):
-        make_ledger(golden)
+    # Also where it brings the key that it was signed with.
+    for entry in (charge_entry("run-2/one"), charge_entry("run-2/one", key=OTHER_KEY.public)):
+        golden.write_bytes(forge(entry, key=OTHER_KEY))
+        with pytest.raises(LedgerError, match="signature"):
+            read_ledger(golden)
+        with pytest.raises(LedgerError, match="signature"):
+            make_ledger(golden)
 
 
 def test_a_signature_of_another_entry_or_purpose_is_refused(golden: Path) -> None:
@@ -603,6 +605,39 @@ def test_a_rewritten_line_with_its_hash_right_needs_the_key(golden: Path) -> Non
     assert not is_refused(golden)
     golden.write_bytes(b"".join([*lines[:2], canonical(entry) + b"\n", *lines[3:]]))
     assert is_refused(golden)
+
+
+def test_a_line_in_another_spelling_is_refused(golden: Path) -> None:
+    lines = GOLDEN.splitlines(keepends=True)
+    line, entry = lines[2], json.loads(lines[2])
+    spellings = [
+        line.replace(b'":', b'": ', 1),
+        b" " + line,
+        line[:-1] + b" \n",
+        line[:-1] + b"\r\n",
+        json.dumps(dict(reversed(entry.items())), separators=(",", ":")).encode() + b"\n",
+        # Of two keys that are the same, readers take one or the other.
+        line.replace(b'{"event"', b'{"event":{},"event"', 1),
+        line.replace(b'"scale":2', b'"scale":9,"scale":2', 1),
+        line.replace(b"34.64101615137755", b"3.464101615137755e1", 1),
+        line.replace(b"gaussian", b"gauss\\u0069an", 1),
+    ]
+    for spelling in spellings:
+        assert json.loads(spelling) == entry
+        assert spelling != line
+        golden.write_bytes(b"".join([*lines[:2], spelling, *lines[3:]]))
+        assert is_refused(golden), spelling
+
+
+def test_an_entry_of_another_number_is_refused_whoever_signed_it(golden: Path) -> None:
+    *before, line = forge(charge_entry("run-2/one")).splitlines(keepends=True)
+    for number in (5, 7, "6", True, None):
+        body = {key: value for key, value in json.loads(line).items() if key not in ("hash", "signature")}
+        body["sequence"] = number
+        digest = hashlib.sha256(canonical(body)).hexdigest()
+        entry = {**body, "hash": digest, "signature": KEY.sign(digest.encode(), purpose="ledger entry")}
+        golden.write_bytes(b"".join([*before, canonical(entry), b"\n"]))
+        assert is_refused(golden), number
 
 
 STUDY_ENTRY = {"type": "study", "study": "2f" * 32, "bound": 0.5}

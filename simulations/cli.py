@@ -1,0 +1,99 @@
+"""`privshare`: the coordinator's commands, and those that need a whole federation on this machine."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from common.errors import ExitCode, PrivShareError, StudyError
+from server.cli import app as coordinator
+
+_MOST_SEED = 2**32 - 1
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help=coordinator.info.help,
+)
+app.add_typer(coordinator)
+_err = Console(stderr=True, emoji=False)
+
+
+@app.command()
+def audit(
+    study: Annotated[Path, typer.Argument(help="Study file.")],
+    *,
+    units: Annotated[int, typer.Option(min=1, help="Units in the simulated table.")] = 500,
+    canaries: Annotated[int, typer.Option(min=2, help="Canaries planted in one run.")] = 1000,
+    repetitions: Annotated[
+        int, typer.Option(min=2, help="Replies with a unit, and without, a kind of release.")
+    ] = 1000,
+    confidence: Annotated[float, typer.Option(help="That no true claim is contradicted.")] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, max=_MOST_SEED, help="Of the rows; never of privacy noise.")] = 0,
+    json_output: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Attack the replies of a site with simulated rows, and compare what that proves with what they claim.
+
+    Ends with 23 where a claim is contradicted. An honest site's is, by chance, in one audit of twenty at most; a lower
+    bound below the claim proves nothing beyond itself.
+    """
+    # What a simulation needs takes seconds to import; the other commands do without.
+    from simulations.audit import Plan  # noqa: PLC0415
+    from simulations.audit import audit as attack  # noqa: PLC0415
+
+    started = time.monotonic()
+
+    def on_step(what: str) -> None:
+        _err.print(f"{time.monotonic() - started:5.0f} s  {what}", markup=False, highlight=False, soft_wrap=True)
+
+    try:
+        if not 0.75 < confidence < 1:
+            raise StudyError(f"confidence={confidence}: expected above 0.75 and below 1", ExitCode.USAGE)
+        found = attack(study, Plan(units, canaries, repetitions, seed, confidence), on_step=on_step)
+    except PrivShareError as error:
+        _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(int(error.code)) from None
+    result = found.as_dict()
+    if json_output:
+        typer.echo(json.dumps(result, allow_nan=False))
+    else:
+        _show(result)
+    if found.is_contradicted:
+        raise typer.Exit(int(ExitCode.AUDIT_CONTRADICTED))
+
+
+def _show(result: dict[str, Any]) -> None:
+    table = Table(title=f"{result['study']}: epsilon for one {result['unit']} more or less, delta {result['delta']:g}")
+    table.add_column("release")
+    for heading in ("claimed", "at least", "detectable up to", "guesses"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for finding in result["findings"]:
+        numbers = (finding[f"epsilon_{which}"] for which in ("claimed", "lower", "detectable"))
+        row = (finding["kind"], *(f"{number:.3f}" for number in numbers), str(finding["trials"]), _verdict(finding))
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"All bounds hold together, with confidence {result['plan']['confidence']:g}. "
+        "One below its claim proves no more than itself.",
+        soft_wrap=True,
+    )
+
+
+def _verdict(finding: dict[str, Any]) -> str:
+    if finding["contradicted"]:
+        return "CONTRADICTED"
+    # Not even releases without any noise would have been found out.
+    beyond = finding["epsilon_claimed"] >= finding["epsilon_detectable"]
+    return "beyond this audit" if beyond else "consistent"
+
+
+if __name__ == "__main__":
+    app()
