@@ -242,6 +242,7 @@ class Site:
         body = self._replies.read(request.study, request.identity)
         digest = hashlib.sha256(body).hexdigest()
         if seal is None:  # a crash fell between the reply and its seal; nobody was given another one
+            self._replies.write(request.study, request.identity, body)  # again: its name may not be on disk
             self._ledger.seal(request.identity, digest)
         elif seal != digest:
             raise LedgerError("request: the reply is not the one that was sealed")

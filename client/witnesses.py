@@ -8,11 +8,13 @@ from pathlib import Path
 
 from common.errors import ExitCode, LedgerError, PolicyError, ProtocolError
 from common.files import write_durably
-from common.privacy.ledger import Ledger
+from common.privacy.ledger import Head, Ledger
 from common.privacy.signatures import SigningKey
-from common.privacy.witness import NOTHING, Attestation, Statement, is_newer, state_head
+from common.privacy.witness import NOTHING, Attestation, Statement, continues, is_newer, state_head
 
 WITNESS_SCHEMA = "privshare.witness/1"
+_RECENT = 8
+"""Entries before the head that every statement shows: what peers may have missed without asking twice."""
 
 
 class Witnesses:
@@ -20,8 +22,8 @@ class Witnesses:
 
     Guarantees: `require` returns only after so many peers, by keys that the site's policy names, signed for this
     start's nonce that the newest head they know is the last one that this site stated; and never again once anybody
-    signed or showed one that the ledger lacks. So of two machines that carry on one ledger, one release is the most
-    that both can make.
+    signed or showed one that the ledger lacks. So of two machines that carry on copies of one ledger, one of them makes
+    one release at most that the other's ledger lacks.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Witnesses:
         self._keys = {**peers, site: key.public}
         self._needed = needed
         self._confirmed: dict[str, int] = {}
+        self._attested: dict[str, int] = {}
         self._stated = NOTHING
         self.nonce = secrets.token_hex(16)
         self._seen = _read(path, self._keys)
@@ -53,18 +56,25 @@ class Witnesses:
 
     def statement(self) -> Statement:
         """This site's head, signed; peers must attest it before the next release."""
-        stated = state_head(self._site, self._ledger.head(), self._key)
-        self._stated = stated.sequence
+        hashes = self._ledger.hashes()
+        newest = len(hashes) - 1
+        shown = {*range(max(0, newest - _RECENT), newest), *self._attested.values()}
+        past = {number: hashes[number] for number in shown if number < newest}
+        stated = state_head(self._site, Head(hashes[0], newest, hashes[-1]), self._key, past=past)
+        self._stated = newest
         return stated
 
     def note(self, statements: Iterable[Statement]) -> None:
         """Keep what is newer; a statement of a site that is no peer is passed over.
 
+        So is one that does not show the head that was seen before: its site learns that head from the attestation, and
+        shows it in its next statement, if its ledger holds it.
+
         Raises:
             LedgerError: this site's own ledger is behind, or the newer ones cannot be kept.
             ProtocolError: a peer shows two ledgers, or did not sign what is said in its name.
         """
-        newer = {}
+        newer: dict[str, Statement] = {}
         for statement in statements:
             public = self._keys.get(statement.site)
             if public is None:
@@ -73,11 +83,12 @@ class Witnesses:
                 raise ProtocolError(f"site {statement.site}: did not sign what is said of its ledger")
             if statement.site == self._site:
                 self._check_own(statement.ledger, statement.sequence, statement.hash)
-            if is_newer(statement, self._seen.get(statement.site)):
+            known = (self._seen | newer).get(statement.site)
+            is_own = statement.site == self._site  # checked against the ledger itself
+            if is_newer(statement, known) and (is_own or continues(statement, known)):
                 newer[statement.site] = statement
         if newer:
-            self._seen |= newer
-            self._keep()
+            self._keep(self._seen | newer)
 
     def attest(self, nonces: Mapping[str, str]) -> list[Attestation]:
         """What this site saw of each peer, signed, for whoever asks with a nonce and for the record."""
@@ -99,6 +110,7 @@ class Witnesses:
                 continue
             if one.sequence != NOTHING:
                 self._check_own(one.ledger, one.sequence, one.hash)
+                self._attested[one.witness] = one.sequence
             if one.nonce == self.nonce:
                 self._confirmed[one.witness] = one.sequence
         return self._confirmations()
@@ -127,13 +139,14 @@ class Witnesses:
             self._behind = True
             raise LedgerError("ledger: lacks entries that others have seen; restore the newest one")
 
-    def _keep(self) -> None:
-        seen = {site: asdict(statement) for site, statement in sorted(self._seen.items())}
-        body = json.dumps({"schema": WITNESS_SCHEMA, "seen": seen}, indent=1).encode()
+    def _keep(self, seen: dict[str, Statement]) -> None:
+        said = {site: asdict(statement) for site, statement in sorted(seen.items())}
+        body = json.dumps({"schema": WITNESS_SCHEMA, "seen": said}, indent=1).encode()
         try:
             write_durably(self._path, body)
         except OSError as error:
             raise LedgerError(f"{self._path}: cannot be written ({error.strerror})") from None
+        self._seen = seen  # nothing is attested that a restart would forget
 
 
 def _read(path: Path, keys: Mapping[str, str]) -> dict[str, Statement]:

@@ -9,7 +9,8 @@ def write_durably(path: Path, body: bytes) -> None:
     """Write under a temporary name, to disk, then under the file's own name, and that to disk too.
 
     Raises:
-        OSError: the folder cannot be made or written; an older file of that name is untouched.
+        OSError: the folder cannot be made or written; an older file of that name is there as it was, or the new one is,
+            whole, where nothing but its name may not be on disk.
     """
     make_folder(path.parent)
     temporary = path.with_name(path.name + ".part")

@@ -554,12 +554,12 @@ class Coordinator:
             if said.site != site or not said.is_by(known.key):
                 raise ProtocolError(f"site {site}: its ledger's head is not signed by it")
             # The reply to a request that is asked again is as old as its first one.
-            if "key" in facts and said != known.ledger_head and not is_newer(said, known.ledger_head):
+            is_older = not is_newer(said, known.ledger_head) and said.sequence < known.ledger_head.sequence
+            if "key" in facts and is_older:
                 raise ProtocolError(
                     f"site {site}: its ledger lacks entries that it had before; it was restored or copied"
                 )
-            newest = said if is_newer(said, known.ledger_head) else known.ledger_head
-            accounts[site] = replace(known, ledger_head=newest)
+            accounts[site] = known if is_older else replace(known, ledger_head=said)
 
     def _pass_on(self, roster: Roster) -> None:
         """Have every site witness the others' ledgers, and tell each what the others attest of its own."""

@@ -29,7 +29,7 @@ from common.data.encoding import Grid, make_grids
 from common.data.queries import catalogue
 from common.data.tables import sizes_of
 from common.errors import PolicyError, StudyError
-from common.evaluation.audit import Evidence, distinguishing, one_run
+from common.evaluation.audit import Evidence, canary_scores, distinguishing, one_run
 from common.models.monitor import BANDS
 from common.models.neural import critic_parameters, initialise_critic
 from common.privacy.accountants import GdpAccountant
@@ -331,29 +331,24 @@ def _tell_apart(desk: _Desk, kind: str, unit: int, *, share: float, releases: in
 
 
 def _guess_canaries(desk: _Desk, shares: dict[str, float], *, confidence: float) -> Finding:
-    """One run: which canaries were in the table?
-
-    With V the canaries' moves and r how far a run's releases lie above the middle of what they may be, in standard
-    deviations of the noise, r = V^T (b - 1/2) + noise for coins b. The best linear guess of b - 1/2 is a multiple of
-    (I + V V^T / 4)^-1 V r: the ratio of likelihoods V r, less what the other canaries put into it.
-    """
+    """One run: which canaries were in the table?"""
     canaries, moves, squares = _find_canaries(desk, list(shares))
     coins = np.random.default_rng([desk.plan.seed, _COINS]).integers(2, size=len(canaries)) == 1
-    table = np.concatenate([desk.background, canaries[coins]])
     without = desk.exact(desk.background, list(shares))
-    inverse, ratio = np.eye(len(canaries)), np.zeros(len(canaries))
-    spent, reached = 0.0, np.zeros(len(canaries))
+    products, along = np.zeros((len(canaries), len(canaries))), np.zeros(len(canaries))
+    spent, moved = 0.0, np.zeros(len(canaries))
+    table = np.concatenate([desk.background, canaries[coins]])
     for kind, release in zip(shares, desk.ask(table, shares.items()), strict=True):
         stddev = release.event.noise_stddev
         own = moves[kind] / np.float32(stddev)  # (canaries, cells)
-        ratio += own @ ((release.counts - without[kind]) / stddev - own.sum(axis=0) / 2).astype(np.float32)
-        inverse += own @ own.T / 4
+        products += own @ own.T
+        along += own @ ((release.counts - without[kind]) / stddev).astype(np.float32)
         spent += release.event.spend
-        reached += squares[kind] / stddev**2
+        moved += squares[kind] / stddev**2
     delta = desk.study.privacy.delta
-    evidence = one_run(np.linalg.solve(inverse, ratio), coins, delta=delta, confidence=confidence)
+    evidence = one_run(canary_scores(products, along), coins, delta=delta, confidence=confidence)
     claimed = GdpAccountant().epsilon(spent=spent, delta=delta)
-    return Finding(ONE_RUN, claimed, evidence, math.sqrt(float(reached.max()) / spent))
+    return Finding(ONE_RUN, claimed, evidence, math.sqrt(float(moved.max()) / spent))
 
 
 def _find_canaries(

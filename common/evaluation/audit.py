@@ -147,6 +147,22 @@ def one_run(scores: np.ndarray, included: np.ndarray, *, delta: float, confidenc
     )
 
 
+def canary_scores(products: np.ndarray, along: np.ndarray) -> np.ndarray:
+    """Scores for `one_run` from a release that is a sum of what the included canaries add, plus noise; (canaries,).
+
+    With V what each canary adds, (canaries, cells), b the coins and y the release less what is known, all in standard
+    deviations of the noise, y = V^T b + noise. The best linear guess of b - 1/2 is (4 I + V V^T)^-1 V (y - V^T 1/2),
+    1 a vector of ones: the ratio of likelihoods, less what the other canaries put into it.
+
+    Args:
+        products: (canaries, canaries), V V^T.
+        along: (canaries,), V y.
+    """
+    middle = products.sum(axis=1) / 2
+    scores: np.ndarray = np.linalg.solve(4 * np.eye(len(along)) + products, along - middle)
+    return scores
+
+
 def beyond_gaussian(mu: float, canaries: int, guesses: int, right: int, *, chance: float) -> bool:
     """Whether no mu-GDP mechanism lets an attacker have `right` or more right guesses with a chance of `chance`.
 

@@ -189,7 +189,8 @@ class Ledger:
     Guarantees: when `authorise` returns, the charge is on disk (fsync of file and, at every opening, of its folder);
     when it refuses, nothing was written; when the disk fails, the charge may stand, which costs budget and never
     privacy, and this object refuses everything from then on: after a failed fsync nobody knows what is on disk.
-    Edge cases: a last line cut short by a crash was never authorised, and is dropped; any other damage is refused.
+    Edge cases: a last line cut short by a crash was never authorised, and is dropped; any other damage is refused, and
+    so is a file that lost entries since this object read them.
     """
 
     def __init__(self, path: Path, *, asset: Asset, study: str, bound: float, key: SigningKey) -> None:
@@ -271,6 +272,11 @@ class Ledger:
         """The newest entry."""
         with self._locked() as file:
             return self._read(file).head
+
+    def hashes(self) -> tuple[str, ...]:
+        """Of all entries, in order."""
+        with self._locked() as file:
+            return tuple(self._read(file).hashes)
 
     def hash_at(self, sequence: int) -> str | None:
         """Hash of an entry; None beyond the newest."""

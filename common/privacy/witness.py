@@ -2,8 +2,9 @@
 
 A ledger file that was restored from a backup, or that two machines carry on, is whole and says less than was spent. No
 file can tell; other parties can. Each site signs the head of its ledger, the coordinator passes the statements on, and
-every site keeps the newest of each peer. A site that starts draws a nonce, and spends nothing before enough peers have
-signed, for that nonce, the newest head of its ledger that they ever saw, and it is no newer than the ledger.
+every site keeps the newest of each peer: one that shows, by hashes of earlier entries, that its ledger went on from the
+head that was kept before. A site that starts draws a nonce, and spends nothing before enough peers have signed, for
+that nonce, the newest head of its ledger that they ever saw, and it is no newer than the ledger.
 
 Guarantees: a site whose ledger lacks an entry that one of the peers it asks has seen does not spend, whatever the
 coordinator says, keeps back or repeats.
@@ -22,6 +23,9 @@ from common.privacy.signatures import SigningKey, is_signed
 NOTHING = -1
 """The sequence number in an attestation of a witness that never saw a head of the site."""
 
+MAX_PAST = 20_000
+"""Entries that a statement may show: a few, and one a peer."""
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -31,6 +35,7 @@ class Statement:
     ledger: hash of the ledger's first entry.
     sequence: number of its newest entry.
     hash: of its newest entry.
+    past: number and hash of some earlier entries: the last few, and those that peers attested.
     signature: by the site's key.
     """
 
@@ -38,7 +43,12 @@ class Statement:
     ledger: str
     sequence: int
     hash: str
+    past: tuple[tuple[int, str], ...] = ()
     signature: str = ""
+
+    def hash_at(self, sequence: int) -> str | None:
+        """The hash that it shows of an entry; None where it shows none."""
+        return dict([*self.past, (self.sequence, self.hash)]).get(sequence)
 
     def signed(self, key: SigningKey) -> Self:
         """With the site's signature."""
@@ -99,9 +109,21 @@ class Attestation:
         return cls(**_fields(cls, data))
 
 
-def state_head(site: str, head: Head, key: SigningKey) -> Statement:
-    """A site's signed statement of its ledger's head."""
-    return Statement(site, head.ledger, head.sequence, head.hash).signed(key)
+def state_head(site: str, head: Head, key: SigningKey, *, past: Mapping[int, str] | None = None) -> Statement:
+    """A site's signed statement of its ledger's head and some entries before it."""
+    return Statement(site, head.ledger, head.sequence, head.hash, tuple(sorted((past or {}).items()))).signed(key)
+
+
+def continues(statement: Statement, known: Statement | None) -> bool:
+    """Whether a statement shows that its ledger went on from the head that was known.
+
+    Of two machines that carry on copies of one ledger, each can show a higher number than the other did last, for ever.
+    Only one of them can show the other's last entry.
+
+    Raises:
+        ProtocolError: as `is_newer`.
+    """
+    return is_newer(statement, known) and (known is None or statement.hash_at(known.sequence) == known.hash)
 
 
 def is_newer(statement: Statement, than: Statement | None) -> bool:
@@ -112,7 +134,8 @@ def is_newer(statement: Statement, than: Statement | None) -> bool:
     """
     if than is None:
         return True
-    if statement.ledger != than.ledger or (statement.sequence == than.sequence and statement.hash != than.hash):
+    later, earlier = (statement, than) if statement.sequence >= than.sequence else (than, statement)
+    if statement.ledger != than.ledger or later.hash_at(earlier.sequence) not in (None, earlier.hash):
         raise ProtocolError(f"site {statement.site}: shows two ledgers; one is a copy, or began anew")
     return statement.sequence > than.sequence
 
@@ -127,13 +150,30 @@ def _body(said: Statement | Attestation) -> bytes:
 
 def _fields(kind: type[Statement] | type[Attestation], data: object) -> Mapping[str, Any]:
     names = kind.__dataclass_fields__
+    checks = {"sequence": _is_number, "past": _is_past}
     valid = (
         isinstance(data, dict)
         and set(data) == set(names)
-        and all(isinstance(data[name], int if name == "sequence" else str) for name in names)
-        and not isinstance(data["sequence"], bool)
-        and all(len(data[name]) <= 256 for name in names if name != "sequence")
+        and all(checks.get(name, _is_text)(data[name]) for name in names)
     )
     if not valid:
         raise ProtocolError(f"{kind.__name__.lower()}: not of its form")
-    return data  # type: ignore[return-value]
+    past = {"past": tuple((number, digest) for number, digest in data["past"])} if "past" in names else {}  # type: ignore[index]
+    return {**data, **past}  # type: ignore[dict-item]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= 256
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_past(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) <= MAX_PAST
+        and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value)
+        and all(_is_number(number) and _is_text(digest) for number, digest in value)
+    )

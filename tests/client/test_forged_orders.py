@@ -666,7 +666,8 @@ def test_a_key_that_is_there_twice_is_refused(home: Home, text: str) -> None:
 def attestation(facts: Mapping[str, Any], **changes: Any) -> Attestation:
     """What east attests of the head that a site stated, but for some changes; signed with east's key."""
     head = facts["ledger_head"]
-    whole = {"witness": "east", "nonce": facts["nonce"], **{name: head[name] for name in head}, **changes}
+    seen = {name: head[name] for name in ("site", "ledger", "sequence", "hash")}
+    whole = {"witness": "east", "nonce": facts["nonce"], **seen, **changes}
     return Attestation(**whole).signed(PEERS["east"])
 
 
@@ -697,7 +698,7 @@ FORGED_ATTESTATIONS: dict[str, Callable[[Mapping[str, Any]], list[Attestation]]]
         replace(one, nonce=facts["nonce"]) for one in both(facts, nonce="0" * 32)
     ],
     "signed as a statement": lambda facts: [
-        replace(one, signature=Statement(**facts["ledger_head"]).signed(PEERS[one.witness]).signature)
+        replace(one, signature=Statement.from_dict(facts["ledger_head"]).signed(PEERS[one.witness]).signature)
         for one in both(facts)
     ],
 }

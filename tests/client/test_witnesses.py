@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from client.witnesses import Witnesses
 from common.errors import ExitCode, LedgerError, PolicyError, ProtocolError
@@ -309,7 +313,6 @@ def test_of_two_machines_that_were_confirmed_together_one_makes_one_release_at_m
     assert (north.released, other.released) == (2, 1)
 
 
-@pytest.mark.xfail(strict=True, reason="a statement does not show that it goes on from the head that a peer saw")
 def test_two_machines_with_one_ledger_do_not_take_turns_before_one_honest_peer(
     north: Machine, east: Machine, tmp_path: Path
 ) -> None:
@@ -325,11 +328,80 @@ def test_two_machines_with_one_ledger_do_not_take_turns_before_one_honest_peer(
 
 def try_to_go_on(site: Machine, peer: Machine, release: Callable[[], Statement]) -> None:
     """One release, shown to a peer, and the peer's word back; whoever notices something refuses."""
-    try:
+    with suppress(LedgerError, PolicyError, ProtocolError):
         peer.witnesses.note([release()])
         site.witnesses.take(attested(peer, site))
-    except (LedgerError, PolicyError, ProtocolError):
-        pass
+
+
+def test_a_head_that_does_not_show_what_was_seen_before_is_not_kept(north: Machine, east: Machine) -> None:
+    east.witnesses.note([north.witnesses.statement()])
+    before = east.memory
+    confirm(north, east)
+    stated = north.release()
+    east.witnesses.note([replace(stated, past=()).signed(KEYS["north"])])
+    assert east.memory == before
+    east.witnesses.note([stated])
+    assert east.memory != before
+
+
+def test_a_peer_that_missed_many_releases_confirms_when_it_is_asked_twice(
+    tmp_path: Path, east: Machine, west: Machine
+) -> None:
+    north = Machine(tmp_path / "north", "north", peers=["east", "west"], needed=1)
+    confirm(north, west, east)
+    for _ in range(30):
+        north.release()
+        confirm(north, east)
+    # It knows what the peer saw last: its statement shows that, and stays short.
+    assert len(json.dumps(asdict(north.witnesses.statement()))) < 2000
+    assert confirm(north, west) == 2
+    # After a restart it learns that from the peer first.
+    for _ in range(30):
+        north.release()
+        confirm(north, east)
+    north.start()
+    assert [confirm(north, west), confirm(north, west)] == [0, 1]
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["turn", "turn", "release", "state", "show", "attest", "restart"]),
+        st.integers(0, 1),
+        st.integers(0, 9),
+    ),
+    min_size=4,
+    max_size=40,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(STEPS)
+def test_whatever_a_coordinator_passes_on_in_whatever_order_one_clone_makes_one_release_at_most(
+    steps: list[tuple[str, int, int]],
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        east = Machine(Path(folder) / "east", "east", peers=["north"])
+        first = Machine(Path(folder) / "north", "north", peers=["east"])
+        clones = [first, first.clone(Path(folder) / "other")]
+        shown: list[Statement] = []
+        for clone in clones:
+            confirm(clone, east)
+        for kind, which, number in steps:
+            clone = clones[which]
+            # A turn is all that a coordinator does for one release; of the head, it may show the charge or the seal.
+            does = {"turn": ["release", *["state"] * (number % 2), "show", "attest"]}.get(kind, [kind])
+            with suppress(LedgerError, PolicyError, ProtocolError):
+                for one in does:
+                    if one in ("release", "state"):
+                        shown.append(clone.release() if one == "release" else clone.witnesses.statement())
+                    elif one == "show" and shown:
+                        east.witnesses.note([shown[-1 - (0 if kind == "turn" else number) % len(shown)]])
+                    elif one == "attest":
+                        clone.witnesses.take(attested(east, clone))
+                    elif one == "restart" and number == 0:
+                        clone.start()
+        assert min(clone.released for clone in clones) <= 1
 
 
 def test_two_machines_that_ask_different_peers_meet_at_one_if_more_than_half_must_confirm(tmp_path: Path) -> None:
@@ -476,14 +548,20 @@ def test_a_site_attests_every_peer_and_never_itself(east: Machine, north: Machin
 
 
 def head(site: str, sequence: int, *, history: str = "a", ledger: str = "aa") -> Statement:
-    return state_head(site, Head(ledger * 32, sequence, f"{history}{sequence:063x}"), KEYS[site])
+    past = {number: f"{history}{number:063x}" for number in range(sequence)}
+    return state_head(site, Head(ledger * 32, sequence, f"{history}{sequence:063x}"), KEYS[site], past=past)
+
+
+def written(statement: Statement) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return dict(json.loads(json.dumps(asdict(statement))))
 
 
 def test_the_newest_head_of_each_peer_is_kept_and_comes_back_after_a_restart(east: Machine) -> None:
     east.witnesses.note([head("north", 3), head("west", 9)])
     east.witnesses.note([head("north", 5)])
     east.witnesses.note([head("north", 4), head("west", 8)])
-    expected = {"north": asdict(head("north", 5)), "west": asdict(head("west", 9))}
+    expected = {"north": written(head("north", 5)), "west": written(head("west", 9))}
     assert east.memory == expected
     east.start()
     assert {one.site: one.sequence for one in east.witnesses.attest({})} == {"north": 5, "west": 9}
@@ -497,7 +575,7 @@ def test_what_is_seen_is_on_disk_before_it_is_attested(east: Machine) -> None:
         east.witnesses.note([head("north", 3)])
         kept = disk.on_disk(east.folder / "witness.json")
         assert kept is not None
-        assert json.loads(kept)["seen"] == {"north": asdict(head("north", 3))}
+        assert json.loads(kept)["seen"] == {"north": written(head("north", 3))}
 
 
 @pytest.mark.parametrize("change", range(1, 7))
@@ -512,7 +590,9 @@ def test_a_head_that_cannot_be_kept_is_an_error_and_the_older_ones_stay(
         with pytest.raises(LedgerError, match="cannot be written"):
             east.witnesses.note([head("north", 4)])
         disk.restart()
-    assert east.memory in ({"north": asdict(head("north", 3))}, {"north": asdict(head("north", 4))})
+    # What is not kept is not attested: a restart would forget it.
+    assert {one.site: one.sequence for one in east.witnesses.attest({})} == {"north": 3, "west": NOTHING}
+    assert east.memory in ({"north": written(head("north", 3))}, {"north": written(head("north", 4))})
     east.start()
 
 
@@ -534,7 +614,6 @@ def test_a_fork_that_is_shown_to_a_peer_is_refused_and_what_it_saw_first_stands(
     assert {one.site: one.sequence for one in east.witnesses.attest({})} == {"north": 5, "west": NOTHING}
 
 
-@pytest.mark.xfail(strict=True, reason="statements of one list are not held against each other")
 @pytest.mark.parametrize(
     ("statements", "is_fork"),
     [

@@ -42,7 +42,7 @@ from common.files import write_private
 from common.models.monitor import BANDS
 from common.privacy.ledger import Book, Head, read_ledger
 from common.privacy.signatures import SigningKey
-from common.privacy.witness import Attestation, Statement, is_newer, state_head
+from common.privacy.witness import Attestation, Statement, continues, state_head
 from common.study import parse_study
 from common.wire.messages import Reply, Request
 from common.wire.packing import pack_bins
@@ -82,7 +82,7 @@ class Peer:
     def show(self, statement: Statement) -> None:
         """Look at a head; one that contradicts what was seen before is an error."""
         assert statement.is_by(KEY.public)
-        if is_newer(statement, self.seen):
+        if continues(statement, self.seen):
             self.seen = statement
 
     def attest(self, nonce: str) -> Attestation:
@@ -269,6 +269,7 @@ def run(world: World) -> None:
 
 def repeat(world: World) -> None:
     """The same requests to a site that starts now."""
+    world.given = set()
     handle = world.open()
     if handle is None:
         return
@@ -372,8 +373,10 @@ def test_a_fault_at_any_change_to_a_file_breaks_no_promise(
             # All that was done since, after a restart on top of a fault, is on disk too.
             world.disk.lose_power()
             world.check()
+            assert world.are_replies_whole(), "a reply was sealed before it was on disk"
             repeat(world)
             world.check()
+            assert world.left.keys() <= world.given, "what left once is not given again"
     with capsys.disabled():
         sys.stdout.write(f"\n{fault.name}: {tried} faults, {lost} charges that bought nothing ")
     # The sum of these is above 450.

@@ -11,7 +11,14 @@ from scipy.optimize import linprog
 from scipy.sparse import lil_matrix
 from scipy.stats import beta, binom, norm
 
-from common.evaluation.audit import Evidence, beyond_gaussian, distinguishing, one_run, plain_tail
+from common.evaluation.audit import (
+    Evidence,
+    beyond_gaussian,
+    canary_scores,
+    distinguishing,
+    one_run,
+    plain_tail,
+)
 from common.privacy.budget import delta_of, epsilon_of, mu_of
 
 DELTA = 1e-5
@@ -176,6 +183,19 @@ def test_the_highest_scores_are_guessed_in_and_the_lowest_out() -> None:
     swapped = included.copy()
     swapped[[40, 60]] = swapped[[60, 40]]
     assert one_run(-np.arange(100.0), swapped, delta=DELTA) == one_run(-np.arange(100.0), included, delta=DELTA)
+
+
+def test_canaries_that_overlap_are_told_apart() -> None:
+    # Columns of ones and zeros, so that every canary adds to what most others add to; hardly any noise.
+    random = np.random.default_rng(0)
+    adds = 1000.0 * random.integers(2, size=(30, 40))
+    included = random.integers(2, size=30) == 1
+    scores = canary_scores(adds @ adds.T, adds @ (adds.T @ included))
+    assert scores == pytest.approx(included - 0.5, abs=1e-3)
+    # Much noise: the ratio of likelihoods, canary by canary.
+    faint = 1e-6 * random.normal(size=(30, 40))
+    release = random.normal(size=40)
+    assert canary_scores(faint @ faint.T, faint @ release) == pytest.approx(faint @ release / 4, rel=1e-4)
 
 
 def most_right(canaries: int, side: int, right: int, curve: list[tuple[float, float]]) -> float:

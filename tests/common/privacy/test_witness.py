@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 from common.errors import ProtocolError
 from common.privacy.ledger import Head, canonical
 from common.privacy.signatures import SigningKey
-from common.privacy.witness import NOTHING, Attestation, Statement, is_newer, state_head
+from common.privacy.witness import MAX_PAST, NOTHING, Attestation, Statement, continues, is_newer, state_head
 
 NORTH, EAST = (SigningKey.from_seed(bytes([number]) * 32) for number in (1, 2))
 HEAD = Head("aa" * 32, 7, "bb" * 32)
-STATED = state_head("north", HEAD, NORTH)
+PAST = {6: "cc" * 32, 2: "dd" * 32}
+STATED = state_head("north", HEAD, NORTH, past=PAST)
 ATTESTED = Attestation.of("east", "north", STATED, "nonce").signed(EAST)
 STATED_SIGNATURE = (
-    "f7f7ffff170f904a8dcf733b56403bb005ece14a72f8f123fe43e3ed455ad807"
-    "2a4562d871cb1abb0cb220246773487c2c1af0c7146b056feb599ab8109dae02"
+    "efef483d7eb9b104b7fd5b29fbaba0ec6f455663e2a932081ee770902cdb72cf"
+    "4d7dee88163b657b2715c04768d6679540fe6b9bb9bc948bb5adcf4df21f4905"
 )
 ATTESTED_SIGNATURE = (
     "e21d4448b862ba61485aa6bf2be7d48e2899dbab2be2d5ca4fcd477695c6986e"
@@ -30,6 +31,8 @@ SAID: list[tuple[Statement | Attestation, SigningKey, SigningKey]] = [(STATED, N
 
 def test_a_statement_tells_the_head_and_an_attestation_what_was_seen() -> None:
     assert (STATED.site, STATED.ledger, STATED.sequence, STATED.hash) == ("north", "aa" * 32, 7, "bb" * 32)
+    assert STATED.past == ((2, "dd" * 32), (6, "cc" * 32))
+    assert [STATED.hash_at(number) for number in (2, 6, 7, 3, 8)] == ["dd" * 32, "cc" * 32, "bb" * 32, None, None]
     assert asdict(ATTESTED) == {
         "witness": "east",
         "site": "north",
@@ -51,7 +54,10 @@ def test_what_was_said_is_by_whoever_signed_all_of_it(
     assert not said.is_by(other.public)
     assert not said.is_by("")
     for name, value in asdict(said).items():
-        changed = value + 1 if name == "sequence" else value[:-1] + ("0" if value[-1] != "0" else "1")
+        if name == "past":
+            changed = value[1:]
+        else:
+            changed = value + 1 if name == "sequence" else value[:-1] + ("0" if value[-1] != "0" else "1")
         assert not replace(said, **{name: changed}).is_by(key.public), name
     assert not replace(said, signature="").is_by(key.public)
     assert not replace(said, signature=said.signature.upper()).is_by(key.public)
@@ -87,8 +93,12 @@ def test_another_form_is_refused(said: Statement | Attestation, key: SigningKey,
     wrong: list[Any] = [None, 7, "text", [], {}, [good], {**good, "more": 1}, list(good.items())]
     wrong += [{key: value for key, value in good.items() if key != name} for name in good]
     for name in good:
-        wrong += [{**good, name: value} for value in (None, 1.5, [], {}, b"", True)]
+        wrong += [{**good, name: value} for value in (None, 1.5, ["x"], {}, b"", True)]
         wrong.append({**good, name: "x" * 257} if name != "sequence" else {**good, name: "7"})
+    if kind is Statement:
+        pairs: list[Any] = [[1], [1, "a", "b"], ["1", "a"], [1, 2], [True, "a"], [1, "x" * 257], {1: "a"}, "1a"]
+        wrong += [{**good, "past": [pair]} for pair in pairs]
+        wrong.append({**good, "past": [[1, "a"]] * (MAX_PAST + 1)})
     for data in wrong:
         with pytest.raises(ProtocolError, match="not of its form"):
             kind.from_dict(data)
@@ -111,9 +121,10 @@ def test_whatever_came_is_of_the_form_or_a_protocol_error(data: Any) -> None:
         assert not said.is_by(NORTH.public)
 
 
-def stated(sequence: int, *, history: str = "a", ledger: str = "aa") -> Statement:
+def stated(sequence: int, *, history: str = "a", ledger: str = "aa", shows: tuple[int, ...] = ()) -> Statement:
     """A head of a ledger; ledgers of the same history have the same entries."""
-    return state_head("north", Head(ledger * 32, sequence, f"{history}{sequence:063x}"), NORTH)
+    past = {number: f"{history}{number:063x}" for number in shows}
+    return state_head("north", Head(ledger * 32, sequence, f"{history}{sequence:063x}"), NORTH, past=past)
 
 
 def test_a_longer_ledger_is_newer_and_any_is_newer_than_none() -> None:
@@ -123,12 +134,33 @@ def test_a_longer_ledger_is_newer_and_any_is_newer_than_none() -> None:
     assert not is_newer(stated(6), stated(7))
 
 
+def test_a_longer_ledger_goes_on_from_a_head_that_it_shows() -> None:
+    assert continues(stated(8), None)
+    assert continues(stated(8, shows=(6, 7)), stated(7))
+    assert continues(stated(50, shows=(7, 49)), stated(7))
+    assert not continues(stated(8), stated(7))
+    assert not continues(stated(8, shows=(6,)), stated(7))
+    assert not continues(stated(7), stated(7))
+    assert not continues(stated(6, shows=(5,)), stated(7))
+
+
 @pytest.mark.parametrize("sequence", [6, 7, 8])
 def test_another_ledger_under_the_same_name_is_a_fork(sequence: int) -> None:
-    with pytest.raises(ProtocolError, match="shows two ledgers"):
-        is_newer(stated(sequence, ledger="bb"), stated(7))
+    for check in (is_newer, continues):
+        with pytest.raises(ProtocolError, match="shows two ledgers"):
+            check(stated(sequence, ledger="bb"), stated(7))
 
 
-def test_another_entry_of_the_same_number_is_a_fork() -> None:
-    with pytest.raises(ProtocolError, match="shows two ledgers"):
-        is_newer(stated(7, history="b"), stated(7))
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (stated(7, history="b"), stated(7)),
+        (stated(8, history="b", shows=(7,)), stated(7)),
+        (stated(7), stated(8, history="b", shows=(7,))),
+    ],
+    ids=["the same number", "the later shows the earlier", "the earlier is shown by the later"],
+)
+def test_another_entry_of_the_same_number_is_a_fork(one: Statement, other: Statement) -> None:
+    for check in (is_newer, continues):
+        with pytest.raises(ProtocolError, match="shows two ledgers"):
+            check(one, other)
