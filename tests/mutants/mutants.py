@@ -893,7 +893,7 @@ WITNESSES = (
         file=_WITNESSES_FILE,
         old="(is_own or continues(statement, known))",
         new="statement.hash",
-        killed_by=(f"{_WITNESSES}two_machines_with_one_ledger_do_not_take_turns_before_one_honest_peer",),
+        killed_by=(f"{_WITNESSES}a_head_that_does_not_show_what_was_seen_before_is_not_kept",),
     ),
     Mutant(
         name="own-statement-not-compared",
