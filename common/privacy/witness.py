@@ -13,8 +13,8 @@ Source: the witness of a transparency log (C2SP tlog-cosignature), without the t
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import asdict, dataclass, field, replace
+from typing import Self
 
 from common.errors import ProtocolError
 from common.privacy.ledger import Head, canonical
@@ -28,35 +28,21 @@ MAX_PAST = 20_000
 
 
 @dataclass(frozen=True)
-class Statement:
-    """What a site says of its own ledger.
+class _Signed:
+    """What one party says and signs.
 
-    site: its name.
-    ledger: hash of the ledger's first entry.
-    sequence: number of its newest entry.
-    hash: of its newest entry.
-    past: number and hash of some earlier entries: the last few, and those that peers attested.
-    signature: by the site's key.
+    signature: by the key of whoever says it.
     """
 
-    site: str
-    ledger: str
-    sequence: int
-    hash: str
-    past: tuple[tuple[int, str], ...] = ()
-    signature: str = ""
-
-    def hash_at(self, sequence: int) -> str | None:
-        """The hash that it shows of an entry; None where it shows none."""
-        return dict([*self.past, (self.sequence, self.hash)]).get(sequence)
+    signature: str = field(default="", kw_only=True)
 
     def signed(self, key: SigningKey) -> Self:
-        """With the site's signature."""
-        return type(self)(**{**asdict(self), "signature": key.sign(_body(self), purpose=_purpose(self))})
+        """With a signature."""
+        return replace(self, signature=key.sign(self._body(), purpose=self._purpose()))
 
     def is_by(self, public: str) -> bool:
         """Whether the owner of a public key signed it."""
-        return is_signed(_body(self), self.signature, purpose=_purpose(self), public=public)
+        return is_signed(self._body(), self.signature, purpose=self._purpose(), public=public)
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
@@ -65,11 +51,48 @@ class Statement:
         Raises:
             ProtocolError: not of this form.
         """
-        return cls(**_fields(cls, data))
+        names = cls.__dataclass_fields__
+        checks = {"sequence": _is_number, "past": _is_past}
+        if (
+            not isinstance(data, dict)
+            or set(data) != set(names)
+            or not all(checks.get(name, _is_text)(data[name]) for name in names)
+        ):
+            raise ProtocolError(f"{cls.__name__.lower()}: not of its form")
+        past = {"past": tuple((number, digest) for number, digest in data["past"])} if "past" in names else {}
+        return cls(**{**data, **past})
+
+    def _purpose(self) -> str:
+        return type(self).__name__.lower()
+
+    def _body(self) -> bytes:
+        return canonical({name: value for name, value in asdict(self).items() if name != "signature"})
 
 
 @dataclass(frozen=True)
-class Attestation:
+class Statement(_Signed):
+    """What a site says of its own ledger.
+
+    site: its name.
+    ledger: hash of the ledger's first entry.
+    sequence: number of its newest entry.
+    hash: of its newest entry.
+    past: number and hash of some earlier entries: the last few, and those that peers attested.
+    """
+
+    site: str
+    ledger: str
+    sequence: int
+    hash: str
+    past: tuple[tuple[int, str], ...] = ()
+
+    def hash_at(self, sequence: int) -> str | None:
+        """The hash that it shows of an entry; None where it shows none."""
+        return dict([*self.past, (self.sequence, self.hash)]).get(sequence)
+
+
+@dataclass(frozen=True)
+class Attestation(_Signed):
     """What a witness says of another site's ledger: the newest head that it ever saw, `NOTHING` where there is none.
 
     witness: name of the witness, who signs.
@@ -82,7 +105,6 @@ class Attestation:
     sequence: int
     hash: str
     nonce: str
-    signature: str = ""
 
     @classmethod
     def of(cls, witness: str, site: str, seen: Statement | None, nonce: str) -> Self:
@@ -90,23 +112,6 @@ class Attestation:
         if seen is None:
             return cls(witness, site, "", NOTHING, "", nonce)
         return cls(witness, site, seen.ledger, seen.sequence, seen.hash, nonce)
-
-    def signed(self, key: SigningKey) -> Self:
-        """With the witness's signature."""
-        return type(self)(**{**asdict(self), "signature": key.sign(_body(self), purpose=_purpose(self))})
-
-    def is_by(self, public: str) -> bool:
-        """Whether the owner of a public key signed it."""
-        return is_signed(_body(self), self.signature, purpose=_purpose(self), public=public)
-
-    @classmethod
-    def from_dict(cls, data: object) -> Self:
-        """Read what came in a message.
-
-        Raises:
-            ProtocolError: not of this form.
-        """
-        return cls(**_fields(cls, data))
 
 
 def state_head(site: str, head: Head, key: SigningKey, *, past: Mapping[int, str] | None = None) -> Statement:
@@ -138,28 +143,6 @@ def is_newer(statement: Statement, than: Statement | None) -> bool:
     if statement.ledger != than.ledger or later.hash_at(earlier.sequence) not in (None, earlier.hash):
         raise ProtocolError(f"site {statement.site}: shows two ledgers; one is a copy, or began anew")
     return statement.sequence > than.sequence
-
-
-def _purpose(said: Statement | Attestation) -> str:
-    return type(said).__name__.lower()
-
-
-def _body(said: Statement | Attestation) -> bytes:
-    return canonical({name: value for name, value in asdict(said).items() if name != "signature"})
-
-
-def _fields(kind: type[Statement] | type[Attestation], data: object) -> Mapping[str, Any]:
-    names = kind.__dataclass_fields__
-    checks = {"sequence": _is_number, "past": _is_past}
-    valid = (
-        isinstance(data, dict)
-        and set(data) == set(names)
-        and all(checks.get(name, _is_text)(data[name]) for name in names)
-    )
-    if not valid:
-        raise ProtocolError(f"{kind.__name__.lower()}: not of its form")
-    past = {"past": tuple((number, digest) for number, digest in data["past"])} if "past" in names else {}  # type: ignore[index]
-    return {**data, **past}  # type: ignore[dict-item]
 
 
 def _is_text(value: object) -> bool:
