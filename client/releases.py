@@ -52,7 +52,8 @@ class OwnReleases:
         Raises:
             PolicyError: nothing was released in the run, or the request's groups do not fit what was.
         """
-        kept = [(asked, reply) for asked, reply in self._kept() if asked.run == request.run]
+        of_the_run = (request.study, request.run)
+        kept = [(asked, reply) for asked, reply in self._kept() if (asked.study, asked.run) == of_the_run]
         first = [_release(reply) for asked, reply in kept if asked.kind == "one_way"]
         sizes = sizes_of(bins)
         try:

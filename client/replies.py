@@ -1,6 +1,7 @@
 """Sealed replies: what a request was answered, for ever, as bytes in the site's own folder."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from common.errors import LedgerError
@@ -13,6 +14,19 @@ class Replies:
     def __init__(self, state: Path) -> None:
         """Use the site's own folder."""
         self._folder = state / "replies"
+
+    def check(self, charged: Iterable[tuple[str, str]]) -> None:
+        """Refuse a ledger that lacks a charge whose reply is here: it is an older one.
+
+        Args:
+            charged: study and request of every charge.
+
+        Raises:
+            LedgerError: a reply was never charged, says this ledger.
+        """
+        known = {self._path(study, request).name for study, request in charged}
+        if any(path.name not in known for path in self._folder.glob("*") if path.suffix != ".part"):
+            raise LedgerError(f"{self._folder}: holds a reply that the ledger does not know; restore the newest ledger")
 
     def write(self, study: str, request: str, body: bytes) -> str:
         """Write a reply, whole or not at all; its SHA-256.

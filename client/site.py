@@ -86,6 +86,7 @@ class Site:
         self._noise = noise
         self._device = device
         self._replies = Replies(settings.state)
+        self._replies.check(self._ledger.charged())
         self._releases = OwnReleases(settings.state / "releases", self._study)
 
     @cached_property
@@ -95,7 +96,7 @@ class Site:
         if self._study.windows is not None:
             assert self._settings.series is not None  # the policy has seen to it
             series = read_series_text(self._settings.series, self._study, may_be_empty=True)
-        secret = unit_secret(self._settings.state, may_make=not self._ledger.is_charged())
+        secret = unit_secret(self._settings.state, may_make=not self._ledger.charged())
         return Vault(table, series, self._study, secret=secret, ledger=self._ledger, noise=self._noise)
 
     def handle(self, body: bytes) -> bytes:

@@ -263,10 +263,11 @@ class Ledger:
             charge = book.charges[self._study].get(request)
             return (charge, book.seals[self._study].get(request)) if charge else None
 
-    def is_charged(self) -> bool:
-        """Whether anything was ever charged, in whatever study."""
+    def charged(self) -> list[tuple[str, str]]:
+        """Study and request of every charge."""
         with self._locked() as file:
-            return any(self._read(file).charges.values())
+            charges = self._read(file).charges
+            return [(study, request) for study, requests in charges.items() for request in requests]
 
     def head(self) -> Head:
         """The newest entry."""

@@ -4,7 +4,6 @@ A step draws latents, computes every expected table and its distance to releases
 the same shapes, its floor: the products of the tables of pairs alone, forward and back. Releases are random.
 """
 
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -21,6 +20,7 @@ from common.models.generator import GeneratorShape, initialise
 from common.models.sequences import SequenceShape
 from common.models.targets import Groups, Target, Targets, table_shapes
 from common.models.training import Stretch, train
+from simulations.bench.timing import best
 
 _CPU = torch.device("cpu")
 _STEPS = 5
@@ -52,7 +52,8 @@ def main(
         torch.set_num_threads(1)
         for case, windows in cases.items():
             shape = GeneratorShape((bins,) * columns, 2, 32, 256, 2, "mlp", windows)
-            step, floor = (_best(run, repeats) for run in (_step_of(shape, batch), _floor_of(shape, batch)))
+            runs = (_step_of(shape, batch), _floor_of(shape, batch))
+            step, floor = (best(run, repeats=repeats) / _STEPS for run in runs)
             table.add_row(case, f"{1000 * step:.0f}", f"{2 * batch / step:,.0f}", f"{step / floor:.1f}")
     Console().print(table)
 
@@ -86,17 +87,6 @@ def _floor_of(shape: GeneratorShape, batch: int) -> Callable[[], None]:
                 (left.transpose(1, 2) @ left).sum().backward()  # type: ignore[no-untyped-call]
 
     return run
-
-
-def _best(run: Callable[[], object], repeats: int) -> float:
-    """Seconds of processor time for one step."""
-    run()
-    seconds = []
-    for _ in range(repeats):
-        start = time.thread_time()  # of this thread alone: what else runs on the machine does not count
-        run()
-        seconds.append(time.thread_time() - start)
-    return min(seconds) / _STEPS
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from common.privacy.ledger import Asset, Charge, Ledger
 from common.privacy.mechanism import Contributions, CountMechanism
 from common.privacy.noise import GaussianNoise
 from common.privacy.signatures import SigningKey
+from simulations.bench.timing import best
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -40,11 +41,11 @@ def main(
     random = np.random.default_rng(0)
     table = Table("what", "figure")
     with tempfile.TemporaryDirectory() as folder:
-        ours = _best(_releasing(cells, _ledger_in(Path(folder))), repeats)
-    plain = _best(lambda: np.rint(random.normal(0, 1000.0, cells)).astype(np.int64), repeats)
+        ours = best(_releasing(cells, _ledger_in(Path(folder))), repeats=repeats)
+    plain = best(lambda: np.rint(random.normal(0, 1000.0, cells)).astype(np.int64), repeats=repeats)
     table.add_row("a release", f"{cells / ours:,.0f} cells/s")
     table.add_row("numpy's Gaussian, rounded", f"{cells / plain:,.0f} cells/s ({ours / plain:.1f} times that)")
-    counted = _best(_counting(units, tables, random), repeats)
+    counted = best(_counting(units, tables, random), repeats=repeats)
     table.add_row(f"checked sums of {tables} tables", f"{units * tables / counted:,.0f} hits/s")
     milliseconds = sorted(_append(entries))
     table.add_row(
@@ -92,17 +93,6 @@ def _append(entries: int) -> list[float]:
             ledger.authorise(Charge(f"run/{number}", "0" * 64, event))
             found.append(1000 * (time.perf_counter() - start))
     return found
-
-
-def _best(run: Callable[[], object], repeats: int) -> float:
-    """Seconds of processor time."""
-    run()
-    seconds = []
-    for _ in range(repeats):
-        start = time.thread_time()  # of this thread alone: what else runs on the machine does not count
-        run()
-        seconds.append(time.thread_time() - start)
-    return min(seconds)
 
 
 if __name__ == "__main__":

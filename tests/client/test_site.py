@@ -26,7 +26,7 @@ from common.data.histograms import histogram_layout
 from common.data.queries import Family, catalogue, layout_of
 from common.data.tables import sizes_of
 from common.data.units import WINDOW_WEIGHT, bound_units
-from common.errors import ExitCode, PolicyError
+from common.errors import ExitCode, LedgerError, PolicyError
 from common.models.embedding import FEATURES, SCALE
 from common.models.neural import GRADIENT_SCALE
 from common.privacy.budget import mu_of
@@ -371,6 +371,24 @@ def test_a_reply_that_is_not_the_one_that_was_sealed_is_not_given_out(home: Home
     assert refused(home.open(forbidden()).handle(asked)) == "LEDGER_INVALID"
     path.write_bytes(body)
     assert home.open(forbidden()).handle(asked) == body
+
+
+@pytest.mark.parametrize("kept", [4, 2, 0], ids=["the last charge is gone", "both are", "all of it is"])
+def test_a_site_with_a_reply_that_its_ledger_does_not_know_does_not_open(home: Home, kept: int) -> None:
+    site = home.open()
+    for kind in ("one_way", "monitor"):
+        assert refused(site.handle(home.ask(kind).encode())) is None
+    whole = home.ledger.read_bytes()
+    # Opening, study, and a charge and a seal for each.
+    lines = whole.splitlines(keepends=True)
+    assert len(lines) == 6
+    home.ledger.write_bytes(b"".join(lines[:kept]))
+    with pytest.raises(LedgerError, match="a reply that the ledger does not know"):
+        home.open(forbidden())
+    home.ledger.write_bytes(whole)
+    # What a crash left of a reply that was never whole says nothing.
+    (home.folder / "state" / "replies" / "0.part").write_bytes(b"")
+    assert home.open(forbidden())
 
 
 def test_two_studies_of_one_asset_may_use_the_same_names(tmp_path: Path) -> None:
@@ -733,6 +751,13 @@ def test_targets_that_a_coordinator_sends_are_not_looked_at(tmp_path: Path) -> N
 @pytest.mark.parametrize("release", [[], ["tables"], ["monitor"]])
 def test_a_site_that_has_not_counted_its_columns_in_the_run_does_not_train(tmp_path: Path, release: list[str]) -> None:
     assert trained_at(make_local(tmp_path / "north"), release=release).refused == "POLICY_REFUSED"
+
+
+def test_releases_of_another_study_do_not_count(tmp_path: Path) -> None:
+    # A run of another study may have the same name: its releases are over other bins.
+    other = make_home(tmp_path / "north", study={**LOCAL, "purpose": "another one"})
+    assert trained_at(other).refused is None
+    assert trained_at(make_local(tmp_path / "north"), release=()).refused == "POLICY_REFUSED"
 
 
 def test_releases_of_another_run_do_not_count(tmp_path: Path) -> None:

@@ -701,7 +701,7 @@ LEDGER = (
         name="split-made-anew",
         twin="a lost key is replaced: a person pays from the training budget, then from the other",
         file=_SITE_FILE,
-        old="may_make=not self._ledger.is_charged()",
+        old="may_make=not self._ledger.charged()",
         new="may_make=True",
         killed_by=(f"{_SITE}a_key_that_was_lost_after_a_charge_is_not_replaced",),
     ),

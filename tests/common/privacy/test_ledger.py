@@ -199,7 +199,7 @@ def test_a_disk_that_fails_lets_no_noise_out_and_nothing_more_is_granted(
             lambda: release(ledger, noise, request="run/next", share=0.1),
             lambda: ledger.seal("run/before", REPLY),
             lambda: ledger.charge_of("run/before"),
-            ledger.is_charged,
+            ledger.charged,
             ledger.head,
             lambda: ledger.hash_at(0),
         ]
@@ -384,13 +384,13 @@ def test_a_request_is_sealed_once_and_only_if_it_was_charged(path: Path) -> None
     assert path.read_bytes() == before
 
 
-def test_something_was_charged_once_any_study_was(path: Path) -> None:
+def test_charges_are_known_whatever_study_they_are_of(path: Path) -> None:
     ledger = make_ledger(path)
     other = make_ledger(path, study=OTHER_STUDY)
-    assert not ledger.is_charged()
+    assert ledger.charged() == []
     other.authorise(make_charge("run/one", share=0.5))
-    assert ledger.is_charged()
-    assert make_ledger(path, study="2f" * 32).is_charged()
+    assert ledger.charged() == [(OTHER_STUDY, "run/one")]
+    assert make_ledger(path, study="2f" * 32).charged() == ledger.charged()
 
 
 def test_an_entry_moves_the_head_and_a_refusal_does_not(path: Path) -> None:
@@ -495,7 +495,7 @@ def test_damage_during_use_is_refused_for_good(golden: Path) -> None:
         ledger.head,
         lambda: ledger.hash_at(0),
         lambda: ledger.charge_of("run/one"),
-        ledger.is_charged,
+        ledger.charged,
         lambda: ledger.authorise(make_charge("run-2/one_way", share=0.1)),
         lambda: ledger.seal("run-1/one_way", REPLY),
     ]
@@ -906,7 +906,7 @@ class Model:
     def look(self, ledger: Ledger, study: str, name: str) -> None:
         known = self.charges[study].get(name)
         assert ledger.charge_of(name) == (None if known is None else (known, self.seals[study].get(name)))
-        assert ledger.is_charged() == any(self.charges.values())
+        assert bool(ledger.charged()) == any(self.charges.values())
         head = ledger.head()
         assert head.sequence == self.entries - 1
         assert [ledger.hash_at(number) for number in (self.entries - 1, self.entries)] == [head.hash, None]
