@@ -1,6 +1,8 @@
 """`privshare-client --site hospital_a`: what a data steward does at a site. Thin: parse, call one function, print."""
 
 import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -9,6 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from client.enrolment import ENROLMENT, enrol, enrolment_path, open_kit
+from client.enrolment import join as take_up
+from client.enrolment import rotate as make_next_keys
 from client.keys import identity, make_identity
 from client.policy import (
     PolicyFile,
@@ -20,16 +25,17 @@ from client.policy import (
     today_utc,
 )
 from client.replies import Replies
-from common.errors import LedgerError, PolicyError, PrivShareError
+from common.errors import ExitCode, LedgerError, PolicyError, PrivShareError
 from common.privacy.ledger import Book, read_ledger
 from common.study import Study, load_study
+from common.wire.membership import WARN_DAYS, fingerprints, spaced
 
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    no_args_is_help=True,
-    help="What a site allows, and what it has spent.",
+    invoke_without_command=True,
+    help="Run a site, until Ctrl-C. With a command: what it allows, what it has spent, and how it joins.",
 )
 ledger_app = typer.Typer(no_args_is_help=True, help="The record of what was spent.")
 app.add_typer(ledger_app, name="ledger")
@@ -44,16 +50,126 @@ def choose(
     sites: Annotated[
         Path, typer.Option(envvar="PRIVSHARE_SITES", help="Folder that holds a folder a site.", show_default=True)
     ] = Path("sites"),
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Compute threads.")] = 2,
+    test_noise_seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=2**32 - 1,
+            help="TEST MODE: noise from a seed, to compare transports. Voids the guarantee; the certificate says so.",
+        ),
+    ] = None,
 ) -> None:
-    """What a site allows, and what it has spent."""
-    path = sites / site / "site.yaml"
+    """Run a site, until Ctrl-C. With a command: what it allows, what it has spent, and how it joins."""
+    context.obj = _Place(site, sites / site)
+    if context.invoked_subcommand is None:
+        _run(_settings(context), context.obj, device=device, threads=threads, noise_seed=test_noise_seed)
+
+
+def _run(settings: SiteSettings, place: "_Place", *, device: str, threads: int, noise_seed: int | None) -> None:
+    # torch and Flower take seconds to import, and no other command needs them.
+    from client.running import run_site  # noqa: PLC0415
+
     try:
-        settings = load_site_settings(path)
-        if settings.site != site:
-            raise PolicyError(f"{path}: is the file of another site")
+        run_site(settings, place.folder / "site.yaml", device=device, threads=threads, noise_seed=noise_seed, now=_now)
     except PrivShareError as error:
         _fail(error)
-    context.obj = settings
+
+
+@app.command()
+def status(
+    context: typer.Context, *, json_output: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False
+) -> None:
+    """Whether this site is running and connected. Exit code 0 if it is."""
+    from client.health import SERVING, ask  # noqa: PLC0415 (grpc, which no other command needs)
+
+    settings = _settings(context)
+    try:
+        if settings.health is None:
+            raise PolicyError(
+                f"{settings.site}: site.yaml gives no `health`, host:port on loopback; set it and restart"
+            )
+        found = ask(settings.health)
+    except PrivShareError as error:
+        _fail(error)
+    named = {name or "site": state for name, state in found.items()}
+    if json_output:
+        typer.echo(json.dumps(named))
+    else:
+        _show(named, title=settings.site)
+    raise typer.Exit(0 if found[""] == SERVING else int(ExitCode.UNREACHABLE))
+
+
+@app.command()
+def init(
+    context: typer.Context,
+    *,
+    kit: Annotated[Path, typer.Option(help="NAME.zip, as it came from the coordinator.")],
+    table: Annotated[Path, typer.Option(help="Table of this site's records. It is not read yet.")],
+    series: Annotated[Path | None, typer.Option(help="The long table, for a study with windows.")] = None,
+) -> None:
+    """Set a site up from the coordinator's kit: its folder, a draft of its policy, its own keys, its enrolment.
+
+    The keys are made here and stay here. Nothing that is there already is overwritten.
+    """
+    place = _place(context)
+    try:
+        opened = open_kit(kit, site=place.site)
+        enrolment = enrol(opened, place.folder, table=table, series=series, now=_now())
+        facts = fingerprints(opened.kit, opened.files["ca.crt"])
+    except PrivShareError as error:
+        _fail(error)
+    _show({**facts, "this site's key": spaced(enrolment.identity)}, title=f"{opened.kit.federation}: {place.site}")
+    _say(
+        "1. read these over the telephone: the first three to compare them with the coordinator's, the last to be "
+        "compared there. If one differs, delete the folder: the kit was changed on the way",
+        f"2. read study.yaml and policy.yaml in {place.folder}; narrow the policy where it should be",
+        f"3. send {place.folder / ENROLMENT} to the coordinator: it holds public keys alone",
+        "4. with the admission that comes back: privshare-client join, then privshare-client approve",
+    )
+
+
+@app.command()
+def join(
+    context: typer.Context, admission: Annotated[Path, typer.Argument(help="NAME.json, from the coordinator.")]
+) -> None:
+    """Take up an admission: this site's certificate, and the keys of its peers.
+
+    It must be signed by the coordinator that the policy names, be for this site's keys, and be no older than the last
+    one. Where the peers changed, the policy changes with them and must be approved anew.
+    """
+    settings = _settings(context)
+    try:
+        joined = take_up(settings, admission, now=_now())
+    except PrivShareError as error:
+        _fail(error)
+    peers = {name: spaced(key) for name, key in joined.peers.items()}
+    if peers:
+        _show(peers, title="keys of the other sites")
+    _say(f"joined with admission {joined.number}: {len(peers)} other sites")
+    _say(f"the certificate is in force for {joined.days} days more")
+    if joined.days < WARN_DAYS:
+        _say("warning: that is soon: privshare-client rotate")
+    if joined.keys_changed:
+        _say("the new keys are in place: restart the site")
+    if joined.policy_changed:
+        _say(f"{settings.policy}: peers were changed; compare the keys above, then: privshare-client approve")
+
+
+@app.command()
+def rotate(context: typer.Context) -> None:
+    """Make new keys for the connection, and an enrolment for them under this site's unchanged identity.
+
+    The keys in use stay until `join` takes up the admission for the new ones.
+    """
+    settings = _settings(context)
+    try:
+        enrolment = make_next_keys(settings, now=_now())
+    except PrivShareError as error:
+        _fail(error)
+    _show({"this site's key, as before": spaced(enrolment.identity)}, title=settings.site)
+    _say(f"send {enrolment_path(settings)} to the coordinator; with the admission: privshare-client join")
 
 
 @app.command()
@@ -67,7 +183,8 @@ def approve(
         bound = SitePolicy(settings, policy, study, today=today_utc)
     except PrivShareError as error:
         _fail(error)
-    _show({**_terms(study, policy), "noise_at_least": _floor(policy), "bound": f"{bound.bound:.6g}"}, title=study.name)
+    terms = {**_terms(study, policy), "noise_at_least": _floor(policy), "bound": f"{bound.bound:.6g}"}
+    _show({name.replace("_", " "): term for name, term in terms.items()}, title=study.name)
     if not yes and not typer.confirm("Sign this?", err=True):
         raise typer.Exit(1)
     try:
@@ -137,10 +254,39 @@ def verify(context: typer.Context) -> None:
     typer.echo("that it is the newest ledger, no file can show: other sites confirm it when a run begins")
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Which site, and its folder; `init` makes what is in it."""
+
+    site: str
+    folder: Path
+
+
+def _place(context: typer.Context) -> _Place:
+    place = context.obj
+    assert isinstance(place, _Place)
+    return place
+
+
 def _settings(context: typer.Context) -> SiteSettings:
-    settings = context.obj
-    assert isinstance(settings, SiteSettings)
+    place = _place(context)
+    path = place.folder / "site.yaml"
+    try:
+        settings = load_site_settings(path)
+        if settings.site != place.site:
+            raise PolicyError(f"{path}: is the file of another site")
+    except PrivShareError as error:
+        _fail(error)
     return settings
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        typer.echo(line)
 
 
 def _terms(study: Study, policy: PolicyFile) -> dict[str, str]:
@@ -167,7 +313,7 @@ def _show(facts: dict[str, str], *, title: str) -> None:
     table.add_column()
     table.add_column(overflow="fold")  # a digest is read whole or not at all
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), escape(value))
+        table.add_row(escape(name), escape(value))
     Console().print(table)
 
 

@@ -1,11 +1,23 @@
 """A site's secrets, each in a file of its own that only the site's user can read.
 
 `site.key` splits units off and never changes: with another one, a unit could pay from both accounts. `identity.pem`
-signs what the site says; it makes no choice about any unit.
+signs what the site says; it makes no choice about any unit. `transport.key` and `tls.key` open the connection to the
+coordinator, and are changed with every certificate.
 """
 
 import secrets
+from collections.abc import Callable
 from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+    load_ssh_private_key,
+)
 
 from common.errors import PolicyError
 from common.files import is_private, write_private
@@ -68,3 +80,67 @@ def make_identity(state: Path) -> SigningKey:
         except OSError as error:
             raise PolicyError(f"{path}: the site's signing key cannot be made ({error.strerror})") from None
     return identity(state)
+
+
+def transport_key(folder: Path) -> ec.EllipticCurvePrivateKey:
+    """Flower's node key, on P-384.
+
+    Raises:
+        PolicyError: it is absent, not private, or another kind of key.
+    """
+    return _curve_key(folder / "transport.key", ec.SECP384R1, load_ssh_private_key)
+
+
+def tls_key(folder: Path) -> ec.EllipticCurvePrivateKey:
+    """The key of the client certificate, on P-256.
+
+    Raises:
+        PolicyError: it is absent, not private, or another kind of key.
+    """
+    return _curve_key(folder / "tls.key", ec.SECP256R1, load_pem_private_key)
+
+
+def make_transport_key(folder: Path) -> ec.EllipticCurvePrivateKey:
+    """Flower's node key, made where there is none; in the form of OpenSSH, the only one that Flower's own node reads.
+
+    Raises:
+        PolicyError: as `transport_key`, or it cannot be made.
+    """
+    _make_curve_key(folder / "transport.key", ec.SECP384R1(), PrivateFormat.OpenSSH)
+    return transport_key(folder)
+
+
+def make_tls_key(folder: Path) -> ec.EllipticCurvePrivateKey:
+    """The key of the client certificate, made where there is none.
+
+    Raises:
+        PolicyError: as `tls_key`, or it cannot be made.
+    """
+    _make_curve_key(folder / "tls.key", ec.SECP256R1(), PrivateFormat.PKCS8)
+    return tls_key(folder)
+
+
+def _curve_key(
+    path: Path, curve: type[ec.EllipticCurve], load: Callable[[bytes, bytes | None], object]
+) -> ec.EllipticCurvePrivateKey:
+    try:
+        if not is_private(path):
+            raise PolicyError(f"{path}: others can read this private key; expected mode 0600")
+        key = load(path.read_bytes(), None)
+    except OSError as error:
+        raise PolicyError(f"{path}: this private key cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, curve):
+        raise PolicyError(f"{path}: not an unencrypted ECDSA private key on {curve.name}")
+    return key
+
+
+def _make_curve_key(path: Path, curve: ec.EllipticCurve, form: PrivateFormat) -> None:
+    if path.exists():
+        return
+    key = ec.generate_private_key(curve)
+    try:
+        write_private(path, key.private_bytes(Encoding.PEM, form, NoEncryption()))
+    except OSError as error:
+        raise PolicyError(f"{path}: this private key cannot be made ({error.strerror})") from None

@@ -1,13 +1,15 @@
 """The site's own rules. The coordinator may ask; what this file does not allow is refused before anything is spent."""
 
+import hashlib
 import math
 from collections.abc import Callable
 from datetime import UTC, date, datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from common.data.encoding import Grid
 from common.data.queries import Query, catalogue
@@ -21,6 +23,7 @@ from common.privacy.ledger import Asset
 from common.privacy.mechanism import MAXIMUM_EMPHASIS
 from common.privacy.signatures import SigningKey, is_signed
 from common.study import STEPS, Study, explain, read_yaml
+from common.wire.membership import Address, is_ip, split_address
 from common.wire.messages import KEPT, Request
 
 POLICY_SCHEMA: Final = "privshare.policy/1"
@@ -30,6 +33,13 @@ MAX_WEIGHT = 1e100
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _PURPOSE = "policy"
 _Loaded = TypeVar("_Loaded", bound=Section)
+
+
+def _on_loopback(address: str) -> str:
+    host, _ = split_address(address)
+    if host != "localhost" and not (is_ip(host) and ip_address(host).is_loopback):
+        raise ValueError("expected localhost or another loopback address")
+    return address
 
 
 class SiteSettings(Section):
@@ -47,6 +57,11 @@ class SiteSettings(Section):
     ledger: Path
     # The site's keys, its sealed replies and what it saw of others' ledgers; private to the site.
     state: Path
+    # Where the coordinator is reached, host:port, and the certificate of its CA; a simulation has neither.
+    superlink: Address | None = None
+    ca: Path | None = None
+    # Where this site says that it is well, host:port; on loopback, since anybody may ask.
+    health: Annotated[Address, AfterValidator(_on_loopback)] | None = None
 
 
 PublicKey = Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -70,6 +85,8 @@ class PolicyFile(Section):
     least_noise: Annotated[Number, Field(ge=1e-3, le=1e6)] | None = None
     # Columns and channels that studies may use; without it, those of the approved study.
     columns: tuple[Text, ...] | None = None
+    # Public key of the coordinator: no order is answered that it did not sign.
+    coordinator: PublicKey
     # The last day on which anything is released.
     expires: date | None = None
     # Public keys of the other sites, and how many of them must confirm this site's ledger; without it, all.
@@ -124,6 +141,18 @@ def read_policy(path: Path) -> PolicyFile:
         StudyError: what is wrong, by its path in the file.
     """
     return _load(path, PolicyFile, what="policy")
+
+
+def policy_digest(path: Path) -> str:
+    """SHA-256 of a policy as it stands; every answer of the site names it.
+
+    Raises:
+        PolicyError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise PolicyError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def sign_policy(path: Path, key: SigningKey) -> None:

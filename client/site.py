@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from client.keys import identity, unit_secret
-from client.policy import SitePolicy, SiteSettings, load_policy, load_site_settings, today_utc
+from client.policy import SitePolicy, SiteSettings, load_policy, load_site_settings, policy_digest, today_utc
 from client.records import read_series_text, read_table
 from client.releases import OwnReleases
 from client.replies import Replies
@@ -29,7 +29,7 @@ from common.data.queries import layout_of
 from common.data.tables import sizes_of
 from common.errors import ExitCode, LedgerError, PolicyError, PrivShareError, SchemaError
 from common.privacy.events import GaussianEvent
-from common.privacy.ledger import Ledger
+from common.privacy.ledger import Head, Ledger
 from common.privacy.noise import GaussianNoise, NoiseSource
 from common.privacy.witness import Attestation, Statement
 from common.study import load_study
@@ -44,6 +44,13 @@ class Site:
 
     Guarantees: nothing that depends on a row leaves but what the vault released; a refusal carries the name of a rule,
     and the reason stays in this site's log.
+
+    Attributes:
+        name: of the site.
+        study: digest of the study that it approved.
+        key: that it signs with.
+        coordinator: public key of whoever may ask.
+        policy_digest: SHA-256 of its policy file.
     """
 
     def __init__(
@@ -68,12 +75,14 @@ class Site:
         self._settings = settings
         self._study = load_study(settings.study)
         key = identity(settings.state)
+        self.name, self.study, self.key = settings.site, self._study.digest(), key
         policy = load_policy(settings.policy, public=key.public)
+        self.coordinator, self.policy_digest = policy.coordinator, policy_digest(settings.policy)
         self._policy = SitePolicy(settings, policy, self._study, today=today)
         self._public = key.public
         self._grids = (*make_grids(self._study.measured), *make_grids(self._study.channels))
         self._ledger = Ledger(
-            settings.ledger, asset=self._policy.asset, study=self._study.digest(), bound=self._policy.bound, key=key
+            settings.ledger, asset=self._policy.asset, study=self.study, bound=self._policy.bound, key=key
         )
         self._witnesses = Witnesses(
             settings.state / "witness.json",
@@ -88,6 +97,10 @@ class Site:
         self._replies = Replies(settings.state)
         self._replies.check(self._ledger.charged())
         self._releases = OwnReleases(settings.state / "releases", self._study)
+
+    def head(self) -> Head:
+        """The newest entry of the site's ledger."""
+        return self._ledger.head()
 
     @cached_property
     def _vault(self) -> Vault:

@@ -4,7 +4,9 @@ PrivShareError
   StudyError       study.yaml or site.yaml says what it may not
   SchemaError      a table is not what its schema says
   PrivacyError     BudgetError (refused before any draw), LedgerError
-  ProtocolError    malformed, wrong study, wrong round; TooFewSitesError
+  ProtocolError    malformed, wrong study, wrong round; TooFewSitesError, UntrustedError
+  MembershipError  a kit, an enrolment or an admission is not what it should be
+  UnreachableError the coordinator cannot be reached
   PolicyError      the site said no
   CheckpointError  a run cannot be resumed from what is on disk
   OutputError      a result cannot be written
@@ -19,7 +21,8 @@ from enum import IntEnum
 class ExitCode(IntEnum):
     """What a command ends with. The number is stable; Flower's own codes (0-3, 100-800) are avoided above 2.
 
-    10-19 the study, 20-29 privacy and policy, 30-49 the table, 50-59 the run, 60-69 windows, 70 a fault of ours.
+    10-19 the study, 20-29 privacy and policy, 30-49 the table, 50-59 the run, 60-67 windows, 68 a kit,
+    70 a fault of ours.
     """
 
     OK = 0
@@ -33,6 +36,7 @@ class ExitCode(IntEnum):
     LEDGER_INVALID = 22
     AUDIT_CONTRADICTED = 23
     UNCONFIRMED = 24
+    UNTRUSTED = 25
     TABLE_NOT_FOUND = 30
     TABLE_EMPTY = 31
     TABLE_WITHOUT_ROWS = 32
@@ -54,6 +58,12 @@ class ExitCode(IntEnum):
     RESUME_IMPOSSIBLE = 51
     TOO_FEW_SITES = 52
     PROTOCOL = 53
+    NO_ANSWER = 54
+    UNREACHABLE = 55
+    NOT_ADMITTED = 56
+    CERTIFICATE_EXPIRED = 57
+    FLOWER_UNTESTED = 58
+    ALREADY_RUNNING = 59
     UNIT_UNKNOWN = 60
     UNIT_WITHOUT_STEPS = 61
     WINDOW_TOO_LONG = 62
@@ -62,6 +72,7 @@ class ExitCode(IntEnum):
     TIME_ZONE_MIXED = 65
     TIME_UNSORTED = 66
     TIME_REPEATED = 67
+    KIT_INVALID = 68
     INTERNAL = 70
 
 
@@ -121,6 +132,24 @@ class TooFewSitesError(ProtocolError):
     """Not enough sites answered."""
 
     code = ExitCode.TOO_FEW_SITES
+
+
+class UntrustedError(ProtocolError):
+    """Not signed by whoever it should be, or signed for something else."""
+
+    code = ExitCode.UNTRUSTED
+
+
+class MembershipError(PrivShareError):
+    """A kit, an enrolment or an admission is not what it should be."""
+
+    code = ExitCode.KIT_INVALID
+
+
+class UnreachableError(PrivShareError):
+    """The coordinator cannot be reached, or does not let this site in."""
+
+    code = ExitCode.UNREACHABLE
 
 
 class CheckpointError(PrivShareError):

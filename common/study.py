@@ -160,6 +160,8 @@ class Rounds(Section):
     trainers: Annotated[Whole, Field(ge=1)] = 4
     local_steps: Annotated[Whole, Field(ge=0, le=10_000)] = 10
     refine_steps: Annotated[Whole, Field(ge=0, le=10_000)] = 40
+    # Sites that must answer; without it, all. One that is missing in a release is taken to be like the others.
+    quorum: Annotated[Whole, Field(ge=1)] | None = None
 
 
 class Model(Section):

@@ -1,29 +1,39 @@
 """The coordinator as a Flower ServerApp: an exchange over a Flower grid, and nothing else of Flower."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import Context, Message, MessageType
 from flwr.serverapp import Grid, ServerApp
 
-from common.wire.messages import RECORD
+from common.wire.parcels import pack_body, unpack_body
 from server.exchange import Exchange
+from server.live import conduct as conduct_live
+from server.live import credentials_of, read_start
 
 _POLL = 0.2
+_PAUSE = 2.0
+"""Seconds before a node that failed is asked again."""
+_SILENT = 300.0
+"""Seconds before a node that says nothing is asked again: a process that was started anew knows of no message."""
 
 
 class GridExchange:
-    """Carries bodies over a Flower grid; an address is a node id."""
+    """Carries envelopes over a Flower grid; an address is a node id."""
 
-    def __init__(self, grid: Grid, *, nodes: int, patience: float, timeout: float) -> None:
+    def __init__(self, grid: Grid, *, nodes: int, patience: float, timeout: float, is_lasting: bool) -> None:
         """Wait for nodes, then carry.
 
         Args:
             grid: of Flower.
             nodes: how many must be connected.
             patience: how long to wait for them, in seconds.
-            timeout: how long to wait for all replies to one set of requests, in seconds.
+            timeout: how long to wait for all replies to one set of envelopes, in seconds.
+            is_lasting: whether a node that failed may be there again later.
         """
+        self._is_lasting = is_lasting
         self._grid = grid
         self._nodes = nodes
         self._patience = patience
@@ -37,34 +47,86 @@ class GridExchange:
         return [str(node) for node in sorted(found)]
 
     def ask(self, bodies: Mapping[str, bytes]) -> dict[str, bytes]:
-        """Send and wait; a node that failed or is late has no entry."""
-        messages = [
-            Message(
-                RecordDict({RECORD: ConfigRecord({"body": body})}),
-                dst_node_id=int(address),
-                message_type=MessageType.QUERY,
-            )
-            for address, body in bodies.items()
-        ]
-        answers = {}
-        for reply in self._grid.send_and_receive(messages, timeout=self._timeout):
-            if reply.has_error():
-                continue
-            body = reply.content[RECORD]["body"]
-            if isinstance(body, bytes):
-                answers[str(reply.metadata.src_node_id)] = body
+        """Send and wait; a node that fails has no entry, or is asked again until time is up.
+
+        A site may be gone for a minute, its process started anew or its network down. It answers what it answered
+        before, so asking again costs nothing.
+        """
+        deadline = time.monotonic() + self._timeout
+        # When each is asked, again too; without those that answered or failed for good.
+        due = dict.fromkeys(bodies, 0.0)
+        waiting: dict[str, str] = {}
+        answers: dict[str, bytes] = {}
+        while due and (now := time.monotonic()) < deadline:
+            for address in [address for address, when in due.items() if when <= now]:
+                waiting[self._push(address, bodies[address])] = address
+                due[address] = now + _SILENT if self._is_lasting else math.inf
+            for identity, body in self._pull(list(waiting)).items():
+                address = waiting.pop(identity)
+                if body is None and self._is_lasting and address in due:
+                    due[address] = now + _PAUSE
+                elif due.pop(address, None) is not None and body is not None:
+                    answers[address] = body
+            if due:
+                time.sleep(_POLL)
         return answers
+
+    def _push(self, address: str, body: bytes) -> str:
+        """Identity of the message that was sent."""
+        message = Message(pack_body(body), dst_node_id=int(address), message_type=MessageType.QUERY)
+        return next(iter(self._grid.push_messages([message])))
+
+    def _pull(self, waiting: list[str]) -> dict[str, bytes | None]:
+        """What came so far, by the message that it replies to; None where the node failed."""
+        replies = self._grid.pull_messages(waiting) if waiting else []
+        return {
+            # Not by its source: where a node is gone, Flower answers in its name.
+            reply.metadata.reply_to_message_id: None if reply.has_error() else unpack_body(reply.content) or None
+            for reply in replies
+        }
 
 
 def make_server_app(
-    conduct: Callable[[Exchange], None], *, nodes: int, patience: float = 120.0, timeout: float = 3600.0
+    conduct: Callable[[Exchange], None],
+    *,
+    nodes: int,
+    patience: float = 120.0,
+    timeout: float = 3600.0,
+    is_lasting: bool = False,
 ) -> ServerApp:
-    """An app that conducts one run over the grid that Flower gives it; the numbers are those of `GridExchange`."""
+    """An app that conducts one run over the grid that Flower gives it; the rest is as in `GridExchange`."""
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         del context
-        conduct(GridExchange(grid, nodes=nodes, patience=patience, timeout=timeout))
+        conduct(GridExchange(grid, nodes=nodes, patience=patience, timeout=timeout, is_lasting=is_lasting))
 
     return app
+
+
+def _make_live_app() -> ServerApp:
+    """The app that a SuperLink's bundle names: it conducts the run whose folder the run's configuration tells.
+
+    That configuration comes from `privshare start`, over the SuperLink's own loopback; no site sees it.
+    """
+    live = ServerApp()
+
+    @live.main()
+    def main(grid: Grid, context: Context) -> None:
+        folder = Path(str(context.run_config["run"]))
+        start = read_start(folder)
+        credentials = credentials_of(start.home)
+        exchange = GridExchange(
+            grid,
+            nodes=len(credentials.sites),
+            patience=start.patience,
+            timeout=start.timeout,
+            is_lasting=True,
+        )
+        conduct_live(folder, exchange, credentials, start)
+
+    return live
+
+
+app = _make_live_app()

@@ -1,6 +1,7 @@
-"""`privshare`: what a coordinator does before a run. Thin: parse, call one function, print."""
+"""`privshare`: what a coordinator does before a run, and with whom. Thin: parse, call one function, print."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -11,11 +12,27 @@ from rich.table import Table
 
 from common.data.encoding import make_grids
 from common.data.histograms import histogram_layout
-from common.errors import OutputError, PrivShareError
+from common.errors import ExitCode, OutputError, PrivShareError
 from common.study import Study, load_study
+from common.wire.membership import WARN_DAYS, Enrolment, fingerprints, spaced
 from server.checkpoints import write_file
 from server.drafts import draft_study
 from server.noise_controller import share_plan
+from server.provision import (
+    LOCAL_PORT,
+    Roster,
+    check_admissible,
+    days_of,
+    read_enrolment,
+    read_roster,
+    renew_server,
+    superexec_command,
+    superlink_command,
+    typed,
+)
+from server.provision import admit as issue
+from server.provision import provision as make_home
+from server.provision import revoke as take_back
 from server.survey import planned_tables
 
 app = typer.Typer(
@@ -23,9 +40,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Plan a study that sites can join.",
+    help="Plan a study that sites can join, and say who is in.",
 )
 _err = Console(stderr=True, emoji=False)
+_Home = Annotated[Path, typer.Option(help="The coordinator's folder: its keys, and the record of members.")]
 
 
 @app.command()
@@ -74,6 +92,234 @@ def check(
     for name, value in plan.items():
         table.add_row(name.replace("_", " "), escape(f"{value:,.4g}" if isinstance(value, float) else str(value)))
     Console().print(table)
+
+
+@app.command()
+def provision(
+    study: Annotated[Path, typer.Argument(help="Study file.")],
+    *,
+    home: _Home,
+    site: Annotated[list[str], typer.Option(help="Name of a site to invite; once a site.")],
+    address: Annotated[str, typer.Option(help="host:port at which sites reach the coordinator.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the kits.")] = Path("kits"),
+) -> None:
+    """Make the coordinator's keys and CA, and a kit to send to each site.
+
+    A kit holds nothing secret. Whether it arrived unchanged, people find out by reading the fingerprints to each other
+    over the telephone. Nothing that is there already is overwritten.
+    """
+    try:
+        kits = make_home(study, home=home, kits=out, sites=site, address=address, now=_now())
+        facts = fingerprints(next(iter(kits.values())), (home / "ca.crt").read_bytes())
+    except PrivShareError as error:
+        _fail(error)
+    _show(facts, title="to read over the telephone")
+    for name in kits:
+        typer.echo(f"send {out / name}.zip to {name}")
+    typer.echo(f"back up {home}, apart from this machine: ca.key and coordinator.pem cannot be made again")
+    typer.echo("then start, behind a proxy that asks sites for their certificates:")
+    typer.echo(typed(superexec_command(home)))
+    typer.echo(typed(superlink_command(home)))
+
+
+@app.command()
+def admit(
+    enrolments: Annotated[
+        list[Path] | None, typer.Argument(help="enrolment.json of sites. Without one, admissions are written again.")
+    ] = None,
+    *,
+    home: _Home,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Let another identity, or a site that was revoked, take the place.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask: the keys were compared.")] = False,
+) -> None:
+    """Check enrolments, issue certificates, and write an admission for every member.
+
+    Compare each key with what its site reads to you. An enrolment under a member's own identity is a rotation: the new
+    certificate takes the place of the old one, which is taken back.
+    """
+    try:
+        roster, found = read_roster(home), [read_enrolment(path) for path in enrolments or []]
+        for enrolment in found:
+            check_admissible(roster, enrolment, replace=replace)
+    except PrivShareError as error:
+        _fail(error)
+    if found:
+        _show({one.site: f"{spaced(one.identity)}{_is_new(roster, one)}" for one in found}, title="keys of these sites")
+        if not yes and not typer.confirm("Did each site read the same?", err=True):
+            raise typer.Exit(1)
+    try:
+        roster = issue(home, found, now=_now(), replace=replace)
+    except PrivShareError as error:
+        _fail(error)
+    _say_what_to_send(home, roster)
+
+
+@app.command()
+def revoke(site: Annotated[str, typer.Argument(help="Its name.")], *, home: _Home) -> None:
+    """Take a site's certificate back, and write admissions without it for the others."""
+    try:
+        roster = take_back(home, site, now=_now())
+    except PrivShareError as error:
+        _fail(error)
+    typer.echo(f"revoked {site}")
+    _say_what_to_send(home, roster)
+
+
+@app.command()
+def members(
+    *, home: _Home, json_output: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False
+) -> None:
+    """Who was invited, who is in, and how long each certificate is in force."""
+    try:
+        roster, days = read_roster(home), days_of(home, now=_now())
+    except PrivShareError as error:
+        _fail(error)
+    if json_output:
+        typer.echo(json.dumps(_roster_as_dict(roster, days)))
+    else:
+        table = Table("site", "status", "days left", title=escape(f"{roster.federation}: admission {roster.number}"))
+        table.add_column("key", overflow="fold")
+        for name, member in sorted(roster.members.items()):
+            table.add_row(name, member.status, str(days.get(name, "")), spaced(member.identity or ""))
+        Console().print(table)
+    for name, left in days.items():
+        if left < WARN_DAYS:
+            who = "privshare renew" if name == "(server)" else f"privshare-client --site {name} rotate"
+            _say_aside(f"warning: {name}: the certificate {_how_long(left)}: {who}")
+
+
+@app.command()
+def start(  # noqa: PLR0913 (one parameter an option)
+    study: Annotated[Path, typer.Argument(help="Study file, as it was provisioned.")],
+    *,
+    home: _Home,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: HOME/runs/STUDY.")] = None,
+    port: Annotated[int, typer.Option(help="Of flower-superlink, on loopback.")] = LOCAL_PORT,
+    name: Annotated[str | None, typer.Option(help="Of the run, for ever. Default: the study's and the time.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of models; never of privacy noise.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    patience: Annotated[float, typer.Option(min=1, help="Seconds to wait for sites to connect.")] = 600.0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for their answers to a question.")] = 1800.0,
+    json_output: Annotated[bool, typer.Option("--json", help="Steps as JSON lines on stdout.")] = False,
+) -> None:
+    """Run a study over the sites that joined, to the published table; started again, it goes on where it was.
+
+    flower-superlink, flower-superexec and the proxy must be running. What this command, or the program that it starts,
+    is ended by loses nothing.
+    """
+    # Flower and torch take seconds to import, and most other commands need neither.
+    from server.launch import SuperLink, follow, prepare  # noqa: PLC0415
+    from server.live import read_outcome  # noqa: PLC0415
+
+    try:
+        loaded = load_study(study)
+        folder = out or home / "runs" / loaded.name
+        run = name or f"{loaded.name}-{_now().strftime('%Y%m%d-%H%M%S')}"
+        prepare(study, home, folder, run=run, seed=seed, device=device, patience=patience, timeout=timeout)
+        superlink = SuperLink(port, home / "ca.crt")
+        superlink.register(read_roster(home))
+        for step in follow(superlink, folder):
+            if json_output:
+                typer.echo(json.dumps(step, allow_nan=False))
+            else:
+                _say_aside(_line_of(step))
+    except PrivShareError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        _say_aside("the run goes on without this; follow it again with the same command, or stop flower-superexec")
+        raise typer.Exit(130) from None
+    outcome = read_outcome(folder)
+    assert outcome is not None  # follow returns when there is one
+    if outcome.code != ExitCode.OK:
+        _fail(PrivShareError(outcome.message, ExitCode(outcome.code)))
+    typer.echo(f"published {folder / 'synthetic.csv'}, {folder / 'certificate.json'}")
+
+
+@app.command()
+def proxy(
+    *,
+    home: _Home,
+    run: Annotated[Path, typer.Option(help="Folder that the proxy may write.")],
+    listen: Annotated[str, typer.Option(help="address:port for sites.")] = "0.0.0.0:8443",
+    port: Annotated[int, typer.Option(help="Of flower-superlink, on loopback.")] = LOCAL_PORT,
+) -> None:
+    """Print the configuration of the proxy that sites reach: nginx -e stderr -c FILE."""
+    from server.launch import PROXY, proxy_config  # noqa: PLC0415 (Flower takes a second to import)
+
+    try:
+        typer.echo(proxy_config(PROXY, home, listen=listen, upstream=f"127.0.0.1:{port}", run=run))
+    except PrivShareError as error:
+        _fail(error)
+
+
+def _line_of(step: dict[str, object]) -> str:
+    """A step as people read it."""
+    notes = {name: step[name] for name in ("stage", "round", "loss", "sites", "budget_used") if name in step}
+    shown = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in notes.items())
+    return "  ".join([f"{step['step']:<14}", *shown])
+
+
+@app.command()
+def renew(*, home: _Home) -> None:
+    """Issue the coordinator's own certificate anew, for the same key and names; sites notice nothing."""
+    try:
+        certificate = renew_server(home, now=_now())
+    except PrivShareError as error:
+        _fail(error)
+    typer.echo(f"{home / 'server.crt'}: in force until {certificate.not_valid_after_utc.date()}; restart and reload")
+
+
+def _roster_as_dict(roster: Roster, days: dict[str, int]) -> dict[str, object]:
+    return {
+        "federation": roster.federation,
+        "number": roster.number,
+        "server_days": days["(server)"],
+        "members": {
+            name: {
+                "status": member.status,
+                "key": member.identity,
+                "certificate": member.fingerprint,
+                "days": days.get(name),
+            }
+            for name, member in sorted(roster.members.items())
+        },
+    }
+
+
+def _is_new(roster: Roster, enrolment: Enrolment) -> str:
+    before = roster.members[enrolment.site].identity
+    if before is None:
+        return ""
+    return " (a rotation: the identity is unchanged)" if before == enrolment.identity else " (ANOTHER IDENTITY)"
+
+
+def _how_long(days: int) -> str:
+    return f"has {days} days left" if days >= 0 else "has expired"
+
+
+def _say_what_to_send(home: Path, roster: Roster) -> None:
+    typer.echo(f"admission {roster.number}: reload the proxy, which reads {home / 'crl.pem'}; then send")
+    for name in roster.admitted:
+        typer.echo(f"  {home / 'admissions' / name}.json to {name}")
+
+
+def _show(facts: dict[str, str], *, title: str) -> None:
+    table = Table(title=escape(title), show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # a fingerprint is read whole or not at all
+    for name, value in facts.items():
+        table.add_row(escape(name), escape(value))
+    Console().print(table)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _say_aside(line: str) -> None:
+    _err.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _plan(study: Study, sites: int) -> dict[str, str | int | float]:

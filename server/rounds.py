@@ -51,9 +51,9 @@ from common.wire.packing import (
     shape_of,
     unpack,
 )
-from server.aggregation import add_up
+from server.aggregation import REACH, add_up, check_generator, check_release
 from server.checkpoints import Checkpoint, load_latest, save_checkpoint, write_file
-from server.exchange import Exchange, Roster, call_roll
+from server.exchange import Answers, Credentials, Exchange, Roster, call_roll
 from server.noise_controller import NoisePlan, NoiseState, Quality, decide
 from server.quality import frechet_distance
 from server.survey import Part, Survey, plan_survey, worst_fitted
@@ -117,6 +117,7 @@ class Stage:
 class RunState:
     """Everything that a run has so far; what a checkpoint holds.
 
+    units: of each site, as its noised one-way tables say; what a site weighs that a later release is without.
     losses: of each measured critic after the last round, in noise variances a cell; none right after a measurement.
     """
 
@@ -124,6 +125,7 @@ class RunState:
     seed: int
     study: str
     accounts: dict[str, SiteAccount] = field(default_factory=dict)
+    units: dict[str, float] = field(default_factory=dict)
     releases: dict[str, Release] = field(default_factory=dict)
     generator: dict[str, np.ndarray] = field(default_factory=dict)
     averaged: dict[str, np.ndarray] = field(default_factory=dict)
@@ -171,7 +173,7 @@ class Coordinator:
         folder: Path,
         run: str,
         seed: int,
-        sites: int,
+        credentials: Credentials,
         device: torch.device,
         on_step: Callable[[dict[str, Any]], None],
     ) -> None:
@@ -182,7 +184,7 @@ class Coordinator:
             folder: of the run; checkpoints and rounds.jsonl go there.
             run: names the run for ever.
             seed: of models and latents, not of privacy noise.
-            sites: how many must answer.
+            credentials: with the members of the federation: all must answer, or the study's quorum.
             device: where to refine the generator.
             on_step: is told of every step that ended, with what rounds.jsonl gets.
 
@@ -191,7 +193,8 @@ class Coordinator:
         """
         self._study = study
         self._folder = folder
-        self._sites = sites
+        self._credentials = credentials
+        self._quorum = min(study.rounds.quorum or len(credentials.sites), len(credentials.sites))
         self._device = device
         self._on_step = on_step
         self._grids, self._channels = make_grids(study.measured), make_grids(study.channels)
@@ -215,15 +218,30 @@ class Coordinator:
 
     def run(self, exchange: Exchange) -> Trained:
         """The whole run, from wherever it stands."""
-        roster, replies = call_roll(exchange, self._request("describe", "describe"), expected=self._sites)
-        if self._state.accounts and set(self._state.accounts) != set(roster.names):
-            raise CheckpointError("sites: the run began with other sites")
-        self._take_note(replies)
+        roster = self._call_roll(exchange)
         self._pass_on(roster)
         bins = self._measure_one_way(roster)
+        roster = roster.only(self._state.accounts)
         trained = self._learn(roster, bins)
         self._close(roster)
         return trained
+
+    def _call_roll(self, exchange: Exchange) -> Roster:
+        """The sites of the run that are there: of a new one those that answer well, of an old one its own.
+
+        Raises:
+            PrivShareError: too few.
+            CheckpointError: there are others than the run began with.
+        """
+        state = self._state
+        began = set(state.accounts) if state.releases else set()
+        roster, answers = call_roll(exchange, self._request("describe", "describe"), self._credentials)
+        replies = self._noted("describe", answers).of_at_least(self._quorum)
+        members = began or set(replies)
+        if len(members & set(replies)) < self._quorum:
+            raise CheckpointError("sites: the run began with other sites")
+        state.accounts = {site: account for site, account in state.accounts.items() if site in members}
+        return roster.only(members)
 
     def _measure_one_way(self, roster: Roster) -> Bins:
         cells = histogram_layout(self._grids, self._classes, self._channels).n_cells
@@ -274,6 +292,11 @@ class Coordinator:
     def _is_local(self) -> bool:
         """Whether the discriminators stay at the sites, and only generators meet here."""
         return self._study.discriminators.scope == "local"
+
+    @property
+    def _is_strict(self) -> bool:
+        """Whether every member must answer everything."""
+        return self._quorum == len(self._credentials.sites)
 
     def _measure_stage(
         self, roster: Roster, bins: Bins, survey: Survey, learner: "_Learner", stage: int
@@ -406,7 +429,7 @@ class Coordinator:
             0 if is_fitted else rounds.refine_steps,
             *self._rates[number],
             model.batch,
-            self._seed(number, min(rounds.trainers, self._sites)),
+            self._seed(number, min(rounds.trainers, len(self._credentials.sites))),
         )
         learner.train(stretch)
         if not rounds.refine_steps:
@@ -454,13 +477,14 @@ class Coordinator:
             seed = self._seed(number, position)
             own = {**options, "learning_rates": rates, "seed": seed}
             requests[site] = self._request("train", f"train-{number + 1}", own, arrays)
-        replies = roster.ask(requests)
-        try:
+        sent = parameters_of(learner.generator)
+        reach = REACH * options["steps"] * max(rates)
+        answers = self._ask(roster, requests, lambda site, reply: check_generator(site, reply, sent=sent, reach=reach))
+        replies = answers.whole() if self._is_strict else answers.replies
+        if replies:
             load_parameters(
                 learner.generator, average([unpack(GENERATOR, replies[site].arrays) for site in sorted(replies)])
             )
-        except (ValueError, KeyError):
-            raise ProtocolError("sites: a generator that came back does not fit the study") from None
 
     def _validate(
         self, roster: Roster, bins: Bins, targets: Targets, generator: Generator, stage: int
@@ -509,12 +533,14 @@ class Coordinator:
         kept = self._is_local and kind in KEPT
         if name not in state.releases:
             requests = {site: self._request(kind, name, options, arrays) for site in roster.names}
-            replies = self._ask_confirmed(roster, requests)
-            state.releases[name] = add_up(replies, cells=cells, kept=kept)
+            answers = self._ask_confirmed(
+                roster, requests, lambda site, reply: check_release(site, reply, cells=cells, kept=kept)
+            )
+            replies = answers.of_at_least(self._quorum)
+            state.releases[name] = self._weighed(kind, add_up(replies, cells=cells, kept=kept), replies)
             for site, event in state.releases[name].events.items():
                 spent = state.spent.setdefault(site, {"train": 0.0, "holdout": 0.0})
                 spent[event.account] += self._study.accountant.spend(event) / state.accounts[site].bound
-            self._take_note(replies)
             self._pass_on(roster)
             stddev = {site: event.noise_stddev / event.scale for site, event in state.releases[name].events.items()}
             self._record({"step": name, "cells": cells, "noise_stddev": stddev})
@@ -523,43 +549,84 @@ class Coordinator:
             raise CheckpointError("the checkpoint's release does not fit the study")
         return release
 
-    def _ask_confirmed(self, roster: Roster, requests: dict[str, Request]) -> dict[str, Reply]:
-        """Ask for releases; sites that started anew since the roll call are confirmed by the others first."""
-        try:
-            return roster.ask(requests)
-        except PolicyError as refused:
-            if refused.code != ExitCode.UNCONFIRMED:
-                raise
-        self._take_note(roster.ask(dict.fromkeys(roster.names, self._request("describe", "describe"))))
-        self._pass_on(roster)
-        return roster.ask(requests)
+    def _weighed(self, kind: str, release: Release, replies: Mapping[str, Reply]) -> Release:
+        """A release as it stands for all sites of the run: those that it lacks are taken to be like the others.
 
-    def _take_note(self, replies: Mapping[str, Reply]) -> None:
-        """Keep what sites say of themselves: at the roll call all of it, later the newest heads of their ledgers.
+        The first one fixes who is in the run, and what each weighs.
+        """
+        state = self._state
+        if kind == "one_way":
+            layout = histogram_layout(self._grids, self._classes, self._channels)
+            smallest = int(np.argmin([np.prod(shape) for shape in layout.shapes]))
+            for site, reply in replies.items():
+                counted = list(layout.split(reply.arrays["counts"]))[smallest].sum() / release.events[site].scale
+                state.units[site] = max(1.0, float(counted))
+            state.accounts = {site: account for site, account in state.accounts.items() if site in replies}
+        factor = sum(state.units.values()) / sum(state.units[site] for site in replies)
+        return (
+            release
+            if factor == 1
+            else replace(release, counts=release.counts * factor, variance=release.variance * factor**2)
+        )
+
+    def _ask_confirmed(
+        self, roster: Roster, requests: dict[str, Request], check: Callable[[str, Reply], object]
+    ) -> Answers:
+        """Ask for releases; sites that started anew since the roll call are confirmed by the others first."""
+        answers = self._ask(roster, requests, check)
+        again = {site: requests[site] for site, fault in answers.failures.items() if fault.code == ExitCode.UNCONFIRMED}
+        if not again:
+            return answers
+        self._ask(roster, dict.fromkeys(roster.names, self._request("describe", "describe")))
+        self._pass_on(roster)
+        later = self._ask(roster, again, check)
+        failures = {site: fault for site, fault in answers.failures.items() if site not in again}
+        return Answers(
+            dict(sorted((answers.replies | later.replies).items())), dict(sorted((failures | later.failures).items()))
+        )
+
+    def _ask(
+        self, roster: Roster, requests: Mapping[str, Request], check: Callable[[str, Reply], object] | None = None
+    ) -> Answers:
+        """Ask sites, and keep what they say of themselves; what does not pass is on record, with its code."""
+        answers = roster.ask(requests)
+        if check is not None:
+            answers = answers.checked(check)
+        return self._noted(next(iter(requests.values())).name, answers) if requests else answers
+
+    def _noted(self, request: str, answers: Answers) -> Answers:
+        """Keep what sites say of themselves; a reply that contradicts what one said before is a failure."""
+        answers = answers.checked(self._take_note)
+        codes = {site: fault.code.name for site, fault in answers.failures.items()}
+        if codes and not self._is_strict:
+            self._record({"step": "rejected", "request": request, "sites": codes})
+        return answers
+
+    def _take_note(self, site: str, reply: Reply) -> None:
+        """Keep what a site says of itself: at the roll call all of it, later the newest head of its ledger.
 
         Raises:
-            ProtocolError: a site has another key or budget than before, or its ledger went back.
+            ProtocolError: it has another key or budget than before, or its ledger went back.
         """
-        accounts = self._state.accounts
-        for site, reply in replies.items():
-            facts, known = reply.facts, accounts.get(site)
-            said = Statement.from_dict(facts.get("ledger_head"))
-            if "key" in facts:
-                self._nonces[site] = str(facts.get("nonce"))
-                account = SiteAccount(float(facts["bound"]), str(facts["key"]), said)
-                if known is not None and (known.bound, known.key) != (account.bound, account.key):
-                    raise ProtocolError(f"site {site}: has another key or budget than when the run began")
-                known = known or account
-            assert known is not None  # the roll call comes first
-            if said.site != site or not said.is_by(known.key):
-                raise ProtocolError(f"site {site}: its ledger's head is not signed by it")
-            # The reply to a request that is asked again is as old as its first one.
-            is_older = not is_newer(said, known.ledger_head) and said.sequence < known.ledger_head.sequence
-            if "key" in facts and is_older:
-                raise ProtocolError(
-                    f"site {site}: its ledger lacks entries that it had before; it was restored or copied"
-                )
-            accounts[site] = known if is_older else replace(known, ledger_head=said)
+        facts, accounts = reply.facts, self._state.accounts
+        if "ledger_head" not in facts:
+            return
+        known, said = accounts.get(site), Statement.from_dict(facts["ledger_head"])
+        if "key" in facts:
+            account = _account_of(site, reply, said)
+            if known is not None and (known.bound, known.key) != (account.bound, account.key):
+                raise ProtocolError(f"site {site}: has another key or budget than when the run began")
+            known = known or account
+        # The roll call comes first.
+        if known is None or said.site != site or not said.is_by(known.key):
+            raise ProtocolError(f"site {site}: its ledger's head is not signed by it")
+        # The reply to a request that is asked again is as old as its first one.
+        is_older = not is_newer(said, known.ledger_head) and said.sequence < known.ledger_head.sequence
+        if "key" in facts and is_older:
+            raise ProtocolError(f"site {site}: its ledger lacks entries that it had before; it was restored or copied")
+        if "key" in facts:
+            self._nonces[site] = str(facts.get("nonce"))
+        accounts[site] = known if is_older else replace(known, ledger_head=said)
 
     def _pass_on(self, roster: Roster) -> None:
         """Have every site witness the others' ledgers, and tell each what the others attest of its own."""
@@ -568,23 +635,25 @@ class Coordinator:
             site: self._request("confirm", "confirm", {"attestations": [asdict(one) for one in own]})
             for site, own in found.items()
         }
-        roster.ask(confirms)
+        self._ask(roster, confirms).of_at_least(self._quorum)
 
     def _close(self, roster: Roster) -> None:
         """The last heads of all ledgers and what the others attest of them, for the certificate."""
-        self._take_note(roster.ask(dict.fromkeys(roster.names, self._request("describe", "describe"))))
+        request = self._request("describe", "describe")
+        self._ask(roster, dict.fromkeys(roster.names, request)).of_at_least(self._quorum)
         for site, own in self._attested(roster, {}).items():
             self._state.accounts[site] = replace(self._state.accounts[site], attestations=own)
 
     def _attested(self, roster: Roster, nonces: dict[str, str]) -> dict[str, tuple[Attestation, ...]]:
         """What the others attest of each site's ledger, once they have seen its newest head."""
-        heads = [asdict(account.ledger_head) for account in self._state.accounts.values()]
+        accounts = self._state.accounts
+        heads = [asdict(account.ledger_head) for account in accounts.values()]
         request = self._request("witness", "witness", {"heads": heads, "nonces": nonces})
-        replies = roster.ask(dict.fromkeys(roster.names, request))
+        replies = self._ask(roster, dict.fromkeys(roster.names, request)).of_at_least(self._quorum)
         found = [
-            Attestation.from_dict(one) for site in roster.names for one in replies[site].facts.get("attestations", [])
+            Attestation.from_dict(one) for reply in replies.values() for one in reply.facts.get("attestations", [])
         ]
-        return {site: tuple(one for one in found if one.site == site) for site in roster.names}
+        return {site: tuple(one for one in found if one.site == site) for site in roster.names if site in accounts}
 
     def _record(self, line: dict[str, Any]) -> None:
         """Checkpoint first, then tell: what is in rounds.jsonl can be resumed from."""
@@ -695,6 +764,18 @@ class _Learner:
         return frechet_distance(self.targets, self.averaged, grids, self._survey.groups, seed=seed, device=self._device)
 
 
+def _account_of(site: str, reply: Reply, head: Statement) -> SiteAccount:
+    """What a site says of itself at the roll call.
+
+    Raises:
+        ProtocolError: not of its form.
+    """
+    try:
+        return SiteAccount(float(reply.facts["bound"]), str(reply.facts["key"]), head)
+    except (KeyError, TypeError, ValueError):
+        raise ProtocolError(f"site {site}: does not say its budget and key") from None
+
+
 def _in_turn(names: list[str], number: int, trainers: int) -> list[str]:
     """The sites that train in a round: as many as fit, one after the other round the roster."""
     size = min(trainers, len(names))
@@ -707,6 +788,7 @@ def _checkpoint_of(state: RunState) -> Checkpoint:
         "seed": state.seed,
         "study": state.study,
         "accounts": {site: account.as_dict() for site, account in state.accounts.items()},
+        "units": state.units,
         "releases": {
             kind: {
                 "variance": release.variance,
@@ -749,6 +831,7 @@ def _restore(checkpoint: Checkpoint, *, expected: RunState) -> RunState:
         seed=expected.seed,
         study=expected.study,
         accounts={site: SiteAccount.from_dict(account) for site, account in facts["accounts"].items()},
+        units=facts["units"],
         releases={
             kind: Release(
                 counts[kind],

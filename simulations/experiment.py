@@ -27,7 +27,7 @@ from common.study import Study, load_study
 from server.checkpoints import write_file, write_json
 from server.publish import draw_units, publish, rows_to_publish
 from server.rounds import Coordinator, Trained
-from simulations.federation import Engine, SiteFolder, make_site_folder, run_federation
+from simulations.federation import Engine, SiteFolder, credentials_of, make_site_folder, run_federation
 from simulations.scenarios.bank import MOST_BANKS, simulate_accounts, simulate_transactions
 from simulations.scenarios.icu import MOST_HOSPITALS, simulate_stays
 from simulations.splits import Units, set_aside, split, units_of
@@ -319,7 +319,7 @@ def _conduct(run: Run, sites: list[SiteFolder], engine: Engine, device: torch.de
         folder=run.folder,
         run=run.name,
         seed=run.options.seed,
-        sites=run.options.sites,
+        credentials=credentials_of([site.name for site in sites], seed=run.options.seed),
         device=device,
         on_step=on_step,
     )

@@ -28,18 +28,21 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import make_client_app
+from client.door import Door
 from client.policy import POLICY_SCHEMA, sign_policy
-from client.site import Site, open_site
+from client.site import open_site
 from common.errors import OutputError
 from common.files import write_private
 from common.privacy.noise import SeededNoise
 from common.privacy.signatures import SigningKey
 from common.study import Study
 from server.app import make_server_app
-from server.exchange import Exchange
+from server.exchange import Credentials, Exchange
 
 _FIRST_NODE = 1000
 _RUN_ID = 1
+_COORDINATOR = "(coordinator)"
+"""No site can have this name."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Engine:
     kind: str
     device: str
     threads: int
-    noise_seed: bytes | None = None
+    noise_seed: int | None = None
 
 
 def make_site_folder(
@@ -106,6 +109,7 @@ def make_site_folder(
         "max_delta": study.privacy.delta,
         "total_epsilon": study.privacy.epsilon,
         "total_delta": study.privacy.delta,
+        "coordinator": _identity_of(_COORDINATOR, seed).public,
         "peers": {peer: _identity_of(peer, seed).public for peer in peers},
         "witnesses": witnesses,
     }
@@ -123,6 +127,11 @@ def make_site_folder(
     except OSError as error:
         raise OutputError(f"{state}: cannot be written ({error.strerror})") from None
     return SiteFolder(name, folder / "site.yaml")
+
+
+def credentials_of(names: Collection[str], *, seed: int) -> Credentials:
+    """Of the coordinator of simulated sites; its key follows from the seed like theirs."""
+    return Credentials(_identity_of(_COORDINATOR, seed), {name: _identity_of(name, seed).public for name in names})
 
 
 def _identity_of(name: str, seed: int) -> SigningKey:
@@ -159,12 +168,10 @@ def run_federation(sites: list[SiteFolder], conduct: Callable[[Exchange], None],
         raise faults[0]
 
 
-def _open(folder: SiteFolder, engine: Engine) -> Site:
+def _open(folder: SiteFolder, engine: Engine) -> Door:
     torch.set_num_threads(engine.threads)
-    noise = None
-    if engine.noise_seed is not None:
-        noise = SeededNoise(hashlib.blake2b(folder.name.encode(), key=engine.noise_seed, digest_size=32).digest())
-    return open_site(folder.settings, noise=noise, device=engine.device)
+    noise = None if engine.noise_seed is None else SeededNoise.of_site(folder.name, engine.noise_seed)
+    return Door(open_site(folder.settings, noise=noise, device=engine.device))
 
 
 def _run_in_process(server_app: ServerApp, sites: list[SiteFolder], engine: Engine) -> None:
@@ -183,13 +190,13 @@ def _run_on_ray(server_app: ServerApp, sites: list[SiteFolder], engine: Engine) 
 
     run_simulation(
         server_app=server_app,
-        client_app=make_client_app(functools.partial(_site_of_actor, sites, engine)),
+        client_app=make_client_app(functools.partial(_door_of_actor, sites, engine)),
         num_supernodes=len(sites),
         backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
     )
 
 
-def _site_of_actor(sites: list[SiteFolder], engine: Engine, context: Context) -> Site:
+def _door_of_actor(sites: list[SiteFolder], engine: Engine, context: Context) -> Door:
     """The site of a node, opened anew for each message: an actor serves many, and the disk is what they share."""
     return _open(sites[int(context.node_config["partition-id"])], engine)
 

@@ -182,8 +182,7 @@ def _device(name: str) -> torch.device:
 
 
 def _engine(kind: EngineKind, device: torch.device, threads: int, options: Options) -> Engine:
-    seed = options.test_noise_seed
-    return Engine(kind.value, str(device), threads, None if seed is None else seed.to_bytes(16, "big"))
+    return Engine(kind.value, str(device), threads, options.test_noise_seed)
 
 
 class _Progress:

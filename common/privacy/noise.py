@@ -12,7 +12,7 @@ remains is the chance of a tie that 256 more bits of the string do not break, be
 import secrets
 from fractions import Fraction
 from hashlib import blake2b
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import mpmath
 import numpy as np
@@ -75,6 +75,11 @@ class SeededNoise:
 
     def __init__(self, seed: bytes) -> None:
         self._seed = seed
+
+    @classmethod
+    def of_site(cls, site: str, seed: int) -> Self:
+        """Of one site of a federation whose seed is known."""
+        return cls(blake2b(site.encode(), key=seed.to_bytes(16, "big"), digest_size=32).digest())
 
     def draw(self, size: int, *, noise_stddev: float, context: str) -> np.ndarray:
         """Like `GaussianNoise.draw`, the key derived from the seed and the context."""

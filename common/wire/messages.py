@@ -20,8 +20,6 @@ MAX_BODY = 256 * 1024 * 1024
 KINDS = ("describe", "witness", "confirm", "one_way", "tables", "embedding", "critic", "train", "monitor", "verdict")
 KEPT = ("tables", "embedding")
 """Kinds whose releases stay at the site where the study's discriminators are local."""
-RECORD = "privshare"
-"""What a transport that names its parts calls the one that holds the body."""
 _HEADER = "privshare"
 
 

@@ -44,6 +44,7 @@ KEY = bytes(range(32))
 """Of the choices about units."""
 IDENTITY = SigningKey.from_seed(bytes(range(32, 64)))
 """Of the site north."""
+COORDINATOR = SigningKey.from_seed(b"coordinator".ljust(32, b"."))
 PEERS = {name: SigningKey.from_seed(name.encode().ljust(32, b".")) for name in ("east", "west")}
 TODAY = date(2030, 5, 17)
 # What spends; the last two on held-out units.
@@ -339,6 +340,7 @@ def write_policy(home: Home, identity: SigningKey = IDENTITY, **changes: Any) ->
         "max_delta": 0.001,
         "total_epsilon": 10,
         "total_delta": 0.001,
+        "coordinator": COORDINATOR.public,
     }
     write_yaml(home.folder / "policy.yaml", {**allowed, **changes})
     sign_policy(home.folder / "policy.yaml", identity)

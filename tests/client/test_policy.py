@@ -140,6 +140,8 @@ def test_a_policy_is_checked_before_it_is_read(home: Home) -> None:
         {"asset": ""},
         {"approved": "abc"},
         {"approved": "AB" * 32},
+        {"coordinator": None},
+        {"coordinator": "0" * 63},
         {"max_epsilon": 0},
         {"max_epsilon": -1},
         {"max_epsilon": float("inf")},
@@ -178,7 +180,13 @@ def test_a_policy_out_of_form_is_refused_by_the_name_of_the_field(tmp_path: Path
         read_policy(home.folder / "policy.yaml")
 
 
-@pytest.mark.parametrize("name", ["schema", "site", "asset", "approved", "max_epsilon", "max_delta", "total_epsilon"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("schema", "site", "asset", "approved", "coordinator"),
+        *("max_epsilon", "max_delta", "total_epsilon"),
+    ],
+)
 def test_a_policy_states_what_it_allows_and_leaves_nothing_to_defaults(home: Home, name: str) -> None:
     path = home.folder / "policy.yaml"
     write_yaml(path, {key: value for key, value in yaml.safe_load(path.read_text()).items() if key != name})
@@ -511,6 +519,7 @@ def test_a_site_whose_ledger_was_put_back_spends_nothing_once_a_peer_has_seen_mo
     reply = Reply.decode(site.handle(home.ask("one_way").encode()))
     seen = attested(reply.facts, nonce="")
     home.ledger.write_bytes(old)
+    shutil.rmtree(home.folder / "state" / "replies")  # with its reply there, the site would not open
     site = home.open(forbidden())
     asked = home.ask("confirm", options={"attestations": seen[:1]})
     assert refused(site.handle(asked.encode())) == "LEDGER_INVALID"

@@ -230,6 +230,7 @@ def make_site(folder: Path) -> None:
         "max_delta": 0.001,
         "total_epsilon": 10,
         "total_delta": 0.001,
+        "coordinator": "00" * 32,
         "peers": {"east": PEER_KEY.public},
     }
     (folder / "policy.yaml").write_text(yaml.safe_dump(policy))

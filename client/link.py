@@ -1,0 +1,324 @@
+"""A site's link to a Flower SuperLink: the only file of a site that speaks Flower's protocol.
+
+It pulls messages and pushes replies, and that is all: no app bundle is fetched, no run configuration is read, no task
+is started. What came is bytes, and stays bytes until the site's door has seen a signature on it.
+It uses parts of Flower that are not a public interface, so it refuses to start with a release that it was not tested
+with.
+"""
+
+import random
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Self, TypeVar
+
+import httpx
+from flwr.app import Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+    PushObjectRequest,
+)
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from google.protobuf.message import DecodeError
+
+from client.keys import transport_key
+from client.policy import SiteSettings
+from common.errors import ExitCode, ProtocolError, UnreachableError
+from common.wire.messages import MAX_BODY
+from common.wire.parcels import pack_body, unpack_body
+
+TESTED: tuple[str, ...] = ("1.41",)
+"""Releases of Flower that tests ran this file with."""
+HEARTBEAT = 30.0
+"""Seconds that the coordinator waits, twice, before it takes a silent site for gone."""
+_CALL_TIMEOUT = 30.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 20.0
+_MOST_OBJECTS = 2 * MAX_BODY // (5 * 1024 * 1024)
+_BUSY = frozenset({408, 429, 502, 503, 504})
+_REFUSED = frozenset({400, 401, 404, 409})
+_NOT_RUNNING = 403
+_Asked = TypeVar("_Asked")
+_Found = TypeVar("_Found")
+
+
+class BusyError(UnreachableError):
+    """The network or the server fails for now; the same call may go through later."""
+
+
+class RunOverError(ProtocolError):
+    """The run that a message belongs to has ended; nobody waits for an answer."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A message that came: its body, and what its reply needs."""
+
+    body: bytes
+    message: Message
+
+
+class Link:
+    """One connection to a coordinator, and the heartbeat that keeps it.
+
+    Guarantees: TLS 1.3, to a server whose certificate the federation's authority made; nothing that came is executed.
+    """
+
+    def __init__(self, settings: SiteSettings, *, is_stopping: threading.Event) -> None:
+        """Read keys and certificates; connects to nothing.
+
+        Args:
+            settings: say where the coordinator is, and where the site's keys and certificate are.
+            is_stopping: ends every wait.
+
+        Raises:
+            UnreachableError: this release of Flower was not tested, or a certificate cannot be used.
+            PolicyError: a key cannot be used.
+        """
+        check_flower(version("flwr"))
+        private = transport_key(settings.state)
+        self._public = public_key_to_bytes(private.public_key())
+        self._client = FleetHttpClient(
+            f"https://{settings.superlink}",
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                NodeAuthHttpInterceptor(private, private.public_key()),
+            ],
+            verify=_tls(settings),
+            timeout=_CALL_TIMEOUT,
+        )
+        self._is_stopping = is_stopping
+        self._is_lost = threading.Event()
+        self._node: Node | None = None
+        self._heart: threading.Thread | None = None
+
+    def open(self) -> Self:
+        """Show who this is, once, and begin the heartbeat.
+
+        Raises:
+            UnreachableError: nobody answers, or (code NOT_ADMITTED) the coordinator does not let this site in; it does
+                not for a minute after a crash.
+        """
+        request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT)
+        self._node = Node(node_id=_once(self._client.ActivateNode, request).node_id)
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heart.start()
+        return self
+
+    def close(self) -> None:
+        """Say goodbye, if anybody listens, and end the heartbeat."""
+        self._is_lost.set()
+        if self._heart is not None:
+            self._heart.join()
+        if self._node is not None:
+            with suppress(httpx.HTTPError, RuntimeError, ValueError):  # it notices by itself
+                self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+        self._client.close()
+
+    def pull(self) -> Parcel | None:
+        """The next message, or None where there is none.
+
+        Raises:
+            UnreachableError: the connection is lost.
+            ProtocolError: what came is no message for a site.
+        """
+        if self._is_lost.is_set():
+            raise UnreachableError("superlink: the connection is lost")
+        response = self._call(self._client.PullMessages, PullMessagesRequest(node=self._node))
+        if not response.messages_list:
+            return None
+        head = message_from_proto(response.messages_list[0])
+        return self._inflate(head.metadata.run_id, head.metadata.message_id, response.message_object_trees[0])
+
+    def push(self, parcel: Parcel, body: bytes) -> None:
+        """Send the reply to a message.
+
+        Raises:
+            UnreachableError: the connection is lost.
+            RunOverError: nobody waits for it.
+        """
+        reply = Message(pack_body(body), reply_to=parcel.message)
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        with no_object_id_recompute():
+            tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
+            contents = {identity: thing.deflate() for identity, thing in objects.items()}
+        asked = PushMessagesRequest(
+            node=self._node,
+            messages_list=[message_to_proto(remove_content_from_message(reply))],
+            message_object_trees=[tree],
+            clientapp_runtime_list=[0.0],
+        )
+        response = self._call(self._client.PushMessages, asked)
+        for identity in response.objects_to_push:
+            self._call(
+                self._client.PushObject,
+                PushObjectRequest(
+                    node=self._node,
+                    run_id=parcel.message.metadata.run_id,
+                    object_id=identity,
+                    object_content=contents[identity],
+                    session_id=response.session_id,
+                ),
+            )
+
+    def _inflate(self, run: int, identity: str, tree: ObjectTree) -> Parcel:
+        names = [one.object_id for one in iterate_object_tree(tree)]
+        if len(names) > _MOST_OBJECTS:
+            raise ProtocolError("message: larger than the limit")
+        contents = {name: self._pull_object(run, name) for name in names}
+        self._call(
+            self._client.ConfirmMessageReceived,
+            ConfirmMessageReceivedRequest(node=self._node, run_id=run, message_object_id=identity),
+        )
+        try:
+            message = inflate_object_from_contents(identity, contents)
+        except (DecodeError, ValueError, KeyError, TypeError):
+            raise ProtocolError("message: not one of Flower") from None
+        if not isinstance(message, Message):
+            raise ProtocolError("message: not one of Flower")
+        message.metadata.__dict__["_message_id"] = identity
+        return Parcel(unpack_body(message.content) if message.has_content() else b"", message)
+
+    def _pull_object(self, run: int, name: str) -> bytes:
+        request = PullObjectRequest(node=self._node, run_id=run, object_id=name)
+        for pause in pauses():
+            response = self._call(self._client.PullObject, request)
+            if not response.object_found:
+                break
+            if response.object_available:
+                return bytes(response.object_content)
+            if self._is_stopping.wait(pause):
+                break
+        raise ProtocolError("message: a part of it is not there")
+
+    def _call(self, method: Callable[[_Asked], _Found], request: _Asked) -> _Found:
+        """A call, repeated while the network or the server is busy, until the coordinator must have given up.
+
+        Raises:
+            UnreachableError, RunOverError
+        """
+        patience = time.monotonic() + 2 * HEARTBEAT
+        for pause in pauses():
+            try:
+                return _once(method, request)
+            except BusyError:
+                if time.monotonic() > patience or self._is_stopping.wait(pause):
+                    raise
+        raise AssertionError  # pauses never end
+
+    def _beat(self) -> None:
+        """Until the link is closed, or the coordinator does not know this site any more."""
+        request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT)
+        while not self._is_lost.wait(HEARTBEAT * random.uniform(0.2, 0.4)):  # noqa: S311 (spreads load)
+            try:
+                if _once(self._client.SendNodeHeartbeat, request).success:
+                    continue
+            except BusyError:
+                continue  # pulling notices
+            except (UnreachableError, RunOverError):
+                pass
+            self._is_lost.set()
+
+
+def check_flower(found: str) -> None:
+    """Refuse a release of Flower that nobody tried.
+
+    Raises:
+        UnreachableError: with the code FLOWER_UNTESTED.
+    """
+    if ".".join(found.split(".")[:2]) not in TESTED:
+        raise UnreachableError(
+            f"flwr {found}: not tested with this release of privshare; install {' or '.join(TESTED)}",
+            ExitCode.FLOWER_UNTESTED,
+        )
+
+
+def _once(method: Callable[[_Asked], _Found], request: _Asked) -> _Found:
+    """One call; what it raises has no text from the other side.
+
+    Raises:
+        BusyError: nobody answers now.
+        UnreachableError: a wrong answer, or (code NOT_ADMITTED) this site is not let in.
+        RunOverError: the run is over.
+    """
+    try:
+        return method(request)
+    except httpx.HTTPStatusError as error:
+        status = error.response.status_code
+        if status == _NOT_RUNNING:
+            raise RunOverError("run: is over") from None
+        if status in _BUSY:
+            raise BusyError(f"superlink: answers with status {status}") from None
+        if status not in _REFUSED:
+            raise UnreachableError(f"superlink: answers with status {status}") from None
+        raise UnreachableError(
+            f"superlink: does not let this site in (status {status}); it may not be admitted, be here already, have "
+            "crashed within the last minute, or its clock be wrong",
+            ExitCode.NOT_ADMITTED,
+        ) from None
+    except httpx.ConnectError as error:
+        raise BusyError(f"superlink: cannot be reached ({_why(error)})") from None
+    except (httpx.TransportError, ssl.SSLError, OSError) as error:
+        raise BusyError(f"superlink: cannot be reached ({type(error).__name__})") from None
+    except (ValueError, RuntimeError, DecodeError):
+        raise UnreachableError("superlink: an answer that is none") from None
+
+
+def _why(error: httpx.ConnectError) -> str:
+    """The reason of a failed connection: TLS says why it refused a server."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return cause.verify_message
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS: {cause.reason}"
+        cause = cause.__cause__ or cause.__context__
+    return "no connection"
+
+
+def pauses() -> Iterator[float]:
+    """Seconds between tries, twice as long each time, with a quarter of chance."""
+    pause = _FIRST_PAUSE
+    while True:
+        yield pause * random.uniform(0.75, 1.25)  # noqa: S311 (spreads load)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _tls(settings: SiteSettings) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    certificate, key = settings.state / "tls.crt", settings.state / "tls.key"
+    try:
+        context.load_verify_locations(cafile=settings.ca)
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError):
+        raise UnreachableError(
+            f"{settings.ca}, {certificate}: not there, not certificates, or not of the site's key",
+            ExitCode.NOT_ADMITTED,
+        ) from None
+    return context

@@ -1,0 +1,147 @@
+"""A run of a live federation: a folder that says what to do, a program that does it, and what came of it.
+
+`privshare start` writes the folder and follows it; the program that Flower starts on the coordinator reads it. Whatever
+ends the program, the next one goes on from the folder's last checkpoint.
+"""
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import torch
+from pydantic import Field, ValidationError
+
+from common.data.schema import Number, Section, Text, Whole
+from common.errors import CheckpointError, ExitCode, OutputError, PrivShareError
+from common.study import explain, load_study
+from server.checkpoints import write_json
+from server.exchange import Credentials, Exchange
+from server.provision import coordinator_key, read_roster
+from server.publish import draw_units, publish, rows_to_publish
+from server.rounds import Coordinator
+
+START_SCHEMA: Final = "privshare.start/1"
+OUTCOME_SCHEMA: Final = "privshare.outcome/1"
+_HELD = 120.0
+"""Seconds to wait for the program before, which may not have noticed yet that it is over."""
+
+
+class Start(Section):
+    """start.json: what fixes a run; the same when it is resumed."""
+
+    schema_version: Annotated[Literal["privshare.start/1"], Field(alias="schema")]
+    # The coordinator's folder, with its keys and its members.
+    home: Path
+    # Names the run for ever.
+    run: Text
+    # Of models and latents, not of privacy noise.
+    seed: Annotated[Whole, Field(ge=0, le=2**32 - 1)]
+    device: Text
+    # Seconds to wait for sites to connect, and for their answers to one question.
+    patience: Annotated[Number, Field(gt=0)]
+    timeout: Annotated[Number, Field(gt=0)]
+
+
+class Outcome(Section):
+    """outcome.json: how a run ended; there is none while it may go on."""
+
+    schema_version: Annotated[Literal["privshare.outcome/1"], Field(alias="schema")]
+    code: Whole
+    message: Text
+
+
+def read_start(folder: Path) -> Start:
+    """What a run's folder says.
+
+    Raises:
+        CheckpointError: it is no such folder.
+    """
+    path = folder / "start.json"
+    try:
+        return Start.model_validate(json.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        why = explain(error.errors()[0], Start) if isinstance(error, ValidationError) else "is not the folder of a run"
+        raise CheckpointError(f"{path}: {why}") from None
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """How a run ended; None while it has not."""
+    try:
+        return Outcome.model_validate(json.loads((folder / "outcome.json").read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
+def credentials_of(home: Path) -> Credentials:
+    """Of a coordinator and the members that it admitted.
+
+    Raises:
+        MembershipError: its files cannot be used.
+    """
+    members = read_roster(home).admitted
+    keys = {name: member.identity for name, member in members.items() if member.identity is not None}
+    return Credentials(coordinator_key(home), keys)
+
+
+def conduct(folder: Path, exchange: Exchange, credentials: Credentials, start: Start) -> None:
+    """Run to the published table, or to the error that ends it; either is written down.
+
+    Args:
+        folder: of the run.
+        exchange: reaches the sites.
+        credentials: of the coordinator and its members.
+        start: what the folder says.
+    """
+    with _held(folder):
+        if read_outcome(folder) is not None:
+            return
+        try:
+            _conduct(folder, exchange, credentials, start)
+        except PrivShareError as error:
+            _end(folder, error.code, str(error))
+        else:
+            _end(folder, ExitCode.OK, "published")
+
+
+def _conduct(folder: Path, exchange: Exchange, credentials: Credentials, start: Start) -> None:
+    study, device = load_study(folder / "study.lock.yaml"), torch.device(start.device)
+    coordinator = Coordinator(
+        study,
+        folder=folder,
+        run=start.run,
+        seed=start.seed,
+        credentials=credentials,
+        device=device,
+        on_step=lambda _: None,  # whoever follows reads rounds.jsonl
+    )
+    trained = coordinator.run(exchange)
+    units = draw_units(trained, study, rows=rows_to_publish(trained, study), seed=start.seed, device=device)
+    publish(trained, study, units, folder)
+
+
+def _end(folder: Path, code: ExitCode, message: str) -> None:
+    write_json(folder / "outcome.json", {"schema": OUTCOME_SCHEMA, "code": int(code), "message": message})
+
+
+@contextmanager
+def _held(folder: Path, *, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """Hold a run's folder for this process.
+
+    Raises:
+        OutputError: another one holds it, and does not let go.
+    """
+    with (folder / "running").open("wb") as file:
+        deadline = clock() + _HELD
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if clock() > deadline:
+                    raise OutputError(f"{folder}: another process runs it", ExitCode.ALREADY_RUNNING) from None
+                time.sleep(0.5)
+        yield
