@@ -6,7 +6,7 @@ The commands beside it choose an experiment and show it; what happens is here, o
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -124,6 +124,40 @@ def choose(  # noqa: PLR0913 (one parameter an option of the commands)
     return Run(chosen, options, out or _default_folder(chosen), is_new=True)
 
 
+@dataclass(frozen=True)
+class Divided:
+    """A table divided over sites.
+
+    sites: CSV text of each site's tables, "table" and with windows "series", by its name.
+    shared: all units that some site has.
+    aside: the units that none has.
+    """
+
+    sites: Mapping[str, Mapping[str, str]]
+    shared: WindowedTable
+    aside: WindowedTable
+
+
+def divide(run: Run) -> Divided:
+    """Read or simulate the table of a run, set units aside, and give the others to sites.
+
+    Raises:
+        SchemaError, StudyError: the table is not as the study says, or cannot be divided so.
+    """
+    study, options = run.study, run.options
+    tables = _read(study, options)
+    whole = _parsed(tables, study)
+    _check_learnable(whole, tables.units, study)
+    aside = set_aside(tables.units, share=_TEST_SHARE, seed=options.seed)
+    records = tables.records[~aside].reset_index(drop=True)
+    positions = split(records, study, sites=options.sites, how=options.split, seed=options.seed)
+    sites = {
+        f"site_{number + 1:02d}": _tables_of(records.iloc[rows], tables.series, study)
+        for number, rows in enumerate(positions)
+    }
+    return Divided(sites, whole.take(~aside), whole.take(aside))
+
+
 def execute(run: Run, engine: Engine, device: torch.device, on_step: OnStep) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run a federation from the tables to the published folder; the evaluation and the certificate.
 
@@ -131,22 +165,17 @@ def execute(run: Run, engine: Engine, device: torch.device, on_step: OnStep) -> 
         PrivShareError: whatever stopped it.
     """
     study, options, folder = run.study, run.options, run.folder
-    tables = _read(study, options)
-    whole = _parsed(tables, study)
-    _check_learnable(whole, tables.units, study)
-    aside = set_aside(tables.units, share=_TEST_SHARE, seed=options.seed)
-    shared = tables.records[~aside].reset_index(drop=True)
-    positions = split(shared, study, sites=options.sites, how=options.split, seed=options.seed)
-    _open_folder(run)
+    divided = divide(run)
+    open_folder(run)
     with tempfile.TemporaryDirectory(prefix="privshare-") as private:
         # On Ray a site lives for one message, too short to be confirmed by others.
         witnesses = 0 if engine.kind == "flower" else None
-        sites = _site_folders(shared, tables.series, positions, run, Path(private), witnesses=witnesses)
+        sites = _site_folders(divided, run, Path(private), witnesses=witnesses)
         trained = _conduct(run, sites, engine, device, on_step)
     table = draw_units(trained, study, rows=rows_to_publish(trained, study), seed=options.seed, device=device)
     certificate = publish(trained, study, table, folder)
     on_step({"step": "evaluating", "budget_used": trained.state.budget_used})
-    evaluation = evaluate(table, whole.take(~aside), whole.take(aside), study, seed=options.seed)
+    evaluation = evaluate(table, divided.shared, divided.aside, study, seed=options.seed)
     evaluation["monitor"] = trained.state.monitor
     write_json(folder / "evaluation.json", evaluation)
     return evaluation, certificate
@@ -180,7 +209,7 @@ def digest_of(path: Path) -> str:
         return ""
 
 
-def _open_folder(run: Run) -> None:
+def open_folder(run: Run) -> None:
     """Make the folder of a new run, and write what is needed to resume it.
 
     Raises:
@@ -270,46 +299,32 @@ def _check_windows_learnable(table: WindowedTable, study: Study) -> None:
             )
 
 
-def _site_folders(
-    shared: pd.DataFrame,
-    series: pd.DataFrame | None,
-    positions: list[np.ndarray],
-    run: Run,
-    private: Path,
-    *,
-    witnesses: int | None,
-) -> list[SiteFolder]:
-    lock, layout, key = run.folder / "study.lock.yaml", run.study.table, run.study.unit.key
-    names = [f"site_{number + 1:02d}" for number in range(len(positions))]
-    folders = []
-    for number, rows in enumerate(positions):
-        # The same layout as the table came in, so that a site reads its file by the same study.
-        own = shared.iloc[rows]
-        tables = {
-            "table": own.to_csv(
-                index=False,
-                sep=layout.delimiter,
-                header=layout.header is None,
-                columns=list(layout.header or shared.columns),
-            )
-        }
-        if series is not None:
-            theirs = series[key].str.strip().isin(own[key].str.strip())
-            tables["series"] = series[theirs].to_csv(index=False, sep=layout.delimiter)
-        name = names[number]
-        folder = make_site_folder(
+def _tables_of(own: pd.DataFrame, series: pd.DataFrame | None, study: Study) -> dict[str, str]:
+    """A site's tables as text, in the layout that the whole table came in: a site reads its file by the same study."""
+    layout, key = study.table, study.unit.key
+    columns = list(layout.header or own.columns)
+    tables = {"table": own.to_csv(index=False, sep=layout.delimiter, header=layout.header is None, columns=columns)}
+    if series is not None:
+        theirs = series[key].str.strip().isin(own[key].str.strip())
+        tables["series"] = series[theirs].to_csv(index=False, sep=layout.delimiter)
+    return tables
+
+
+def _site_folders(divided: Divided, run: Run, private: Path, *, witnesses: int | None) -> list[SiteFolder]:
+    return [
+        make_site_folder(
             name,
-            lock,
+            run.folder / "study.lock.yaml",
             run.study,
             tables,
             private=private,
             kept=run.folder,
             seed=run.options.seed,
-            peers=[peer for peer in names if peer != name],
+            peers=[peer for peer in divided.sites if peer != name],
             witnesses=witnesses,
         )
-        folders.append(folder)
-    return folders
+        for name, tables in divided.sites.items()
+    ]
 
 
 def _conduct(run: Run, sites: list[SiteFolder], engine: Engine, device: torch.device, on_step: OnStep) -> Trained:

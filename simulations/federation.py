@@ -121,7 +121,7 @@ def make_site_folder(
         (folder / "site.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         (folder / "policy.yaml").write_text(yaml.safe_dump(policy, sort_keys=False), encoding="utf-8")
         sign_policy(folder / "policy.yaml", identity)
-        for file, secret in (("site.key", _secret_of(name, seed, b"units")), ("identity.pem", identity.as_pem())):
+        for file, secret in (("site.key", unit_secret_of(name, seed=seed)), ("identity.pem", identity.as_pem())):
             if not (state / file).exists():
                 write_private(state / file, secret)
     except OSError as error:
@@ -136,6 +136,11 @@ def credentials_of(names: Collection[str], *, seed: int) -> Credentials:
 
 def _identity_of(name: str, seed: int) -> SigningKey:
     return SigningKey.from_seed(_secret_of(name, seed, b"identity"))
+
+
+def unit_secret_of(name: str, *, seed: int) -> bytes:
+    """What a simulated site's choices about units are keyed by."""
+    return _secret_of(name, seed, b"units")
 
 
 def _secret_of(name: str, seed: int, purpose: bytes) -> bytes:

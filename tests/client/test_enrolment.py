@@ -583,6 +583,13 @@ def test_changed_peers_need_a_new_approval_and_a_new_certificate_does_not(joined
     assert read_policy(joined.settings("north").policy).peers == {}
 
 
+def test_a_peer_whose_name_yaml_would_read_as_a_number_keeps_it(joined: Federation) -> None:
+    members = {**joined.paper("north").members, "1e5": "1" * 64, "null": "2" * 64}
+    write_admission(joined, number=2, members=members)
+    joined.join("north")
+    assert set(read_policy(joined.settings("north").policy).peers) == {"south", "1e5", "null"}
+
+
 # --- rotation
 
 
