@@ -10,14 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from common.data.encoding import make_grids
-from common.data.histograms import histogram_layout
 from common.errors import ExitCode, OutputError, PrivShareError
-from common.study import Study, load_study
+from common.study import load_study
 from common.wire.membership import WARN_DAYS, Enrolment, fingerprints, spaced
 from server.checkpoints import write_file
 from server.drafts import draft_study
-from server.noise_controller import share_plan
 from server.provision import (
     LOCAL_PORT,
     Roster,
@@ -33,7 +30,6 @@ from server.provision import (
 from server.provision import admit as issue
 from server.provision import provision as make_home
 from server.provision import revoke as take_back
-from server.survey import planned_tables
 
 app = typer.Typer(
     add_completion=False,
@@ -80,9 +76,11 @@ def check(
     json_output: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> None:
     """Validate a study and say what noise its budget buys. Needs no data."""
+    from server.forecast import plan_of  # noqa: PLC0415 (torch, which most other commands do not need)
+
     try:
         loaded = load_study(study)
-        plan = _plan(loaded, sites)
+        plan = plan_of(loaded, sites)
     except PrivShareError as error:
         _fail(error)
     if json_output:
@@ -320,37 +318,6 @@ def _now() -> datetime:
 
 def _say_aside(line: str) -> None:
     _err.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _plan(study: Study, sites: int) -> dict[str, str | int | float]:
-    """What follows from the study alone: the same for every table."""
-    privacy, noise = study.privacy, study.noise
-    accountant = study.accountant
-    bound = accountant.bound(epsilon=privacy.epsilon, delta=privacy.delta)
-
-    def stddev(tables: int, share: float) -> float:
-        return accountant.noise_stddev(squared_sensitivity=tables, spend=share * bound, sampling=1.0)
-
-    layout = histogram_layout(make_grids(study.measured), len(study.label_values), make_grids(study.channels))
-    plan: dict[str, str | int | float] = {
-        "digest": study.digest(),
-        "guarantee": f"({privacy.epsilon:g}, {privacy.delta:g})-DP at each site",
-        "unit": f"add or remove one {study.unit.name}",
-        "accountant": ", ".join(f"{name} {value}" for name, value in accountant.as_dict().items()),
-        "columns_beside_the_label": len(study.features),
-        "channels": len(study.channels),
-        "fine_cells": layout.n_cells,
-        "noise_of_a_one_way_count_at_a_site": stddev(layout.n_tables, privacy.one_way_share),
-    }
-    # All measurements together; how it is spread over them does not change it.
-    for name, (tables, share) in planned_tables(study).items():
-        at_a_site = stddev(len(tables), (1 - privacy.one_way_share) * share)
-        plan[f"tables_of_{name}"] = len(tables)
-        plan[f"noise_of_a_count_of_{name}_at_a_site"] = at_a_site
-        plan[f"noise_of_a_count_of_{name}_summed"] = at_a_site * sites**0.5
-    shares = share_plan(noise.schedule, noise.rounds, noise.kappa, max_share=noise.max_share)
-    plan["budget_by_measurement"] = ", ".join(f"{share:.0%}" for share in shares)
-    return plan
 
 
 def _fail(error: PrivShareError) -> NoReturn:

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from scipy.linalg import block_diag
+from sklearn.linear_model import LogisticRegression
 
 from common.data.encoding import Grid
 from common.data.queries import Family
 from common.models.critics import Joins, expectations
 from common.models.generator import Generator
+from common.models.monitor import BANDS
 from common.models.targets import Targets
 
 _LATENTS = 2048
@@ -104,3 +106,19 @@ def _distance(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np
 def _root(covariance: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(covariance)
     return np.asarray((vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T)
+
+
+def fit_score(bins: np.ndarray, positive: np.ndarray, sizes: tuple[int, ...], *, seed: int) -> np.ndarray:
+    """Weights of a logistic regression on one-hot bins, (sum of sizes + BANDS - 1,): weights, then band edges.
+
+    Bands are quantiles of the score over the synthetic rows, so that a good model fills all of them.
+    """
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    design = np.zeros((len(bins), sum(sizes)), dtype=np.float32)
+    design[np.arange(len(bins))[:, None], bins + starts] = 1.0
+    weights = np.zeros(design.shape[1])
+    if 0 < positive.sum() < len(positive):
+        model = LogisticRegression(C=0.1, max_iter=200, random_state=seed).fit(design, positive)
+        weights = model.coef_[0].astype(np.float64)
+    edges = np.quantile(design @ weights, np.arange(1, BANDS) / BANDS)
+    return np.asarray(np.concatenate([weights, edges]))

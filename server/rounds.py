@@ -21,7 +21,7 @@ from common.errors import CheckpointError, ExitCode, PolicyError, ProtocolError
 from common.models.critics import MARGINALS, Adversary, Joins, expectations, make_cluster, relaxed
 from common.models.embedding import EmbeddingMeans, freeze
 from common.models.generator import Generator, GeneratorShape, draw_bins, initialise
-from common.models.monitor import fit_score, ranking_quality, score_layout
+from common.models.monitor import ranking_quality, score_layout
 from common.models.neural import (
     GRADIENT_SCALE,
     apply_gradient,
@@ -55,7 +55,7 @@ from server.aggregation import REACH, add_up, check_generator, check_release
 from server.checkpoints import Checkpoint, load_latest, save_checkpoint, write_file
 from server.exchange import Answers, Credentials, Exchange, Roster, call_roll
 from server.noise_controller import NoisePlan, NoiseState, Quality, decide
-from server.quality import frechet_distance
+from server.quality import fit_score, frechet_distance
 from server.survey import Part, Survey, plan_survey, worst_fitted
 
 _LOG = logging.getLogger(__name__)

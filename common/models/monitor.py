@@ -5,7 +5,6 @@ The coordinator fits a linear score on rows that it generated; each site counts 
 """
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from common.data.tables import TableLayout, one_way
 
@@ -17,29 +16,13 @@ def score_layout() -> TableLayout:
     return one_way([BANDS], 2)
 
 
-def fit_score(bins: np.ndarray, positive: np.ndarray, sizes: tuple[int, ...], *, seed: int) -> np.ndarray:
-    """Weights of a logistic regression on one-hot bins, (sum of sizes + BANDS - 1,): weights, then band edges.
-
-    Bands are quantiles of the score over the synthetic rows, so that a good model fills all of them.
-    """
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    design = np.zeros((len(bins), sum(sizes)), dtype=np.float32)
-    design[np.arange(len(bins))[:, None], bins + starts] = 1.0
-    weights = np.zeros(design.shape[1])
-    if 0 < positive.sum() < len(positive):
-        model = LogisticRegression(C=0.1, max_iter=200, random_state=seed).fit(design, positive)
-        weights = model.coef_[0].astype(np.float64)
-    edges = np.quantile(design @ weights, np.arange(1, BANDS) / BANDS)
-    return np.asarray(np.concatenate([weights, edges]))
-
-
 def score_cells(bins: np.ndarray, sizes: tuple[int, ...], weights: np.ndarray) -> np.ndarray:
     """Score band of each record, (records, 1) int64.
 
     Args:
         bins: (records, columns) int64.
         sizes: bins of each column.
-        weights: from `fit_score`.
+        weights: of each bin, then the edges of the bands.
     """
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     score = weights[: sum(sizes)][bins + starts].sum(axis=1)

@@ -129,7 +129,7 @@ def test_no_two_orders_are_alike() -> None:
 
 def test_a_site_that_does_not_answer_is_named() -> None:
     answers = ask_all({"1": hello("a"), "2": None, "3": hello("c")})
-    with pytest.raises(ProtocolError, match="^site b: did not answer$") as error:
+    with pytest.raises(ProtocolError, match=r"^site b: did not answer$") as error:
         answers.whole()
     assert error.value.code == ExitCode.NO_ANSWER
 
@@ -216,7 +216,7 @@ def test_a_forger_is_not_on_the_roll(how: str) -> None:
 
 
 def test_two_sites_of_one_name_are_refused() -> None:
-    with pytest.raises(ProtocolError, match="^site a: two sites have this name$") as error:
+    with pytest.raises(ProtocolError, match=r"^site a: two sites have this name$") as error:
         roll({"1": hello("a"), "2": hello("b"), "3": hello("a")})
     assert error.value.code == ExitCode.PROTOCOL
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from common.models.monitor import BANDS, fit_score, ranking_quality, score_cells, score_layout
+from common.models.monitor import BANDS, ranking_quality, score_cells, score_layout
+from server.quality import fit_score
 
 SIZES = (3, 1, 4)
 
