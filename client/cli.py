@@ -300,6 +300,7 @@ def _terms(study: Study, policy: PolicyFile) -> dict[str, str]:
         "all_studies": f"at most epsilon {policy.total_epsilon:g}, delta {policy.total_delta:g}, for ever",
         "columns": ", ".join([*study.columns, *study.channels]),
         "until": str(policy.expires or "no end"),
+        "shown": "this site's noised answers" if privacy.noise_trust == "local" else "sums over all sites, by masks",
         "confirmed_by": ", ".join(sorted(policy.peers)) or "nobody: a ledger that was restored is not noticed",
     }
 

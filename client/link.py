@@ -6,7 +6,7 @@ It uses parts of Flower that are not a public interface, so it refuses to start 
 with.
 """
 
-import random
+import hashlib
 import ssl
 import threading
 import time
@@ -113,6 +113,7 @@ class Link:
             timeout=_CALL_TIMEOUT,
         )
         self._is_stopping = is_stopping
+        self._spread = 0.75 + 0.5 * hashlib.sha256(self._public).digest()[0] / 255
         self._is_lost = threading.Event()
         self._node: Node | None = None
         self._heart: threading.Thread | None = None
@@ -206,7 +207,7 @@ class Link:
 
     def _pull_object(self, run: int, name: str) -> bytes:
         request = PullObjectRequest(node=self._node, run_id=run, object_id=name)
-        for pause in pauses():
+        for pause in pauses(self._spread):
             response = self._call(self._client.PullObject, request)
             if not response.object_found:
                 break
@@ -223,7 +224,7 @@ class Link:
             UnreachableError, RunOverError
         """
         patience = time.monotonic() + 2 * HEARTBEAT
-        for pause in pauses():
+        for pause in pauses(self._spread):
             try:
                 return _once(method, request)
             except BusyError:
@@ -234,7 +235,7 @@ class Link:
     def _beat(self) -> None:
         """Until the link is closed, or the coordinator does not know this site any more."""
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT)
-        while not self._is_lost.wait(HEARTBEAT * random.uniform(0.2, 0.4)):  # noqa: S311 (spreads load)
+        while not self._is_lost.wait(HEARTBEAT * self._spread / 3):
             try:
                 if _once(self._client.SendNodeHeartbeat, request).success:
                     continue
@@ -301,17 +302,18 @@ def _why(error: httpx.ConnectError) -> str:
     return "no connection"
 
 
-def pauses() -> Iterator[float]:
-    """Seconds between tries, twice as long each time, with a quarter of chance."""
+def pauses(spread: float = 1.0) -> Iterator[float]:
+    """Seconds between tries, twice as long each time; `spread`, near 1, keeps sites from calling all at once."""
     pause = _FIRST_PAUSE
     while True:
-        yield pause * random.uniform(0.75, 1.25)  # noqa: S311 (spreads load)
+        yield pause * spread
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _tls(settings: SiteSettings) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.hostname_checks_common_name = False  # a name is an alternative name, or none
     certificate, key = settings.state / "tls.crt", settings.state / "tls.key"
     try:
         context.load_verify_locations(cafile=settings.ca)

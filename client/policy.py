@@ -83,6 +83,8 @@ class PolicyFile(Section):
     total_delta: Annotated[Number, Field(gt=0, lt=1)]
     # No release has less noise: standard deviation over what one unit can change. Whoever asks for less gets this.
     least_noise: Annotated[Number, Field(ge=1e-3, le=1e6)] | None = None
+    # masked: no study in which the coordinator would see this site's answers, not only sums; without it, either.
+    noise_trust: Literal["masked"] | None = None
     # Columns and channels that studies may use; without it, those of the approved study.
     columns: tuple[Text, ...] | None = None
     # Public key of the coordinator: no order is answered that it did not sign.
@@ -206,6 +208,10 @@ class SitePolicy:
         used = {*study.columns, *study.channels}
         if policy.columns is not None and (more := sorted(used - set(policy.columns))):
             raise PolicyError(f"columns: the policy does not allow {', '.join(more)}")
+        if policy.noise_trust == "masked" and study.privacy.noise_trust == "local":
+            raise PolicyError("noise_trust: the policy demands masks, and the study has none")
+        if study.privacy.noise_trust != "local" and not policy.peers:
+            raise PolicyError("peers: masks need another site; expected the keys of all members of the federation")
         self._study, self._file, self._today = study, policy, today
         self._check_date()
         epsilon = min(study.privacy.epsilon, policy.max_epsilon)
@@ -240,6 +246,21 @@ class SitePolicy:
     def keeps(self, request: Request) -> bool:
         """Whether the release that a request asks for stays here, and only its event is told."""
         return self.is_local and request.kind in KEPT
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether what leaves of releases is masked. No request has a say in it."""
+        return self._study.privacy.noise_trust != "local"
+
+    def check_masks(self, request: Request) -> list[object]:
+        """What sites announced of their keys for masks, not read yet.
+
+        Raises:
+            PolicyError: the study has no masks, or as `check_list`.
+        """
+        if not self.is_masked:
+            raise PolicyError("request.kind: the study has no masks")
+        return self.check_list(request, "announcements")
 
     def check(self, request: Request) -> None:
         """Refuse a request of another study, after the last day, or under a name that cannot be written down.

@@ -1,6 +1,7 @@
 """One site: a request comes in, is checked, charged, answered and sealed. The same object in simulation and live.
 
-Order for everything that reads rows: policy -> ledger (on disk) -> noise -> sealed reply (on disk) -> answer. A request
+Order for everything that reads rows: policy -> ledger (on disk) -> noise -> mask, where the study has masks -> sealed
+reply (on disk) -> answer. A request
 that was answered before gets the same bytes again and spends nothing; one that was charged and never sealed is lost and
 is not computed a second time.
 """
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from client.keys import identity, unit_secret
+from client.masks import Masks
 from client.policy import SitePolicy, SiteSettings, load_policy, load_site_settings, policy_digest, today_utc
 from client.records import read_series_text, read_table
 from client.releases import OwnReleases
@@ -35,6 +37,7 @@ from common.privacy.witness import Attestation, Statement
 from common.study import load_study
 from common.wire.messages import Reply, Request, refusal
 from common.wire.packing import unpack_bins
+from common.wire.secure_sum import MaskAnnouncement
 
 _LOG = logging.getLogger(__name__)
 
@@ -92,6 +95,9 @@ class Site:
             peers=policy.peers,
             needed=len(policy.peers) if policy.witnesses is None else policy.witnesses,
         )
+        self._masks = Masks(
+            settings.state / "masks.json", site=settings.site, study=self.study, identity=key, peers=policy.peers
+        )
         self._noise = noise
         self._device = device
         self._replies = Replies(settings.state)
@@ -122,6 +128,7 @@ class Site:
                 "describe": self._describe,
                 "witness": self._witness,
                 "confirm": self._confirm,
+                "masks": self._agree_on_masks,
                 "one_way": self._measure_one_way,
                 "tables": self._measure_tables,
                 "embedding": self._measure_embedding,
@@ -143,7 +150,7 @@ class Site:
             return refusal(name, ExitCode.INTERNAL)
 
     def _describe(self, request: Request, digest: str) -> bytes:
-        del request, digest
+        del digest
         # A table that this site cannot use stops it at the roll call, before any site has spent.
         _ = self._vault
         facts = {
@@ -152,6 +159,8 @@ class Site:
             "nonce": self._witnesses.nonce,
             "ledger_head": asdict(self._witnesses.statement()),
         }
+        if self._policy.is_masked:
+            facts["mask"] = asdict(self._masks.announce(request.run))
         return Reply(self._settings.site, facts).encode()
 
     def _witness(self, request: Request, digest: str) -> bytes:
@@ -166,6 +175,16 @@ class Site:
         del digest
         attestations = map(Attestation.from_dict, self._policy.check_list(request, "attestations"))
         return Reply(self._settings.site, {"confirmed": self._witnesses.take(attestations)}).encode()
+
+    def _agree_on_masks(self, request: Request, digest: str) -> bytes:
+        """Take up who masks in the run, or, told of nobody, forget the key: the run is over."""
+        del digest
+        announcements = [MaskAnnouncement.from_dict(one) for one in self._policy.check_masks(request)]
+        if not announcements:
+            self._masks.close(request.run)
+            return Reply(self._settings.site).encode()
+        participants = self._masks.take(request.run, announcements)
+        return Reply(self._settings.site, {"participants": participants.digest}).encode()
 
     def _measure_one_way(self, request: Request, digest: str) -> bytes:
         spend = self._policy.spend_of(request)
@@ -241,13 +260,17 @@ class Site:
                 raise PolicyError("request: another request was answered under this name")
             return self._found(request, seal)
         self._witnesses.require()
+        mask = self._masks.of(request, digest) if self._policy.is_masked else None
         noised, event = release()
-        facts = {"event": event.as_dict(), "ledger_head": asdict(self._witnesses.statement())}
-        counts = {"counts": noised}
-        kept = self._policy.keeps(request)
-        body = Reply(self._settings.site, facts, {} if kept else counts).encode()
-        if self._policy.is_local:
-            self._releases.keep(request, Reply(self._settings.site, facts, counts))
+        facts: dict[str, object] = {"event": event.as_dict(), "ledger_head": asdict(self._witnesses.statement())}
+        if mask is not None:  # what is noised and not masked goes nowhere, not even to this site's own folder
+            facts["participants"] = mask.participants.digest
+            body = Reply(self._settings.site, facts, {"masked": mask.hide(noised)}).encode()
+        else:
+            counts = {"counts": noised}
+            body = Reply(self._settings.site, facts, {} if self._policy.keeps(request) else counts).encode()
+            if self._policy.is_local:
+                self._releases.keep(request, Reply(self._settings.site, facts, counts))
         self._ledger.seal(name, self._replies.write(request.study, name, body))
         return body
 

@@ -23,6 +23,13 @@ NOT_COVERED = (
     "The guarantee assumes that each site's own host is honest and that its ledger is complete.",
 )
 
+_MASKED = (
+    "Masks hide which site said what, if X25519, HKDF-SHA256, ChaCha20 and Ed25519 are what they are taken for.",
+    "They hide it from whoever is no site, and from sites that work together while two others are not among them.",
+    "The guarantee does not rest on masks: each site's noise is all that its claim needs.",
+    "The sum over all sites is not hidden, and neither is what one site said from all others together.",
+)
+
 
 @dataclass(frozen=True)
 class SiteRecord:
@@ -57,7 +64,7 @@ def make_certificate(
         LedgerError: the two accountants disagree, or a site spent more than its bound.
     """
     seeded = any(event.noise != "csprng" for site in sites.values() for event in site.events)
-    delta = study.privacy.delta
+    delta, masked = study.privacy.delta, study.privacy.noise_trust == "masked"
     entries = {name: _entry(sites[name], study) for name in sorted(sites)}
     worst = max(entry["epsilon"] for entry in entries.values())
     statement = (
@@ -70,14 +77,14 @@ def make_certificate(
         "run": run,
         "unit": study.unit.name,
         "relation": "add or remove one unit at one site",
-        "noise_trust": "local",
+        "noise_trust": "local, sums masked" if masked else "local",
         "guarantee": None
         if seeded
         else {"epsilon": worst, "delta": delta, "limit_epsilon": study.privacy.epsilon, "statement": statement},
         "void_because": "the noise was drawn from a seed that is known (test mode)" if seeded else None,
         "accountant": "a filter: the sum of each account's spends stays below its bound, fixed before the first",
         "sites": entries,
-        "not_covered": list(NOT_COVERED),
+        "not_covered": [*NOT_COVERED, *(_MASKED if masked else ())],
         "files": dict(files),
         "signature": None,
     }

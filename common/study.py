@@ -85,6 +85,9 @@ class Privacy(Section):
     # What spends are counted in. gdp: exact for releases over all units. rdp: Rényi DP at one order, which follows from
     # epsilon and delta; for a critic that samples units, at the price of about an eighth of all other noise.
     accountant: Literal["gdp", "rdp"] = "gdp"
+    # How sites' noised answers are added up. local: by the coordinator, which sees each. masked: under masks that
+    # cancel in the sum, so that it sees the sum alone. Either way each site draws all the noise that its claim needs.
+    noise_trust: Literal["local", "masked"] = "local"
 
 
 Weight = Annotated[Number, Field(ge=0, le=1000)]
@@ -237,6 +240,18 @@ def _check_discriminators(study: "Study") -> None:
         raise ValueError("discriminators: all are switched off")
 
 
+def _check_masks(study: "Study") -> None:
+    if study.privacy.noise_trust == "local":
+        return
+    if study.rounds.quorum is not None:
+        raise ValueError("rounds.quorum: masks cancel over all sites alone; leave it out, or privacy.noise_trust")
+    if study.discriminators.scope == "local":
+        raise ValueError(
+            "discriminators.scope: local sends generators that show what one site measured; it goes with "
+            "`privacy.noise_trust: local` alone"
+        )
+
+
 class Study(Section):
     """One study, whole. See docs/study.md for every key."""
 
@@ -278,6 +293,7 @@ class Study(Section):
             raise ValueError("unit.key: the key identifies a unit and cannot be a column of the synthetic table")
         _check_names(self)
         _check_discriminators(self)
+        _check_masks(self)
         if self.windows is not None:
             _check_windows(self.windows, self.unit, self.columns)
         return self

@@ -60,6 +60,7 @@ class SuperLink:
             UnreachableError: the certificate cannot be used.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.hostname_checks_common_name = False  # a name is an alternative name, or none
         try:
             context.load_verify_locations(cafile=ca)
         except (OSError, ssl.SSLError):

@@ -5,6 +5,7 @@ It asks; every site decides for itself. Nothing here sees a row, and no guarante
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ from common.models.warm_start import warm_start
 from common.privacy.events import GaussianEvent
 from common.privacy.witness import Attestation, Statement, is_newer
 from common.study import Study
-from common.wire.messages import KEPT, Reply, Request
+from common.wire.messages import HELD_OUT, KEPT, Reply, Request
 from common.wire.packing import (
     CRITIC,
     GENERATOR,
@@ -51,6 +52,7 @@ from common.wire.packing import (
     shape_of,
     unpack,
 )
+from common.wire.secure_sum import MaskAnnouncement, Participants
 from server.aggregation import REACH, add_up, check_generator, check_release
 from server.checkpoints import Checkpoint, load_latest, save_checkpoint, write_file
 from server.exchange import Answers, Credentials, Exchange, Roster, call_roll
@@ -83,12 +85,14 @@ class SiteAccount:
     key: its public key.
     ledger_head: its newest statement of its ledger.
     attestations: what other sites last attested of its ledger.
+    mask: what it announced of its key for masks, where the study has them.
     """
 
     bound: float
     key: str
     ledger_head: Statement
     attestations: tuple[Attestation, ...] = ()
+    mask: MaskAnnouncement | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -102,6 +106,7 @@ class SiteAccount:
             data["key"],
             Statement.from_dict(data["ledger_head"]),
             tuple(map(Attestation.from_dict, data["attestations"])),
+            _mask_of(data),
         )
 
 
@@ -144,8 +149,12 @@ class RunState:
 
     @property
     def events(self) -> dict[str, list[GaussianEvent]]:
-        """The events of each site, in the order of the releases."""
-        return {site: [release.events[site] for release in self.releases.values()] for site in sorted(self.accounts)}
+        """The events of each site, in the order of the releases that have an answer of it."""
+        releases = self.releases.values()
+        return {
+            site: [release.events[site] for release in releases if site in release.events]
+            for site in sorted(self.accounts)
+        }
 
     @property
     def budget_used(self) -> float:
@@ -211,6 +220,7 @@ class Coordinator:
             reference_auc=noise.reference_auc,
         )
         self._nonces: dict[str, str] = {}
+        self._masks: Participants | None = None
         self._state = RunState(run=run, seed=seed, study=study.digest())
         latest = load_latest(folder / "checkpoints")
         if latest is not None:
@@ -220,6 +230,7 @@ class Coordinator:
         """The whole run, from wherever it stands."""
         roster = self._call_roll(exchange)
         self._pass_on(roster)
+        self._agree_on_masks(roster)
         bins = self._measure_one_way(roster)
         roster = roster.only(self._state.accounts)
         trained = self._learn(roster, bins)
@@ -530,14 +541,24 @@ class Coordinator:
     ) -> Release:
         """A release of all sites, or the one that was made under this name before the run was interrupted."""
         state = self._state
-        kept = self._is_local and kind in KEPT
+        kept, masks = self._is_local and kind in KEPT, self._masks
+        if masks is not None:
+            options = {**options, "participants": masks.digest}
         if name not in state.releases:
             requests = {site: self._request(kind, name, options, arrays) for site in roster.names}
-            answers = self._ask_confirmed(
-                roster, requests, lambda site, reply: check_release(site, reply, cells=cells, kept=kept)
-            )
+            account = "holdout" if kind in HELD_OUT else "train"
+
+            def check(site: str, reply: Reply) -> None:
+                event = check_release(site, reply, cells=cells, kept=kept, masks=masks)
+                most = options["share"] * state.accounts[site].bound * (1 + 1e-9)
+                if event.account != account or not self._study.accountant.spend(event) <= most:
+                    raise ProtocolError(f"site {site}: spent another budget than it was asked to, or more")
+
+            answers = self._ask_confirmed(roster, requests, check)
             replies = answers.of_at_least(self._quorum)
-            state.releases[name] = self._weighed(kind, add_up(replies, cells=cells, kept=kept), replies)
+            release = add_up(replies, cells=cells, kept=kept, masks=masks)
+            # Under masks nobody is missing, and nothing tells what one of them weighs.
+            state.releases[name] = self._weighed(kind, release, replies) if masks is None else release
             for site, event in state.releases[name].events.items():
                 spent = state.spent.setdefault(site, {"train": 0.0, "holdout": 0.0})
                 spent[event.account] += self._study.accountant.spend(event) / state.accounts[site].bound
@@ -574,11 +595,15 @@ class Coordinator:
     ) -> Answers:
         """Ask for releases; sites that started anew since the roll call are confirmed by the others first."""
         answers = self._ask(roster, requests, check)
-        again = {site: requests[site] for site, fault in answers.failures.items() if fault.code == ExitCode.UNCONFIRMED}
+        anew = (ExitCode.UNCONFIRMED, ExitCode.UNMASKED)
+        again = {site: requests[site] for site, fault in answers.failures.items() if fault.code in anew}
         if not again:
             return answers
-        self._ask(roster, dict.fromkeys(roster.names, self._request("describe", "describe")))
+        described = self._ask(roster, dict.fromkeys(roster.names, self._request("describe", "describe")))
+        if self._masks is not None:
+            described.whole()
         self._pass_on(roster)
+        self._agree_on_masks(roster)
         later = self._ask(roster, again, check)
         failures = {site: fault for site, fault in answers.failures.items() if site not in again}
         return Answers(
@@ -611,9 +636,21 @@ class Coordinator:
         facts, accounts = reply.facts, self._state.accounts
         if "ledger_head" not in facts:
             return
-        known, said = accounts.get(site), Statement.from_dict(facts["ledger_head"])
+        try:
+            known, said = accounts.get(site), Statement.from_dict(facts["ledger_head"])
+        except ProtocolError as fault:
+            raise ProtocolError(f"site {site}: {fault}") from None
         if "key" in facts:
             account = _account_of(site, reply, said)
+            if account.key != self._credentials.sites[site]:  # the others would refuse to witness it
+                raise ProtocolError(f"site {site}: has another key than the federation knows")
+            if self._is_masked and account.mask is None:
+                raise ProtocolError(f"site {site}: announced no key for masks")
+            if known is not None and known.mask != account.mask:
+                raise ProtocolError(
+                    f"site {site}: has another key for masks than when the run began, and what was masked with the old "
+                    "one cannot be added up; start a new run"
+                )
             if known is not None and (known.bound, known.key) != (account.bound, account.key):
                 raise ProtocolError(f"site {site}: has another key or budget than when the run began")
             known = known or account
@@ -637,21 +674,40 @@ class Coordinator:
         }
         self._ask(roster, confirms).of_at_least(self._quorum)
 
+    @property
+    def _is_masked(self) -> bool:
+        """Whether sites mask what they release."""
+        return self._study.privacy.noise_trust != "local"
+
+    def _agree_on_masks(self, roster: Roster) -> None:
+        """Tell every site who masks in the run, and with which key."""
+        if not self._is_masked:
+            return
+        said = [account.mask for account in self._state.accounts.values() if account.mask is not None]
+        peers = self._credentials.sites
+        # What a site will refuse is better said here, where somebody reads it.
+        self._masks = Participants.verified(said, own=said[0], peers=peers)
+        announcements = [asdict(one) for one in self._masks.announcements]
+        request = self._request("masks", "masks", {"announcements": announcements})
+        self._ask(roster, dict.fromkeys(roster.names, request)).whole()
+
     def _close(self, roster: Roster) -> None:
         """The last heads of all ledgers and what the others attest of them, for the certificate."""
         request = self._request("describe", "describe")
         self._ask(roster, dict.fromkeys(roster.names, request)).of_at_least(self._quorum)
         for site, own in self._attested(roster, {}).items():
             self._state.accounts[site] = replace(self._state.accounts[site], attestations=own)
+        if self._is_masked:  # a site that does not hear of it keeps its key until the next run
+            self._ask(roster, dict.fromkeys(roster.names, self._request("masks", "masks", {"announcements": []})))
 
     def _attested(self, roster: Roster, nonces: dict[str, str]) -> dict[str, tuple[Attestation, ...]]:
         """What the others attest of each site's ledger, once they have seen its newest head."""
         accounts = self._state.accounts
         heads = [asdict(account.ledger_head) for account in accounts.values()]
         request = self._request("witness", "witness", {"heads": heads, "nonces": nonces})
-        replies = self._ask(roster, dict.fromkeys(roster.names, request)).of_at_least(self._quorum)
+        answers = self._ask(roster, dict.fromkeys(roster.names, request), _attestations_of)
         found = [
-            Attestation.from_dict(one) for reply in replies.values() for one in reply.facts.get("attestations", [])
+            one for site, reply in answers.of_at_least(self._quorum).items() for one in _attestations_of(site, reply)
         ]
         return {site: tuple(one for one in found if one.site == site) for site in roster.names if site in accounts}
 
@@ -771,9 +827,32 @@ def _account_of(site: str, reply: Reply, head: Statement) -> SiteAccount:
         ProtocolError: not of its form.
     """
     try:
-        return SiteAccount(float(reply.facts["bound"]), str(reply.facts["key"]), head)
-    except (KeyError, TypeError, ValueError):
-        raise ProtocolError(f"site {site}: does not say its budget and key") from None
+        account = SiteAccount(float(reply.facts["bound"]), str(reply.facts["key"]), head, mask=_mask_of(reply.facts))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        account = None
+    if account is None or not 0 < account.bound < math.inf:
+        raise ProtocolError(f"site {site}: does not say its budget and key")
+    return account
+
+
+def _attestations_of(site: str, reply: Reply) -> list[Attestation]:
+    """What a site attests.
+
+    Raises:
+        ProtocolError: not of its form.
+    """
+    found = reply.facts.get("attestations", [])
+    if not isinstance(found, list):
+        raise ProtocolError(f"site {site}: attestations: not of their form")
+    try:
+        return [Attestation.from_dict(one) for one in found]
+    except ProtocolError as fault:
+        raise ProtocolError(f"site {site}: {fault}") from None
+
+
+def _mask_of(data: Mapping[str, Any]) -> MaskAnnouncement | None:
+    found = data.get("mask")
+    return None if found is None else MaskAnnouncement.from_dict(found)
 
 
 def _in_turn(names: list[str], number: int, trainers: int) -> list[str]:

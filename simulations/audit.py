@@ -148,7 +148,7 @@ def audit(path: Path, plan: Plan, *, start: Start = open_site, on_step: OnStep =
         PolicyError: the site refused to answer.
     """
     given = load_study(path)
-    study = given.with_overrides(privacy={"accountant": "gdp"}, critic={"sampling": 1.0})
+    study = given.with_overrides(privacy={"accountant": "gdp", "noise_trust": "local"}, critic={"sampling": 1.0})
     kept = KEPT if study.discriminators.scope == "local" else ()
     held_out = HELD_OUT_KINDS if study.privacy.holdout > 0 else ()
     kinds = [kind for kind in (*TRAIN_KINDS, *held_out) if kind not in kept]

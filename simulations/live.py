@@ -386,23 +386,25 @@ def _compared(run: Run) -> float:
 
 
 @dataclass(frozen=True)
-class _Where:
+class Where:
+    """Where all parties run; by default on this machine as it is."""
+
     coordinator: Place = field(default_factory=Place)
     sites: Mapping[str, Place] = field(default_factory=dict)
 
 
-def _places(stack: ExitStack, run: Run, *, isolate: bool) -> _Where:
+def _places(stack: ExitStack, run: Run, *, isolate: bool) -> Where:
     names = [f"site_{number + 1:02d}" for number in range(run.options.sites)]
     if not isolate:
-        return _Where()
+        return Where()
     try:
-        return _Where(*stack.enter_context(namespaces(names)))
+        return Where(*stack.enter_context(namespaces(names)))
     except OutputError as error:
         err.print(f"no network namespaces ({error}): all parties on loopback", style="dim", markup=False)
-        return _Where()
+        return Where()
 
 
-def live_federation(run: Run, divided: Divided, where: _Where, *, noise_seed: int | None) -> LiveFederation:
+def live_federation(run: Run, divided: Divided, where: Where, *, noise_seed: int | None) -> LiveFederation:
     """The parties of a run, their tables written where they read them."""
     open_folder(run)
     files = {}
@@ -419,17 +421,20 @@ def live_federation(run: Run, divided: Divided, where: _Where, *, noise_seed: in
     )
 
 
-def _run(run: Run, where: _Where, *, seed: int | None) -> tuple[dict[str, Any], dict[str, float], LiveFederation]:
+def share_unit_secrets(run: Run, divided: Divided) -> None:
+    """Have sites hold out the same units as in a simulation: in test mode the tables are compared."""
+    for name in divided.sites:
+        path = run.folder / "sites" / name / "state" / "site.key"
+        write_private(path, unit_secret_of(name, seed=run.options.seed))
+
+
+def _run(run: Run, where: Where, *, seed: int | None) -> tuple[dict[str, Any], dict[str, float], LiveFederation]:
     divided = divide(run)
     times = {"begin": time.monotonic()}
     with live_federation(run, divided, where, noise_seed=seed) as federation:
         federation.provision()
         if seed is not None:
-            # In test mode the same units are held out as in a simulation.
-            for name in divided.sites:
-                write_private(
-                    run.folder / "sites" / name / "state" / "site.key", unit_secret_of(name, seed=run.options.seed)
-                )
+            share_unit_secrets(run, divided)
         times["provisioned"] = time.monotonic()
         federation.start()
         times["started"] = time.monotonic()

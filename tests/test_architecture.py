@@ -224,8 +224,7 @@ def noises_of(source: str) -> set[str]:
                 found.add("initialisation" if ".init." in f".{dotted(node.func)}" else "distribution")
             if called == "draw" and any(keyword.arg == "noise_stddev" for keyword in node.keywords):
                 found.add("draw")
-            if called in ("GaussianNoise", "SeededNoise"):
-                found.add(called)
+            found |= {"GaussianNoise", "SeededNoise"} & {called, *dotted(node.func).split(".")}
         if dotted(node) in ENTROPY:
             found.add("entropy")
     if any(name.split(".")[0] in {"secrets", "uuid"} or name in ENTROPY for name in imported(tree)):
@@ -245,6 +244,7 @@ def noises_of(source: str) -> set[str]:
         ("init.normal_(weights)", "initialisation"),
         ("noise.draw(9, noise_stddev=1.0, context='x')", "draw"),
         ("source = SeededNoise(b'x')", "SeededNoise"),
+        ("source = SeededNoise.of_site('north', 1)", "SeededNoise"),
         ("import secrets", "entropy"),
         ("key = os.urandom(32)", "entropy"),
         ("from common.privacy.noise import NoiseSource", "noise module"),
@@ -268,9 +268,19 @@ def test_the_scan_for_noise_sees_it(line: str, use: str) -> None:
         # The two mechanisms: of counts and of vectors.
         ("draw", {"common/privacy/mechanism.py"}),
         ("GaussianNoise", {"client/site.py", "simulations/bench/release.py"}),
-        ("SeededNoise", {"simulations/federation.py"}),
-        # The key of the noise, a site's own secret, and the nonce that its peers sign for.
-        ("entropy", {"common/privacy/noise.py", "client/keys.py", "client/witnesses.py"}),
+        ("SeededNoise", {"simulations/federation.py", "client/worker.py"}),
+        # The key of the noise, a site's own secret, the nonces that peers and sites sign for, and what lets a program
+        # in at the coordinator.
+        (
+            "entropy",
+            {
+                "common/privacy/noise.py",
+                "common/wire/envelopes.py",
+                "client/keys.py",
+                "client/witnesses.py",
+                "server/provision.py",
+            },
+        ),
         (
             "noise module",
             {
@@ -279,6 +289,7 @@ def test_the_scan_for_noise_sees_it(line: str, use: str) -> None:
                 "common/privacy/vectors.py",
                 "client/site.py",
                 "client/vault.py",
+                "client/worker.py",
                 "simulations/bench/release.py",
                 "simulations/federation.py",
             },
@@ -299,9 +310,16 @@ def files_that(uses: Callable[[str], bool]) -> set[str]:
     }
 
 
-def test_flower_and_ray_are_imported_in_the_two_apps_and_the_simulation_alone() -> None:
+def test_flower_and_ray_are_imported_where_messages_travel_alone() -> None:
     found = files_that(lambda name: name.split(".")[0] in ("flwr", "ray"))
-    assert found == {"client/app.py", "server/app.py", "simulations/federation.py"}
+    assert found == {
+        "client/app.py",
+        "client/link.py",
+        "common/wire/parcels.py",
+        "server/app.py",
+        "server/launch.py",
+        "simulations/federation.py",
+    }
 
 
 def calls_of(source: str) -> set[str]:

@@ -15,6 +15,8 @@ from typing import Any
 from common.errors import LedgerError
 
 _ACCOUNTS = ("train", "holdout")
+# In both a site's events are all the noise that its claim counts on. Where sites shared it, an event would say less.
+_TRUSTS = ("local", "local, sums masked")
 _EVENT_FIELDS = {"type", "account", "squared_sensitivity", "noise_stddev", "cells", "scale", "noise", "sampling"}
 _ORDERS = (2, 1024)
 
@@ -184,6 +186,8 @@ def _sites(certificate: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     sites = certificate.get("sites") if isinstance(certificate, Mapping) else None
     if not isinstance(sites, Mapping) or not sites or not all(isinstance(site, Mapping) for site in sites.values()):
         raise LedgerError("certificate: sites: expected one mapping a site, at least one")
+    if certificate.get("noise_trust", "local") not in _TRUSTS:
+        raise LedgerError(f"certificate: noise_trust: expected one of {', '.join(map(repr, _TRUSTS))}")
     return dict(sites)
 
 

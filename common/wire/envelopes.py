@@ -182,10 +182,12 @@ def _open(envelope: bytes, schema: str, public: str) -> tuple[dict[str, Any], by
     """Header without its schema, and body.
 
     Raises:
-        UntrustedError: not of the schema, not signed by the key, or around another body.
+        UntrustedError: not of the schema, not signed by the key, with a field of another kind, or around another body.
     """
     header, text, signature, body = _split(envelope)
     if header.pop("schema", None) != schema or not is_signed(text, signature.hex(), purpose=schema, public=public):
+        raise UntrustedError(_NOT_OURS)
+    if any(type(value) is not (int if name == "sequence" else str) for name, value in header.items()):
         raise UntrustedError(_NOT_OURS)
     if header.get("body") != hashlib.sha256(body).hexdigest():
         raise UntrustedError(_NOT_OURS)

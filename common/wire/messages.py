@@ -17,9 +17,16 @@ from common.errors import ExitCode, ProtocolError
 
 MESSAGE_SCHEMA = "privshare.message/1"
 MAX_BODY = 256 * 1024 * 1024
-KINDS = ("describe", "witness", "confirm", "one_way", "tables", "embedding", "critic", "train", "monitor", "verdict")
+MAX_COUNT = 2**50
+"""No cell of any release is larger, in a site's own whole numbers; a thousand sites' sums stay exact."""
+KINDS = (
+    *("describe", "witness", "confirm", "masks"),
+    *("one_way", "tables", "embedding", "critic", "train", "monitor", "verdict"),
+)
 KEPT = ("tables", "embedding")
 """Kinds whose releases stay at the site where the study's discriminators are local."""
+HELD_OUT = ("monitor", "verdict")
+"""Kinds that measure held-out units, on a budget of their own."""
 _HEADER = "privshare"
 
 

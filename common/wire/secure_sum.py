@@ -43,8 +43,8 @@ _ZEROS = bytes(8 * _CHUNK)
 class MaskKey:
     """A site's private key for the masks of one run.
 
-    It lives in memory alone. A site that starts anew makes and announces another one, so that a machine that was
-    restored from a backup cannot put a second vector under a mask that was used.
+    Whoever keeps it while the run lasts sees to it that no mask is used twice, also by a machine that was restored
+    from a backup; see `client.masks`.
     """
 
     def __init__(self, private: X25519PrivateKey) -> None:
@@ -55,6 +55,20 @@ class MaskKey:
     def generate(cls) -> Self:
         """A new key, from the operating system."""
         return cls(X25519PrivateKey.generate())
+
+    @classmethod
+    def from_private(cls, private: str) -> Self:
+        """The key that `private` is of.
+
+        Raises:
+            ValueError: it is of none.
+        """
+        return cls(X25519PrivateKey.from_private_bytes(bytes.fromhex(private)))
+
+    @property
+    def private(self) -> str:
+        """The private half, in hexadecimal: for the site's own disk, and nothing else."""
+        return self._private.private_bytes_raw().hex()
 
     def announce(self, site: str, *, study: str, run: str, identity: SigningKey) -> "MaskAnnouncement":
         """What the other sites must know of it, signed by the site."""

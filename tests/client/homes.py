@@ -50,7 +50,7 @@ TODAY = date(2030, 5, 17)
 # What spends; the last two on held-out units.
 MEASUREMENTS = ("one_way", "tables", "embedding", "critic", "monitor", "verdict")
 HELD_OUT = ("monitor", "verdict")
-WITHOUT_BINS = ("describe", "witness", "confirm", "one_way")
+WITHOUT_BINS = ("describe", "witness", "confirm", "masks", "one_way")
 WITH_BINS = sorted(set(KINDS) - set(WITHOUT_BINS))
 PRIVACY = {"epsilon": 1, "delta": 1e-5, "holdout": 0.3}
 STUDY: dict[str, Any] = {
@@ -187,6 +187,8 @@ class Home:
             options = {"heads": [], "nonces": {}}
         if kind == "confirm":
             options = {"attestations": []}
+        if kind == "masks":
+            options = {"announcements": []}
         if kind == "tables":
             arrays |= {"tables": np.arange(self.tables), "emphasis": np.ones(self.tables, dtype=np.int64)}
         if kind == "monitor":

@@ -74,6 +74,7 @@ def conduct(line: Line) -> None:
     """What a coordinator may ask in a run: every kind, repetitions, and what is refused for every reason."""
     home = line.home
     line.restart()
+    line.ask("masks", rule="POLICY_REFUSED")
     line.release("one_way", 0.35)
     line.ask("describe", name="describe-2")
     line.ask("tables", name="unconfirmed", rule="UNCONFIRMED")

@@ -471,7 +471,14 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "unit": {"name": "patient", "key": "pid", "max_records": 2, "surplus": "drop"},
     "label": {"column": "ward", "positive": "no"},
     "table": {"delimiter": ";", "header": ["id", "age"], "missing_markers": ["?"], "comment": "#"},
-    "privacy": {"epsilon": 2, "delta": 1e-7, "one_way_share": 0.123, "holdout": 0.123, "accountant": "gdp"},
+    "privacy": {
+        "epsilon": 2,
+        "delta": 1e-7,
+        "one_way_share": 0.123,
+        "holdout": 0.123,
+        "accountant": "gdp",
+        "noise_trust": "masked",
+    },
     "discriminators": {"statistical": 2, "temporal": 2, "semantic": 1, "neural": 1, "scope": "local"},
     "critic": {"width": 8, "steps": 9, "learning_rate": 0.0123, "sampling": 0.5, "clip_norm": 2, "strength": 2},
     "noise": {
@@ -722,3 +729,20 @@ def test_exit_codes_are_distinct_and_avoid_those_of_flower() -> None:
     values = [member.value for member in ExitCode.__members__.values()]
     assert len(set(values)) == len(values)
     assert all(value in (0, 2) or 10 <= value < 100 for value in values)
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"rounds": {"quorum": 2}}, "rounds.quorum: masks cancel over all sites alone"),
+        ({"discriminators": {"scope": "local"}}, "discriminators.scope: local sends generators"),
+    ],
+)
+def test_masks_are_not_for_a_study_in_which_they_would_not_cancel_or_hide_nothing(
+    section: dict[str, Any], says: str
+) -> None:
+    privacy = {**FULL["privacy"], "noise_trust": "masked"}
+    assert parse_study({**FULL, "privacy": privacy}, source="test").privacy.noise_trust == "masked"
+    assert parse_study({**FULL, **section}, source="test").privacy.noise_trust == "local"
+    with pytest.raises(StudyError, match=f"test: {says}"):
+        parse_study({**FULL, "privacy": privacy, **section}, source="test")

@@ -1,0 +1,215 @@
+"""Envelopes over a Flower grid: who is asked again, whose reply counts, and when it is over."""
+
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flwr.app import ArrayRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from common.wire.parcels import pack_body, unpack_body
+from server import app
+from server.app import GridExchange
+
+SUPERLINK = 1
+"""The node in whose name Flower answers for nodes that are gone."""
+
+
+@dataclass
+class Clock:
+    """Time that passes only where somebody sleeps."""
+
+    now: float = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    for part in ("task_id", "run_id", "node_id"):  # a Message asks who is speaking when it is made
+        monkeypatch.setattr(TaskIdentity, f"_{part}", 1)
+    monkeypatch.setattr(app, "time", SimpleNamespace(monotonic=found.monotonic, sleep=found.sleep))
+    return found
+
+
+@dataclass
+class Reply:
+    """Of a message, after so many seconds: a body, or None where the node failed."""
+
+    body: bytes | None
+    after: float = 0.0
+    content: RecordDict | None = None
+
+
+@dataclass
+class FakeGrid:
+    """A grid whose nodes answer as scripted: (node, number of the message to it) -> its replies."""
+
+    clock: Clock
+    script: Callable[[int, int], list[Reply]]
+    nodes: list[int] = field(default_factory=lambda: [20, 3, 100])
+    sent: list[tuple[float, int, bytes]] = field(default_factory=list)
+    due: list[tuple[float, str, Reply]] = field(default_factory=list)
+    pulled: list[list[str]] = field(default_factory=list)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return iter(self.nodes)
+
+    def push_messages(self, messages: Iterable[Any]) -> Iterable[str]:
+        for message in messages:
+            node = message.metadata.dst_node_id
+            number = sum(one == node for _, one, _ in self.sent)
+            self.sent.append((self.clock.now, node, unpack_body(message.content)))
+            identity = f"m{len(self.sent)}"
+            self.due += [(self.clock.now + reply.after, identity, reply) for reply in self.script(node, number)]
+            yield identity
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Any]:
+        wanted = list(message_ids)
+        self.pulled.append(wanted)
+        ready = [one for one in self.due if one[0] <= self.clock.now and one[1] in wanted]
+        self.due = [one for one in self.due if one not in ready]
+        return [reply_to(identity, reply) for _, identity, reply in ready]
+
+    def times(self, node: int) -> list[float]:
+        """When a node was asked, from the beginning."""
+        return [round(when - 1000, 1) for when, one, _ in self.sent if one == node]
+
+
+def reply_to(identity: str, reply: Reply) -> Any:
+    """What Flower hands out; its source never says which node it is about."""
+    content = reply.content or pack_body(reply.body or b"")
+    return SimpleNamespace(
+        metadata=SimpleNamespace(reply_to_message_id=identity, src_node_id=SUPERLINK),
+        has_error=lambda: reply.body is None,
+        content=content if reply.body is not None else None,
+    )
+
+
+def exchange(grid: FakeGrid, *, is_lasting: bool = True, timeout: float = 30.0, nodes: int = 3) -> GridExchange:
+    return GridExchange(grid, nodes=nodes, patience=10.0, timeout=timeout, is_lasting=is_lasting)  # type: ignore[arg-type]
+
+
+BODIES = {"3": b"for 3", "20": b"for 20"}
+
+
+def test_each_node_gets_its_own_envelope_and_answers_come_by_address(clock: Clock) -> None:
+    grid = FakeGrid(clock, lambda node, _: [Reply(f"of {node}".encode(), after=node / 10)])
+    assert exchange(grid).ask(BODIES) == {"3": b"of 3", "20": b"of 20"}
+    assert [(node, body) for _, node, body in grid.sent] == [(3, b"for 3"), (20, b"for 20")]
+
+
+def test_nobody_is_asked_where_there_is_nothing_to_ask(clock: Clock) -> None:
+    grid = FakeGrid(clock, lambda *_: [])
+    assert exchange(grid).ask({}) == {}
+    assert (grid.sent, clock.now) == ([], 1000.0)
+
+
+def test_replies_count_for_the_message_that_they_answer_whatever_their_source(clock: Clock) -> None:
+    # All come in the SuperLink's name, in another order than they were asked.
+    grid = FakeGrid(clock, lambda node, _: [Reply(None if node == 3 else b"well", after=1.0 if node == 20 else 2.0)])
+    assert exchange(grid, is_lasting=False).ask(BODIES) == {"20": b"well"}
+
+
+@pytest.mark.parametrize("body", [None, b""])
+def test_a_node_that_fails_is_asked_again_until_it_answers(clock: Clock, body: bytes | None) -> None:
+    grid = FakeGrid(clock, lambda node, number: [Reply(body if node == 3 and number < 3 else b"well")])
+    assert exchange(grid).ask(BODIES) == {"3": b"well", "20": b"well"}
+    assert len(grid.times(20)) == 1
+    # Not at once: a pause lies between.
+    pauses = [later - earlier for earlier, later in itertools.pairwise(grid.times(3))]
+    assert [round(pause, 1) for pause in pauses] == [2.0, 2.0, 2.0]
+    assert {sent for _, node, sent in grid.sent if node == 3} == {b"for 3"}
+
+
+@pytest.mark.parametrize("body", [None, b""])
+def test_a_node_that_fails_and_will_not_be_there_again_is_asked_once(clock: Clock, body: bytes | None) -> None:
+    grid = FakeGrid(clock, lambda node, _: [Reply(body if node == 3 else b"well")])
+    assert exchange(grid, is_lasting=False).ask(BODIES) == {"20": b"well"}
+    assert len(grid.sent) == 2
+    assert clock.now < 1001
+
+
+def test_a_reply_that_holds_no_body_of_ours_counts_as_a_failure(clock: Clock) -> None:
+    other = RecordDict({"privshare": ArrayRecord()})
+    grid = FakeGrid(clock, lambda node, number: [Reply(b"x", content=other if number == 0 else None)])
+    assert exchange(grid).ask({"3": b"for 3"}) == {"3": b"x"}
+    assert grid.times(3) == [0.0, 2.0]
+
+
+def test_a_node_that_says_nothing_is_asked_again_after_a_while(clock: Clock) -> None:
+    grid = FakeGrid(clock, lambda node, number: [Reply(b"well")] * (number == 2))
+    assert exchange(grid, timeout=1000).ask({"3": b"for 3"}) == {"3": b"well"}
+    assert [round(when / 300) for when in grid.times(3)] == [0, 1, 2]
+
+
+def test_a_silent_node_that_will_not_be_there_again_is_waited_for_and_not_asked_again(clock: Clock) -> None:
+    grid = FakeGrid(clock, lambda *_: [Reply(b"late", after=900)])
+    assert exchange(grid, timeout=1000, is_lasting=False).ask({"3": b"for 3"}) == {"3": b"late"}
+    assert grid.times(3) == [0.0]
+
+
+def test_the_answer_to_an_earlier_message_counts_and_what_comes_after_it_does_not(clock: Clock) -> None:
+    replies = [[Reply(b"first", after=301)], [Reply(b"second", after=2)]]
+    grid = FakeGrid(clock, lambda node, number: replies[number] if node == 3 else [Reply(b"of 20", after=310)] * (not number))
+    assert exchange(grid, timeout=1000).ask(BODIES) == {"3": b"first", "20": b"of 20"}
+    assert len(grid.times(3)) == 2
+    assert grid.due == []  # it came, and was passed over
+
+
+def test_an_earlier_message_s_failure_takes_no_answer_away_and_has_nobody_asked_again(clock: Clock) -> None:
+    replies = [[Reply(None, after=304)], [Reply(b"second", after=1)]]
+    grid = FakeGrid(clock, lambda node, number: replies[number] if node == 3 else [Reply(b"of 20", after=310)] * (not number))
+    assert exchange(grid, timeout=1000).ask(BODIES) == {"3": b"second", "20": b"of 20"}
+    assert grid.due == []
+    assert len(grid.times(3)) == 2
+
+
+def test_a_message_that_was_answered_is_not_pulled_again(clock: Clock) -> None:
+    grid = FakeGrid(clock, lambda node, _: [Reply(b"well", after=0 if node == 3 else 2)])
+    exchange(grid).ask(BODIES)
+    assert grid.pulled[0] == ["m1", "m2"]
+    assert {tuple(pulled) for pulled in grid.pulled[1:]} == {("m2",)}
+
+
+def test_what_belongs_to_an_earlier_question_is_never_taken_for_an_answer(clock: Clock) -> None:
+    grid = FakeGrid(clock, lambda _, number: [Reply(b"slow", after=40)] if number == 0 else [Reply(b"quick", after=20)])
+    reached = exchange(grid, is_lasting=False)
+    assert reached.ask({"3": b"one"}) == {}
+    assert reached.ask({"3": b"two"}) == {"3": b"quick"}
+
+
+@pytest.mark.parametrize("is_lasting", [True, False])
+@pytest.mark.parametrize("script", [lambda *_: [], lambda node, _: [Reply(None if node == 3 else b"well")]])
+def test_when_time_is_up_those_who_did_not_answer_have_no_entry(
+    clock: Clock, is_lasting: bool, script: Callable[[int, int], list[Reply]]
+) -> None:
+    grid = FakeGrid(clock, script)
+    found = exchange(grid, is_lasting=is_lasting).ask(BODIES)
+    assert "3" not in found
+    assert set(found) <= {"20"}
+    assert clock.now <= 1000 + 30 + 0.3
+
+
+def test_sites_are_those_that_are_connected_in_the_order_of_their_numbers(clock: Clock) -> None:
+    assert exchange(FakeGrid(clock, lambda *_: [])).sites() == ["3", "20", "100"]
+    assert clock.now == 1000
+
+
+def test_sites_are_waited_for_and_those_that_came_in_time_are_there(clock: Clock) -> None:
+    grid = FakeGrid(clock, lambda *_: [], nodes=[7])
+    assert exchange(grid).sites() == ["7"]
+    assert 1010 <= clock.now < 1011
+    late = FakeGrid(clock, lambda *_: [])
+    late.get_node_ids = lambda: iter([7] if clock.now < 1014 else [7, 5, 6])  # type: ignore[method-assign]
+    assert exchange(late).sites() == ["5", "6", "7"]
+    assert clock.now < 1015
