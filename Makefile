@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test mutants check format clean
+.PHONY: help demo live-demo test mutants check format clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 demo: .venv/run.stamp ## Set up, then four simulated banks publish one synthetic table
 	$(BIN)/python simulations/run.py --sites 4
+
+live-demo: .venv/run.stamp ## Set up, then four sites as processes of their own over TLS, from keys to a published table
+	./deploy/proxy/install.sh
+	$(BIN)/python simulations/live.py --sites 4
 
 test: .venv/dev.stamp ## Set up, then all tests
 	$(BIN)/python -m pytest

@@ -151,11 +151,12 @@ def alone(state: Path) -> Iterator[None]:
     """
     try:
         make_folder(state, mode=0o700)
-        with (state / "running").open("wb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise PolicyError(f"{state}: another process runs this site", ExitCode.ALREADY_RUNNING) from None
-            yield
+        file = (state / "running").open("wb")
     except OSError as error:
         raise PolicyError(f"{state}: cannot be used ({error.strerror})") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PolicyError(f"{state}: another process runs this site", ExitCode.ALREADY_RUNNING) from None
+        yield

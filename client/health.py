@@ -98,7 +98,7 @@ def ask(address: str) -> dict[str, str]:
             request = health_pb2.HealthCheckRequest(service=part)
             try:
                 _, call = health_pb2_grpc.HealthStub(channel).Check.with_call(request, timeout=_CALL_TIMEOUT)
-            except grpc.RpcError:
+                found[str(part)] = dict(call.trailing_metadata() or ())[REASON]
+            except (grpc.RpcError, KeyError):  # nobody, or somebody else
                 raise UnreachableError(f"{address}: no site answers here", ExitCode.UNREACHABLE) from None
-            found[str(part)] = dict(call.trailing_metadata() or ())[REASON]
     return found

@@ -636,14 +636,9 @@ class Coordinator:
         facts, accounts = reply.facts, self._state.accounts
         if "ledger_head" not in facts:
             return
-        try:
-            known, said = accounts.get(site), Statement.from_dict(facts["ledger_head"])
-        except ProtocolError as fault:
-            raise ProtocolError(f"site {site}: {fault}") from None
+        known, said = accounts.get(site), _head_of(site, reply)
         if "key" in facts:
-            account = _account_of(site, reply, said)
-            if account.key != self._credentials.sites[site]:  # the others would refuse to witness it
-                raise ProtocolError(f"site {site}: has another key than the federation knows")
+            account = _account_of(site, reply, said, public=self._credentials.sites[site])
             if self._is_masked and account.mask is None:
                 raise ProtocolError(f"site {site}: announced no key for masks")
             if known is not None and known.mask != account.mask:
@@ -820,7 +815,19 @@ class _Learner:
         return frechet_distance(self.targets, self.averaged, grids, self._survey.groups, seed=seed, device=self._device)
 
 
-def _account_of(site: str, reply: Reply, head: Statement) -> SiteAccount:
+def _head_of(site: str, reply: Reply) -> Statement:
+    """What a site says of its ledger.
+
+    Raises:
+        ProtocolError: not of its form.
+    """
+    try:
+        return Statement.from_dict(reply.facts["ledger_head"])
+    except ProtocolError as fault:
+        raise ProtocolError(f"site {site}: {fault}") from None
+
+
+def _account_of(site: str, reply: Reply, head: Statement, *, public: str) -> SiteAccount:
     """What a site says of itself at the roll call.
 
     Raises:
@@ -828,10 +835,12 @@ def _account_of(site: str, reply: Reply, head: Statement) -> SiteAccount:
     """
     try:
         account = SiteAccount(float(reply.facts["bound"]), str(reply.facts["key"]), head, mask=_mask_of(reply.facts))
-    except (KeyError, TypeError, ValueError, OverflowError):
+    except (KeyError, TypeError, ValueError, OverflowError, ProtocolError):
         account = None
     if account is None or not 0 < account.bound < math.inf:
         raise ProtocolError(f"site {site}: does not say its budget and key")
+    if account.key != public:  # the others would refuse to witness it
+        raise ProtocolError(f"site {site}: has another key than the federation knows")
     return account
 
 

@@ -298,7 +298,7 @@ def test_what_was_answered_is_answered_with_the_same_bytes_and_never_masked_anew
         lambda: meet(home, later),  # the same key, with other peers' keys
         lambda: later.handle(told(home, [])),  # the run is closed
         lambda: meet(home, later, "run-2"),
-        lambda: (home.folder / "state" / "masks.json").unlink(),
+        (home.folder / "state" / "masks.json").unlink,
     ):
         before()
         assert later.handle(body) == met.site.handle(body) == first

@@ -25,6 +25,8 @@ _POLICY = "tests/client/test_policy.py::test_"
 _FORGED = "tests/client/test_forged_orders.py::test_"
 _WITNESS = "tests/common/privacy/test_witness.py::test_"
 _WITNESSES = "tests/client/test_witnesses.py::test_"
+_SECURE_SUM = "tests/common/wire/test_secure_sum.py::test_"
+_MASKS = "tests/client/test_masks.py::test_"
 _SAMPLING = "tests/client/test_sampling.py::test_"
 _CRASHES = "tests/faults/test_crashes.py::test_a_fault_at_any_change_to_a_file_breaks_no_promise"
 _POWER = f"{_CRASHES}[Fault.POWER_KEEPS_NAMES-4-25]"
@@ -73,6 +75,8 @@ _VAULT_FILE = "client/vault.py"
 _SITE_FILE = "client/site.py"
 _POLICY_FILE = "client/policy.py"
 _WITNESSES_FILE = "client/witnesses.py"
+_MASKS_FILE = "client/masks.py"
+_SECURE_SUM_FILE = "common/wire/secure_sum.py"
 
 _DRAW = "noise.draw(event.cells, noise_stddev=event.noise_stddev, context=charge.request)"
 _DRAWN = "return _rounded_gaussians(size, noise_stddev=noise_stddev, key=secrets.token_bytes(32))"
@@ -914,6 +918,96 @@ WITNESSES = (
     ),
 )
 
+MASKS = (
+    Mutant(
+        name="masks-skipped",
+        twin="secure aggregation that is switched on and never reached",
+        file=_SITE_FILE,
+        old="if self._policy.is_masked else None",
+        new="if self._policy.is_masked and False else None",
+        killed_by=(
+            f"{_MASKS}each_release_is_sent_under_a_mask_and_what_lies_under_it_is_that_of_a_study_without"
+            "[records-one_way]",
+        ),
+    ),
+    Mutant(
+        name="masks-by-request",
+        twin="a server that asks for plain updates in its config",
+        file=_SITE_FILE,
+        old="if self._policy.is_masked else None",
+        new='if self._policy.is_masked and request.options.get("masked", True) else None',
+        killed_by=(f"{_MASKS}nothing_in_a_request_takes_the_mask_off[flag1]",),
+    ),
+    Mutant(
+        name="mask-of-nothing",
+        twin="the plain vector is sent in the type of a masked one",
+        file=_MASKS_FILE,
+        old="hidden = masked(noised, self.key, self.participants, request_identity=self.request, "
+        "request_digest=self.digest)",
+        new="hidden = noised.view(np.uint64).copy()",
+        killed_by=(f"{_MASKS}what_is_sent_is_uniform",),
+    ),
+    Mutant(
+        name="masks-with-a-subset",
+        twin="Pasquini 2022 (2111.07380): a server that tells a user of fewer others, or of none but its own",
+        file=_SECURE_SUM_FILE,
+        old="        _check_names(found, peers)\n",
+        new="        _check_names(found, found)\n",
+        killed_by=(f"{_MASKS}participants_that_are_not_all_members_of_the_policy_are_refused[a site is missing]",),
+    ),
+    Mutant(
+        name="mask-key-for-every-run",
+        twin="one key for ever: who takes it once reads all that was ever sent",
+        file=_MASKS_FILE,
+        old="            key = MaskKey.generate()\n",
+        new="            key = self._slot and self._slot.key or MaskKey.generate()\n",
+        killed_by=(f"{_MASKS}each_run_has_a_key_of_its_own_and_only_the_newest_is_kept",),
+    ),
+    Mutant(
+        name="mask-for-every-request",
+        twin="two vectors under one mask: their difference is plain",
+        file=_SECURE_SUM_FILE,
+        old='"request": request_identity,',
+        new='"request": "",',
+        killed_by=(f"{_SECURE_SUM}masks_of_different_transcripts_are_independent",),
+    ),
+    Mutant(
+        name="unmasked-vector-kept",
+        twin="what was sent is written down before it is masked",
+        file=_SITE_FILE,
+        old='            facts["participants"] = mask.participants.digest\n',
+        new='            facts["participants"] = mask.participants.digest\n'
+        '            self._releases.keep(request, Reply(self._settings.site, facts, {"counts": noised}))\n',
+        killed_by=(f"{_MASKS}what_lies_under_a_mask_is_in_no_file_and_no_log",),
+    ),
+    Mutant(
+        name="other-participants-masked-for",
+        twin="a vector under the masks of two sets of participants shows in the difference of two sums",
+        file=_MASKS_FILE,
+        old='if request.options.get("participants") != slot.participants.digest:',
+        new='if request.options.get("participants") == "":',
+        killed_by=(f"{_MASKS}a_request_of_no_agreed_masks_is_refused_and_spends_nothing",),
+    ),
+    Mutant(
+        name="masked-after-the-spend",
+        twin="what cannot be added up is paid for all the same",
+        file=_SITE_FILE,
+        old="        mask = self._masks.of(request, digest) if self._policy.is_masked else None\n"
+        "        noised, event = release()\n",
+        new="        noised, event = release()\n"
+        "        mask = self._masks.of(request, digest) if self._policy.is_masked else None\n",
+        killed_by=(f"{_MASKS}a_request_of_no_agreed_masks_is_refused_and_spends_nothing",),
+    ),
+    Mutant(
+        name="mask-key-outlives-its-run",
+        twin="a run that is over can be unmasked by whoever takes the disk",
+        file=_MASKS_FILE,
+        old="            self._keep(replace(slot, key=None))\n",
+        new="            pass\n",
+        killed_by=(f"{_MASKS}the_key_is_its_owners_alone_and_gone_when_the_run_is_closed",),
+    ),
+)
+
 CERTIFICATE = (
     Mutant(
         name="second-accountant-not-asked",
@@ -958,7 +1052,7 @@ CERTIFICATE = (
     ),
 )
 
-MUTANTS = (*NOISE, *SAMPLING, *SENSITIVITY, *EGRESS, *LEDGER, *POLICY, *WITNESSES, *CERTIFICATE)
+MUTANTS = (*NOISE, *SAMPLING, *SENSITIVITY, *EGRESS, *LEDGER, *POLICY, *WITNESSES, *MASKS, *CERTIFICATE)
 
 CONTROLS = (
     Patch(

@@ -160,7 +160,7 @@ def test_a_silent_node_that_will_not_be_there_again_is_waited_for_and_not_asked_
 
 def test_the_answer_to_an_earlier_message_counts_and_what_comes_after_it_does_not(clock: Clock) -> None:
     replies = [[Reply(b"first", after=301)], [Reply(b"second", after=2)]]
-    grid = FakeGrid(clock, lambda node, number: replies[number] if node == 3 else [Reply(b"of 20", after=310)] * (not number))
+    grid = FakeGrid(clock, lambda node, at: replies[at] if node == 3 else [Reply(b"of 20", after=310)] * (not at))
     assert exchange(grid, timeout=1000).ask(BODIES) == {"3": b"first", "20": b"of 20"}
     assert len(grid.times(3)) == 2
     assert grid.due == []  # it came, and was passed over
@@ -168,7 +168,7 @@ def test_the_answer_to_an_earlier_message_counts_and_what_comes_after_it_does_no
 
 def test_an_earlier_message_s_failure_takes_no_answer_away_and_has_nobody_asked_again(clock: Clock) -> None:
     replies = [[Reply(None, after=304)], [Reply(b"second", after=1)]]
-    grid = FakeGrid(clock, lambda node, number: replies[number] if node == 3 else [Reply(b"of 20", after=310)] * (not number))
+    grid = FakeGrid(clock, lambda node, at: replies[at] if node == 3 else [Reply(b"of 20", after=310)] * (not at))
     assert exchange(grid, timeout=1000).ask(BODIES) == {"3": b"second", "20": b"of 20"}
     assert grid.due == []
     assert len(grid.times(3)) == 2

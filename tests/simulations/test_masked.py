@@ -1,7 +1,7 @@
 """Whole runs with masks: the same table, and a coordinator that sees sums alone."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from client.door import Door
 from client.site import Site
 from common.certificate import NOT_COVERED
 from common.errors import ExitCode, LedgerError, ProtocolError, TooFewSitesError
 from common.privacy.events import GaussianEvent
 from common.privacy.recount import check_certificate, recount
 from common.privacy.signatures import SigningKey
-from common.wire.envelopes import Order
+from common.wire.envelopes import claimed_site
 from common.wire.messages import Reply, Request, refusal
 from common.wire.secure_sum import MaskAnnouncement, MaskKey, Participants, masked
 from server.aggregation import add_up
+from server.app import GridExchange
 from tests.simulations.test_federation import (
     RELEASES,
     STUDY,
@@ -138,7 +138,8 @@ def test_the_certificate_says_what_masks_hide_and_claims_nothing_for_them(plain:
 def test_a_site_that_restarts_in_the_middle_changes_nothing(
     tmp_path: Path, hidden: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handle, refused = Site.handle, []
+    handle = Site.handle
+    refused: list[str | None] = []
 
     def restarting(site: Site, body: bytes) -> bytes:
         # The last of three to be asked: the others have sealed their answers.
@@ -166,7 +167,8 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path, hid
 def test_a_site_that_was_not_told_who_masks_is_told_again(
     tmp_path: Path, hidden: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handle, refused = Site.handle, []
+    handle = Site.handle
+    refused: list[str | None] = []
 
     def forgetful(site: Site, body: bytes) -> bytes:
         if Request.decode(body).name == "pairs-2" and site.name == "site_02" and not refused:
@@ -182,34 +184,36 @@ def test_a_site_that_was_not_told_who_masks_is_told_again(
         assert (tmp_path / "run" / name).read_bytes() == (hidden.folder / name).read_bytes(), name
 
 
-def silent(door: Door, envelope: bytes) -> bytes:
-    del door, envelope
-    raise RuntimeError("away")
-
-
-@pytest.mark.parametrize(("way", "code"), [("silent", ExitCode.NO_ANSWER), ("refuses", ExitCode.INTERNAL)])
+@pytest.mark.parametrize(
+    ("way", "code", "charged"),
+    [("its answer is lost", ExitCode.NO_ANSWER, [2, 2, 2]), ("it refuses", ExitCode.INTERNAL, [2, 1, 2])],
+)
 def test_a_site_that_is_missing_ends_the_run_by_name_and_the_run_goes_on_once_it_is_back(
-    tmp_path: Path, hidden: Run, way: str, code: ExitCode
+    tmp_path: Path, hidden: Run, way: str, code: ExitCode, charged: list[int]
 ) -> None:
-    answer, handle = Door.answer, Site.handle
+    ask, handle = GridExchange.ask, Site.handle
+    asked: list[str] = []
 
-    def answered(door: Door, envelope: bytes) -> bytes:
-        _, body = Order.open(envelope, public=door._site.coordinator, study=door._site.study, site=door._site.name)
-        is_here = door._site.name != "site_02" or Request.decode(body).name != "pairs-1"
-        return (answer if is_here else silent)(door, envelope)
+    def carried(exchange: GridExchange, bodies: Mapping[str, bytes]) -> dict[str, bytes]:
+        asked.clear()
+        answers = ask(exchange, bodies)
+        if "pairs-1" not in asked or way == "it refuses":
+            return answers
+        return {address: body for address, body in answers.items() if claimed_site(body) != "site_02"}
 
     def handled(site: Site, body: bytes) -> bytes:
-        if Request.decode(body).name == "pairs-1" and site.name == "site_02":
+        asked.append(Request.decode(body).name)
+        if way == "it refuses" and asked[-1] == "pairs-1" and site.name == "site_02":
             return refusal(site.name, ExitCode.INTERNAL)
         return handle(site, body)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(*((Door, "answer", answered) if way == "silent" else (Site, "handle", handled)))
+        patch.setattr(Site, "handle", handled)
+        patch.setattr(GridExchange, "ask", carried)
         result = invoke(tmp_path / "run", *OPTIONS, study=MASKED)
     assert result.exit_code == code, result.stderr
     assert "site site_02: " in result.stderr.splitlines()[-1]
-    charged = [len(read_charges(path)) for path in sorted((tmp_path / "run" / "ledger").glob("*.jsonl"))]
-    assert charged == [2, 1, 2]
+    assert [len(read_charges(path)) for path in sorted((tmp_path / "run" / "ledger").glob("*.jsonl"))] == charged
     assert resume(tmp_path / "run").exit_code == 0
     for name in ALIKE:
         assert (tmp_path / "run" / name).read_bytes() == (hidden.folder / name).read_bytes(), name
@@ -230,11 +234,13 @@ def test_a_site_that_lost_its_key_ends_the_run_by_name(tmp_path: Path) -> None:
 def test_a_site_that_loses_its_key_while_it_restarts_ends_the_run_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handle, lost = Site.handle, []
+    handle = Site.handle
+    lost: list[str] = []
 
     def losing(site: Site, body: bytes) -> bytes:
         if Request.decode(body).name == "pairs-1" and site.name == "site_03" and not lost:
-            lost.append((site._settings.state / "masks.json").unlink())
+            (site._settings.state / "masks.json").unlink()
+            lost.append(site.name)
             site.__init__(site._settings, noise=site._noise, device=site._device)  # type: ignore[misc]
         return handle(site, body)
 
@@ -306,7 +312,7 @@ WRONG: dict[str, Arrays] = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_not_masked_as_agreed_is_not_added_up(what: str) -> None:
-    with pytest.raises(ProtocolError, match="north|masks do not cancel"):
+    with pytest.raises(ProtocolError, match=r"north|masks do not cancel"):
         add_up(replies(arrays=WRONG[what]), cells=CELLS, masks=MASKS)
 
 
