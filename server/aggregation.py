@@ -70,7 +70,7 @@ def check_generator(site: str, reply: Reply, *, sent: Mapping[str, np.ndarray], 
         name: (array.shape, array.dtype) for name, array in sent.items()
     }:
         raise ProtocolError(f"site {site}: a generator that does not fit the study")
-    if any(bool((np.abs(found[name] - array) > reach).any()) for name, array in sent.items()):
+    if not all(bool((np.abs(found[name] - array) <= reach).all()) for name, array in sent.items()):
         raise ProtocolError(f"site {site}: a generator that moved farther than its steps can take it")
 
 

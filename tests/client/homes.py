@@ -107,6 +107,11 @@ def local(study: Mapping[str, Any]) -> dict[str, Any]:
     return {**study, "discriminators": {"scope": "local"}}
 
 
+def hidden(study: Mapping[str, Any]) -> dict[str, Any]:
+    """A study whose releases are masked."""
+    return {**study, "privacy": {**study["privacy"], "noise_trust": "masked"}}
+
+
 def make_rows(units: int = 40) -> list[Row]:
     """Records of so many patients; the first owns most of them."""
     random = np.random.default_rng(0)

@@ -226,7 +226,14 @@ def test_how_it_goes_is_told() -> None:
         *[("open", GONE), ("open", REFUSED), ("open", None), ("pull", GONE)],
         *[("open", None), ("pull", None)],
     )
-    assert served.health.of(Part.CONNECTION) == ["UNREACHABLE", "NOT_ADMITTED", SERVING, "UNREACHABLE", SERVING, STOPPING]
+    assert served.health.of(Part.CONNECTION) == [
+        "UNREACHABLE",
+        "NOT_ADMITTED",
+        SERVING,
+        "UNREACHABLE",
+        SERVING,
+        STOPPING,
+    ]
     assert served.health.of(Part.WORKER) == [SERVING, STOPPING]
 
 
@@ -315,7 +322,7 @@ def test_a_site_is_held_by_one_process_alone(tmp_path: Path) -> None:
     state = tmp_path / "a" / "state"
     program = (
         "import fcntl, sys\n"
-        "try:\n    fcntl.flock(open(sys.argv[1], 'ab'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+        "try:\n    file = open(sys.argv[1], 'ab'); fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
         "except BlockingIOError:\n    print('refused')\nelse:\n    print('held', flush=True)\n    sys.stdin.read()"
     )
 

@@ -18,7 +18,7 @@ from common.wire.envelopes import ANY_SITE, Answer, Order, answer_to
 from common.wire.messages import KINDS, Reply, Request, refusal
 from tests.client.homes import COORDINATOR, IDENTITY, MEASUREMENTS, PEERS, Forbidden, Home, make_home, refused
 
-SECRET = "patient p17 is 99 years old"
+OF_A_ROW = "patient p17 is 99 years old"
 
 
 def order_for(home: Home, kind: str = "describe", *, site: str = "north", **changes: Any) -> tuple[Order, bytes]:
@@ -245,16 +245,16 @@ def test_the_same_request_in_a_new_order_gets_the_same_release_in_a_new_answer(h
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
-        (ValueError(SECRET), "INTERNAL"),
-        (KeyError(SECRET), "INTERNAL"),
-        (MemoryError(SECRET), "INTERNAL"),
-        (RecursionError(SECRET), "INTERNAL"),
-        (OSError(SECRET), "INTERNAL"),
-        (SchemaError(SECRET), "INTERNAL"),
-        (AssertionError(SECRET), "INTERNAL"),
-        (PolicyError(SECRET), "POLICY_REFUSED"),
-        (PolicyError(SECRET, ExitCode.UNCONFIRMED), "UNCONFIRMED"),
-        (LedgerError(SECRET), "LEDGER_INVALID"),
+        (ValueError(OF_A_ROW), "INTERNAL"),
+        (KeyError(OF_A_ROW), "INTERNAL"),
+        (MemoryError(OF_A_ROW), "INTERNAL"),
+        (RecursionError(OF_A_ROW), "INTERNAL"),
+        (OSError(OF_A_ROW), "INTERNAL"),
+        (SchemaError(OF_A_ROW), "INTERNAL"),
+        (AssertionError(OF_A_ROW), "INTERNAL"),
+        (PolicyError(OF_A_ROW), "POLICY_REFUSED"),
+        (PolicyError(OF_A_ROW, ExitCode.UNCONFIRMED), "UNCONFIRMED"),
+        (LedgerError(OF_A_ROW), "LEDGER_INVALID"),
     ],
 )
 def test_whatever_goes_wrong_at_a_site_its_code_travels_and_never_its_text(

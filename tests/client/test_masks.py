@@ -30,13 +30,14 @@ from tests.client.homes import (
     Forbidden,
     Home,
     confirm,
+    hidden,
     make_home,
     refused,
     write_policy,
 )
 from tests.client.rounds import kept_log
 
-MASKED: dict[str, Any] = {**STUDY, "privacy": {**PRIVACY, "noise_trust": "masked"}}
+MASKED = hidden(STUDY)
 MEMBERS = {"north": IDENTITY.public, **{peer: key.public for peer, key in PEERS.items()}}
 # No statistical test below fails by chance more often than this.
 FALSE_ALARM = 1e-9
@@ -118,7 +119,7 @@ def met(home: Home) -> Met:
 
 
 @pytest.mark.parametrize("kind", MEASUREMENTS)
-@pytest.mark.parametrize("study", [MASKED, {**WINDOWED, "privacy": MASKED["privacy"]}], ids=["records", "windows"])
+@pytest.mark.parametrize("study", [MASKED, hidden(WINDOWED)], ids=["records", "windows"])
 def test_each_release_is_sent_under_a_mask_and_what_lies_under_it_is_that_of_a_study_without(
     tmp_path: Path, kind: str, study: dict[str, Any]
 ) -> None:

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+import client.masks
 import client.witnesses
 from client.records import read_table
 from common.data.units import bound_units
@@ -34,6 +35,7 @@ from common.privacy import mechanism, vectors
 from common.privacy.ledger import Charge, Ledger
 from common.privacy.noise import NoiseSource, SeededNoise
 from common.wire.messages import KINDS, Request
+from common.wire.secure_sum import MaskKey
 from tests.client.homes import (
     HEADER,
     KEY,
@@ -44,6 +46,7 @@ from tests.client.homes import (
     WINDOWED,
     Home,
     Row,
+    hidden,
     local,
     make_home,
     sampled,
@@ -167,6 +170,11 @@ def play(home: Home, player: Player, *, again: bool) -> Played:
             for module in (mechanism, vectors):
                 patch.setattr(module, "charge_and_draw", player.play if again else player.record)
             patch.setattr(client.witnesses.secrets, "token_hex", lambda size: f"{next(nonces):0{2 * size}x}")
+            patch.setattr(
+                client.masks.MaskKey,
+                "generate",
+                lambda: MaskKey.from_private(sha256(f"{next(nonces)}".encode()).hexdigest()),
+            )
             patch.setattr(os, "fsync", lambda _: None)  # costs time, and is looked at elsewhere
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
                 conduct(line)
@@ -239,8 +247,10 @@ STUDIES: dict[str, tuple[Mapping[str, Any], list[Row]]] = {
     "records": (STUDY, ROWS),
     "records, units sampled": (sampled(STUDY), ROWS),
     "records, releases stay": (local(STUDY), ROWS),
+    "records, under masks": (hidden(STUDY), ROWS),
     "windows": (WINDOWED, SINGLE),
     "windows, units sampled": (sampled(WINDOWED), SINGLE),
+    "windows, units sampled, under masks": (hidden(sampled(WINDOWED)), SINGLE),
     "windows, releases stay": (local(WINDOWED), SINGLE),
 }
 
@@ -254,6 +264,8 @@ STUDIES: dict[str, tuple[Mapping[str, Any], list[Row]]] = {
         ("records, releases stay", "without a patient in the middle"),
         ("windows, releases stay", "with one more patient in front"),
         ("windows", "without a patient in the middle"),
+        ("records, under masks", "without a patient in the middle"),
+        ("windows, units sampled, under masks", "with one more patient in front"),
     ],
 )
 def test_everything_but_the_released_numbers_is_the_same_with_one_unit_more_or_less(

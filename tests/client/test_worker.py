@@ -1,6 +1,5 @@
 """A site in a process of its own: the same answers, its refusals to open, and what is left when either side dies."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -103,23 +102,23 @@ def test_a_worker_that_was_never_started_can_be_stopped(home: Home) -> None:
     Worker(home.folder / "site.yaml", device="cpu", threads=1).stop()
 
 
-def _own_and_die(settings: Path, said: str) -> None:
+def _own_and_die(settings: Path, said: Path) -> None:
     """Start a worker, write down its number, and be killed."""
     worker = Worker(settings, device="cpu", threads=1)
     worker.start()
     assert worker._process is not None
-    Path(said).write_text(str(worker._process.pid))
+    said.write_text(str(worker._process.pid))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_worker_ends_when_its_owner_dies(home: Home, tmp_path: Path) -> None:
     said = tmp_path / "pid"
-    owner = multiprocessing.get_context("spawn").Process(
-        target=_own_and_die, args=(home.folder / "site.yaml", str(said))
-    )
-    owner.start()
-    owner.join()
-    assert owner.exitcode == -signal.SIGKILL
+    if (owner := os.fork()) == 0:
+        try:
+            _own_and_die(home.folder / "site.yaml", said)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(owner, 0)[1]) == -signal.SIGKILL
     deadline = time.monotonic() + 60
     while is_running(int(said.read_text())):
         assert time.monotonic() < deadline, "the worker lives on"

@@ -27,6 +27,7 @@ _WITNESS = "tests/common/privacy/test_witness.py::test_"
 _WITNESSES = "tests/client/test_witnesses.py::test_"
 _SECURE_SUM = "tests/common/wire/test_secure_sum.py::test_"
 _MASKS = "tests/client/test_masks.py::test_"
+_HIDDEN = f"{_MASKS}each_release_is_sent_under_a_mask_and_what_lies_under_it_is_that_of_a_study_without"
 _SAMPLING = "tests/client/test_sampling.py::test_"
 _CRASHES = "tests/faults/test_crashes.py::test_a_fault_at_any_change_to_a_file_breaks_no_promise"
 _POWER = f"{_CRASHES}[Fault.POWER_KEEPS_NAMES-4-25]"
@@ -925,10 +926,7 @@ MASKS = (
         file=_SITE_FILE,
         old="if self._policy.is_masked else None",
         new="if self._policy.is_masked and False else None",
-        killed_by=(
-            f"{_MASKS}each_release_is_sent_under_a_mask_and_what_lies_under_it_is_that_of_a_study_without"
-            "[records-one_way]",
-        ),
+        killed_by=(f"{_HIDDEN}[records-one_way]",),
     ),
     Mutant(
         name="masks-by-request",
@@ -949,7 +947,7 @@ MASKS = (
     ),
     Mutant(
         name="masks-with-a-subset",
-        twin="Pasquini 2022 (2111.07380): a server that tells a user of fewer others, or of none but its own",
+        twin="a server that tells a site of fewer others, or of none but its own",
         file=_SECURE_SUM_FILE,
         old="        _check_names(found, peers)\n",
         new="        _check_names(found, found)\n",

@@ -1,5 +1,6 @@
 """Sums over sites: exact, in any order, with the noise that all of them added."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from common.errors import ExitCode, ProtocolError
 from common.privacy.events import GaussianEvent
-from common.wire.messages import Reply
-from server.aggregation import add_up
+from common.wire.messages import MAX_COUNT, Reply
+from common.wire.packing import GENERATOR, pack
+from server.aggregation import add_up, check_generator, check_release
 
 CELLS = 4
 EVENT = GaussianEvent(account="train", squared_sensitivity=12, noise_stddev=3.0, cells=CELLS, scale=2, noise="csprng")
@@ -36,9 +38,26 @@ def test_counts_are_summed_as_whole_numbers_and_divided_by_the_scale_once() -> N
 
 
 def test_numbers_that_floats_cannot_hold_are_summed_exactly() -> None:
-    far = 2**60 + 1
-    replies = {name: reply(name, vector(value, 0, 0, 0)) for name, value in (("a", far), ("b", 1), ("c", -far))}
+    # Sums of floats lose a unit beyond 2^53, which a hundred sites reach; sums of whole numbers do not.
+    values = {**dict.fromkeys(range(50), MAX_COUNT), 50: 1, **dict.fromkeys(range(51, 101), -MAX_COUNT)}
+    replies = {f"s{at:03}": reply(f"s{at:03}", vector(value, 0, 0, 0)) for at, value in values.items()}
     assert add_up(replies, cells=CELLS).counts[0] == 0.5
+
+
+def test_a_thousand_sites_at_the_limit_are_summed_exactly() -> None:
+    replies = {f"s{at}": reply(f"s{at}", vector(MAX_COUNT, -MAX_COUNT, at, 0)) for at in range(1000)}
+    assert (add_up(replies, cells=CELLS).counts * 2).tolist() == [1000 * MAX_COUNT, -1000 * MAX_COUNT, 499500, 0]
+
+
+@pytest.mark.parametrize("far", [MAX_COUNT + 1, -MAX_COUNT - 1, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("cell", [0, CELLS - 1])
+def test_counts_beyond_what_any_table_holds_are_refused(far: int, cell: int) -> None:
+    counts = vector(1, 2, 3, 4)
+    counts[cell] = far
+    with pytest.raises(ProtocolError, match=r"^site b: counts beyond what any table holds$"):
+        check_release("b", reply("b", counts), cells=CELLS)
+    counts[cell] = MAX_COUNT if far > 0 else -MAX_COUNT
+    assert check_release("b", reply("b", counts), cells=CELLS) == EVENT
 
 
 @given(
@@ -116,6 +135,9 @@ def test_what_is_no_vector_of_whole_numbers_of_that_length_is_refused(counts: np
         {**EVENT.as_dict(), "scale": 3},
         {**EVENT.as_dict(), "scale": 0},
         {**EVENT.as_dict(), "noise_stddev": -1.0},
+        {**EVENT.as_dict(), "noise_stddev": 2.0**51},
+        {**EVENT.as_dict(), "noise_stddev": 1e200},
+        {**EVENT.as_dict(), "squared_sensitivity": 10**400},
         {**EVENT.as_dict(), "noise_stddev": "3"},
         {**EVENT.as_dict(), "account": "both"},
         {**EVENT.as_dict(), "noise": "none"},
@@ -161,3 +183,49 @@ def test_an_event_of_a_kept_vector_must_describe_it_too(change: dict[str, Any]) 
     event = {**EVENT.as_dict(), **change}
     with pytest.raises(ProtocolError, match=r"^site b: "):
         add_up({"a": event_alone("a"), "b": Reply("b", {"event": event}, {})}, cells=CELLS, kept=True)
+
+
+# --- generators
+
+SENT = {"heads": np.array([[0.0, -1.0], [2.0, 0.5]], dtype=np.float32), "bias": np.zeros(3, dtype=np.float32)}
+REACH = 0.25
+
+
+def check(change: Callable[[dict[str, np.ndarray]], Any], **more: np.ndarray) -> None:
+    """A generator that is the one that was sent, but for something."""
+    arrays = {name: array.copy() for name, array in SENT.items()}
+    change(arrays)
+    check_generator("b", Reply("b", {}, {**pack(GENERATOR, arrays), **more}), sent=SENT, reach=REACH)
+
+
+@pytest.mark.parametrize("moved", [0.0, REACH, -REACH])
+def test_a_generator_that_moved_as_far_as_its_steps_can_take_it_is_taken(moved: float) -> None:
+    check(lambda arrays: arrays.update({name: array + np.float32(moved) for name, array in arrays.items()}))
+    check(lambda arrays: None, other=np.ones(2))  # what is no parameter is not looked at
+
+
+@pytest.mark.parametrize("moved", [REACH * 1.001, -REACH * 1.001, 1e30, np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize(("name", "cell"), [("heads", 0), ("heads", 3), ("bias", 2)])
+def test_one_parameter_that_moved_farther_is_refused(name: str, cell: int, moved: float) -> None:
+    with pytest.raises(ProtocolError, match=r"^site b: a generator that moved farther") as refused:
+        check(lambda arrays: np.put(arrays[name], cell, SENT[name].flat[cell] + moved))
+    assert refused.value.code == ExitCode.PROTOCOL
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: arrays.clear(),
+        lambda arrays: arrays.pop("bias"),
+        lambda arrays: arrays.update(more=np.zeros(1, dtype=np.float32)),
+        lambda arrays: arrays.update(bias=np.zeros(4, dtype=np.float32)),
+        lambda arrays: arrays.update(bias=np.zeros((1, 3), dtype=np.float32)),
+        lambda arrays: arrays.update(bias=np.zeros(3)),
+        lambda arrays: arrays.update(bias=np.zeros(3, dtype=np.int32)),
+        lambda arrays: arrays.update(bias=np.zeros(3, dtype=bool)),
+        lambda arrays: arrays.update(bias=np.zeros(3, dtype=np.complex64)),
+    ],
+)
+def test_a_generator_of_other_names_shapes_or_types_is_refused(change: Callable[[dict[str, np.ndarray]], Any]) -> None:
+    with pytest.raises(ProtocolError, match=r"^site b: a generator that does not fit the study$"):
+        check(change)

@@ -362,7 +362,9 @@ def test_a_header_of_any_json_well_signed_is_refused(data: st.DataObject) -> Non
         refuse(opened, with_text(canonical({**header, "schema": schema}), BODY, key, schema))
 
 
-@pytest.mark.parametrize("envelope", [b"", b"garbage", SEALED[:-70], b"\0\0\0\2[]" + bytes(64), b"\0\0\0\2{ " + bytes(64)])
+@pytest.mark.parametrize(
+    "envelope", [b"", b"garbage", SEALED[:-70], b"\0\0\0\2[]" + bytes(64), b"\0\0\0\2{ " + bytes(64)]
+)
 def test_what_cannot_be_read_is_answered_with_no_order_named(envelope: bytes) -> None:
     assert json.loads(header_of(answer(envelope)))["order"] == ""
 
