@@ -249,10 +249,10 @@ class Coordinator:
         roster, answers = call_roll(exchange, self._request("describe", "describe"), self._credentials)
         replies = self._noted("describe", answers).of_at_least(self._quorum)
         members = began or set(replies)
-        if len(members & set(replies)) < self._quorum:
+        if not members <= set(self._credentials.sites) or len(members & set(replies)) < self._quorum:
             raise CheckpointError("sites: the run began with other sites")
         state.accounts = {site: account for site, account in state.accounts.items() if site in members}
-        return roster.only(members)
+        return roster.only(members & set(replies))
 
     def _measure_one_way(self, roster: Roster) -> Bins:
         cells = histogram_layout(self._grids, self._classes, self._channels).n_cells

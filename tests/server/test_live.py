@@ -333,9 +333,7 @@ def test_a_release_of_flower_that_was_tested_is_taken(found: str) -> None:
     check_flower(found)
 
 
-@pytest.mark.parametrize(
-    "found", ["1.40", "1.40.9", "1.42", "1.42.0", "2.0", "2.41.0", "1.4.1", "1.410.0", "1", ""]
-)
+@pytest.mark.parametrize("found", ["1.40", "1.40.9", "1.42", "1.42.0", "2.0", "2.41.0", "1.4.1", "1.410.0", "1", ""])
 def test_a_release_of_flower_that_was_not_tested_is_refused(found: str) -> None:
     with pytest.raises(UnreachableError, match=r"not tested with this release of privshare; install 1\.41$") as error:
         check_flower(found)

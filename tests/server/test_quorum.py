@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from common.errors import CheckpointError, ExitCode, PolicyError, PrivShareError
 from common.privacy.ledger import Head, read_ledger
 from common.privacy.noise import SeededNoise
 from common.privacy.signatures import SigningKey
-from common.privacy.witness import Statement
+from common.privacy.witness import Statement, state_head
 from common.study import Study, load_study
 from common.wire.envelopes import Order, answer_to
 from common.wire.messages import Reply, Request, refusal
@@ -614,20 +614,19 @@ def test_a_run_does_not_go_on_with_other_sites_than_it_began_with(fed: Federatio
         fed.run()
 
 
-def test_a_site_whose_ledger_went_back_is_refused_and_the_others_go_on(fed: Federation) -> None:
+@pytest.mark.parametrize("how", ["the same ledger, cut", "another ledger"])
+def test_a_site_whose_ledger_went_back_is_refused_and_the_others_go_on(fed: Federation, how: str) -> None:
     for site in ("bob", "cyd"):
         fed.fails(site, silent, "embedding-1")
     with pytest.raises(ProtocolError):
         fed.run()
     fed.faults.clear()
-    door, older = fed.doors["bob"], {}
-
-    def describe(reply: Reply) -> Reply:
-        head = replace(Statement.from_dict(reply.facts["ledger_head"]), sequence=1, past=()).signed(door._site.key)
-        older["sequence"] = head.sequence
-        return replace(reply, facts={**reply.facts, "ledger_head": vars(head)})
-
-    fed.fails("bob", changed(describe), "describe")
-    fed.publish()
-    assert older == {"sequence": 1}
-    assert ("describe", {"bob": "PROTOCOL"}) in fed.rejected
+    site = fed.doors["bob"]._site
+    at = fed.coordinator()._state.accounts["bob"].ledger_head.sequence - 1
+    older = state_head("bob", Head(site._ledger.head().ledger, at, site._ledger.hashes()[at]), site.key, past={})
+    if how == "another ledger":
+        older = replace(older, hash="0" * 64, sequence=at + 1).signed(site.key)
+    fed.fails("bob", facts(ledger_head=asdict(older)), "describe")
+    assert fed.coordinator()._call_roll(fed).names == ["ann", "cyd"]
+    assert fed.rejected[-1] == ("describe", {"bob": "PROTOCOL"})
+    assert list(fed.publish()["sites"]) == list(SITES)  # of what it had released before

@@ -789,10 +789,11 @@ def test_where_discriminators_stay_at_the_sites_every_round_trains(tmp_path: Pat
 
 
 def roll_back(run: Path, site: str, entries: int) -> None:
-    """Leave a site with what a backup of an earlier moment held: fewer entries, and nothing of what others showed."""
+    """Leave a site with what a backup of an earlier moment held: fewer entries, no replies, nothing of others' heads."""
     ledger = run / "ledger" / f"{site}.jsonl"
     ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-entries]))
     (run / "sites" / site / "witness.json").unlink()
+    shutil.rmtree(run / "sites" / site / "replies")  # with them there, the site itself would notice
 
 
 def test_a_coordinator_does_not_go_on_with_a_site_whose_ledger_went_back(tmp_path: Path, uninterrupted: Path) -> None:

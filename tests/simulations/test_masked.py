@@ -316,7 +316,9 @@ def test_what_is_not_masked_as_agreed_is_not_added_up(what: str) -> None:
         add_up(replies(arrays=WRONG[what]), cells=CELLS, masks=MASKS)
 
 
-@pytest.mark.parametrize("digest", [announced("another run").digest, "", None, 7])
+@pytest.mark.parametrize(
+    "digest", [announced("another run").digest, "", None, 7], ids=["run", "empty", "none", "number"]
+)
 def test_a_site_that_masked_with_others_is_named(digest: object) -> None:
     with pytest.raises(ProtocolError, match="site north: masked for other participants"):
         add_up(replies(facts={"participants": digest}), cells=CELLS, masks=MASKS)
