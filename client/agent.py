@@ -11,7 +11,7 @@ from pathlib import Path
 from client.health import SERVING, STOPPING, Health, Part
 from client.link import Link, Parcel, RunOverError, pauses
 from client.worker import Worker, WorkerLostError
-from common.errors import ExitCode, PolicyError, ProtocolError, UnreachableError
+from common.errors import ExitCode, PolicyError, PrivShareError, ProtocolError, UnreachableError
 from common.files import make_folder
 
 _LOG = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ class Agent:
         """Serve until stopped.
 
         Raises:
-            PrivShareError: the site cannot be opened, or was not let in for three minutes.
+            PrivShareError: the site cannot be opened, its worker ends again and again, or it was not let in for three
+                minutes.
         """
         self._start_worker()
         try:
@@ -62,7 +63,11 @@ class Agent:
             self._worker.stop()
 
     def _start_worker(self) -> None:
-        self._worker.start()
+        try:
+            self._worker.start()
+        except WorkerLostError:
+            self._worker.stop()
+            raise PrivShareError("worker: ended before the site was open; is there memory for it?") from None
         self._health.tell(Part.WORKER, SERVING)
 
     def _serve_once(self) -> None:

@@ -789,7 +789,7 @@ def test_where_discriminators_stay_at_the_sites_every_round_trains(tmp_path: Pat
 
 
 def roll_back(run: Path, site: str, entries: int) -> None:
-    """Leave a site with what a backup of an earlier moment held: fewer entries, no replies, nothing of others' heads."""
+    """Leave a site with what a backup of an earlier moment held: fewer entries, no replies, no heads of others."""
     ledger = run / "ledger" / f"{site}.jsonl"
     ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-entries]))
     (run / "sites" / site / "witness.json").unlink()
