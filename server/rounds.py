@@ -700,11 +700,21 @@ class Coordinator:
         accounts = self._state.accounts
         heads = [asdict(account.ledger_head) for account in accounts.values()]
         request = self._request("witness", "witness", {"heads": heads, "nonces": nonces})
-        answers = self._ask(roster, dict.fromkeys(roster.names, request), _attestations_of)
+        answers = self._ask(roster, dict.fromkeys(roster.names, request), self._check_attestations)
         found = [
             one for site, reply in answers.of_at_least(self._quorum).items() for one in _attestations_of(site, reply)
         ]
         return {site: tuple(one for one in found if one.site == site) for site in roster.names if site in accounts}
+
+    def _check_attestations(self, site: str, reply: Reply) -> None:
+        """Refuse what a site did not sign itself: the certificate shows it as the site's word.
+
+        Raises:
+            ProtocolError: any of them.
+        """
+        public = self._credentials.sites[site]
+        if not all(one.witness == site and one.is_by(public) for one in _attestations_of(site, reply)):
+            raise ProtocolError(f"site {site}: attestations that it did not sign")
 
     def _record(self, line: dict[str, Any]) -> None:
         """Checkpoint first, then tell: what is in rounds.jsonl can be resumed from."""

@@ -512,6 +512,17 @@ def test_attestations_that_are_none_are_their_site_s_failure_alone(fed: Federati
     assert fed.rejected == [("witness", {"bob": "PROTOCOL"})] * len(wrong)
 
 
+def test_attestations_that_a_site_did_not_sign_do_not_reach_the_certificate(fed: Federation) -> None:
+    def forged(reply: Reply) -> Reply:
+        attested = [{**one, "sequence": one["sequence"] + 1} for one in reply.facts["attestations"]]
+        return replace(reply, facts={**reply.facts, "attestations": attested})
+
+    fed.fails("bob", changed(forged), "witness")
+    sites = fed.publish()["sites"]
+    assert {one["witness"] for site in sites.values() for one in site["attestations"]} == {"ann", "cyd"}
+    assert ("witness", {"bob": "PROTOCOL"}) in fed.rejected
+
+
 # --- below the quorum, and without one
 
 
