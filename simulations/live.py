@@ -341,7 +341,7 @@ def main(
 ) -> None:
     """Provision, start, run and stop a federation of simulated banks, every party a process of its own."""
     try:
-        folder = out or Path("runs") / "live" / time.strftime("%Y%m%d-%H%M%S")
+        folder = (out or Path("runs") / "live" / time.strftime("%Y%m%d-%H%M%S")).resolve()  # nginx has its own folder
         run = choose(
             scenario=Scenario.BANK,
             study=None,
