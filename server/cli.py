@@ -209,13 +209,14 @@ def start(  # noqa: PLR0913 (one parameter an option)
     """
     # Flower and torch take seconds to import, and most other commands need neither.
     from server.launch import SuperLink, follow, prepare  # noqa: PLC0415
-    from server.live import read_outcome  # noqa: PLC0415
+    from server.live import credentials_of, read_outcome  # noqa: PLC0415
 
     try:
         loaded = load_study(study)
         folder = out or home / "runs" / loaded.name
         run = name or f"{loaded.name}-{_now().strftime('%Y%m%d-%H%M%S')}"
         prepare(study, home, folder, run=run, seed=seed, device=device, patience=patience, timeout=timeout)
+        credentials_of(home)  # what the program will need: said here in one line, where it would end it without a word
         superlink = SuperLink(port, home / "ca.crt")
         superlink.register(read_roster(home))
         for step in follow(superlink, folder):
