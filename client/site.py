@@ -286,6 +286,9 @@ class Site:
         return body
 
 
-def open_site(path: Path, *, noise: NoiseSource | None = None, device: str = "cpu") -> Site:
-    """A site from its site.yaml. Other noise than the default is for tests, and every event says so."""
-    return Site(load_site_settings(path), noise=noise or GaussianNoise(), device=torch.device(device))
+def open_site(path: Path, *, noise: NoiseSource | None = None, device: str = "cpu", site: type[Site] = Site) -> Site:
+    """A site from its site.yaml.
+
+    Other noise than the default is for tests, and every event says so; another kind of site for simulations.
+    """
+    return site(load_site_settings(path), noise=noise or GaussianNoise(), device=torch.device(device))

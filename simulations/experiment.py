@@ -22,6 +22,7 @@ from client.records import parse_text, read_series_text, read_text, read_windows
 from common.data.units import check_surplus
 from common.data.windows import WindowedTable
 from common.errors import ExitCode, OutputError, SchemaError, StudyError
+from common.evaluation.figures import Population
 from common.evaluation.report import evaluate
 from common.study import Study, load_study
 from server.checkpoints import write_file, write_json
@@ -33,7 +34,8 @@ from simulations.scenarios.icu import MOST_HOSPITALS, simulate_stays
 from simulations.splits import Units, set_aside, split, units_of
 
 _STUDIES = Path(__file__).parent / "studies"
-_TEST_SHARE = 0.2
+_ASIDE: Final = (0.08, 0.08, 0.04)
+"""Shares of all units that no site has: test, control, reference."""
 _QUICK: Final = {"count": 3, "refine_steps": 40, "local_steps": 5}
 
 OnStep = Callable[[dict[str, Any]], None]
@@ -129,13 +131,17 @@ class Divided:
     """A table divided over sites.
 
     sites: CSV text of each site's tables, "table" and with windows "series", by its name.
-    shared: all units that some site has.
-    aside: the units that none has.
+    members: all units that some site has.
+    test: units that none has, for what is trained on synthetic rows.
+    control: others, beside whom members are attacked.
+    reference: others, that attackers may know.
     """
 
     sites: Mapping[str, Mapping[str, str]]
-    shared: WindowedTable
-    aside: WindowedTable
+    members: Population
+    test: Population
+    control: Population
+    reference: Population
 
 
 def divide(run: Run) -> Divided:
@@ -148,14 +154,16 @@ def divide(run: Run) -> Divided:
     tables = _read(study, options)
     whole = _parsed(tables, study)
     _check_learnable(whole, tables.units, study)
-    aside = set_aside(tables.units, share=_TEST_SHARE, seed=options.seed)
-    records = tables.records[~aside].reset_index(drop=True)
+    part_of = set_aside(tables.units, shares=_ASIDE, seed=options.seed)
+    records = tables.records[part_of == 0].reset_index(drop=True)
     positions = split(records, study, sites=options.sites, how=options.split, seed=options.seed)
     sites = {
         f"site_{number + 1:02d}": _tables_of(records.iloc[rows], tables.series, study)
         for number, rows in enumerate(positions)
     }
-    return Divided(sites, whole.take(~aside), whole.take(aside))
+    everybody = Population(whole, tables.units.number)
+    in_part = [np.unique(tables.units.number[part_of == part]) for part in range(len(_ASIDE) + 1)]
+    return Divided(sites, *map(everybody.take, in_part))
 
 
 def execute(run: Run, engine: Engine, device: torch.device, on_step: OnStep) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -175,7 +183,7 @@ def execute(run: Run, engine: Engine, device: torch.device, on_step: OnStep) -> 
     table = draw_units(trained, study, rows=rows_to_publish(trained, study), seed=options.seed, device=device)
     certificate = publish(trained, study, table, folder)
     on_step({"step": "evaluating", "budget_used": trained.state.budget_used})
-    evaluation = evaluate(table, divided.shared, divided.aside, study, seed=options.seed)
+    evaluation = evaluate(table, divided.members.table, divided.test.table, study, seed=options.seed)
     evaluation["monitor"] = trained.state.monitor
     write_json(folder / "evaluation.json", evaluation)
     return evaluation, certificate

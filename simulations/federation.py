@@ -30,7 +30,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from client.app import make_client_app
 from client.door import Door
 from client.policy import POLICY_SCHEMA, sign_policy
-from client.site import open_site
+from client.site import Site, open_site
 from common.errors import OutputError
 from common.files import write_private
 from common.privacy.noise import SeededNoise
@@ -147,8 +147,20 @@ def _secret_of(name: str, seed: int, purpose: bytes) -> bytes:
     return hashlib.blake2b(name.encode(), key=seed.to_bytes(8, "big"), person=purpose, digest_size=32).digest()
 
 
-def run_federation(sites: list[SiteFolder], conduct: Callable[[Exchange], None], engine: Engine) -> None:
+def run_federation(
+    sites: list[SiteFolder],
+    conduct: Callable[[Exchange], None],
+    engine: Engine,
+    *,
+    site: type[Site] = Site,
+) -> None:
     """Run a coordinator's conduct over simulated sites.
+
+    Args:
+        sites: their folders.
+        conduct: of the coordinator.
+        engine: how sites compute.
+        site: what a site does; another one than `Site` for what it is compared with.
 
     Raises:
         PrivShareError: whatever the conduct raised.
@@ -166,44 +178,44 @@ def run_federation(sites: list[SiteFolder], conduct: Callable[[Exchange], None],
     logging.getLogger("flwr").setLevel(logging.ERROR)
     server_app = make_server_app(guarded, nodes=len(sites))
     if engine.kind == "process":
-        _run_in_process(server_app, sites, engine)
+        _run_in_process(server_app, sites, engine, site)
     else:
-        _run_on_ray(server_app, sites, engine)
+        _run_on_ray(server_app, sites, engine, site)
     if faults:
         raise faults[0]
 
 
-def _open(folder: SiteFolder, engine: Engine) -> Door:
+def _open(folder: SiteFolder, engine: Engine, site: type[Site]) -> Door:
     torch.set_num_threads(engine.threads)
     noise = None if engine.noise_seed is None else SeededNoise.of_site(folder.name, engine.noise_seed)
-    return Door(open_site(folder.settings, noise=noise, device=engine.device))
+    return Door(open_site(folder.settings, noise=noise, device=engine.device, site=site))
 
 
-def _run_in_process(server_app: ServerApp, sites: list[SiteFolder], engine: Engine) -> None:
-    opened = [_open(folder, engine) for folder in sites]
+def _run_in_process(server_app: ServerApp, sites: list[SiteFolder], engine: Engine, site: type[Site]) -> None:
+    opened = [_open(folder, engine, site) for folder in sites]
     app = make_client_app(lambda context: opened[int(context.node_config["partition-id"])])
     server_app(LocalGrid(app, len(sites)), Context(_RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), {}))
 
 
-def _run_on_ray(server_app: ServerApp, sites: list[SiteFolder], engine: Engine) -> None:
+def _run_on_ray(server_app: ServerApp, sites: list[SiteFolder], engine: Engine, site: type[Site]) -> None:
     # Ray is an optional extra and takes seconds to import.
     from flwr.simulation import run_simulation  # noqa: PLC0415
 
     # An actor's fault reaches nobody but Flower's log: what keeps a site from starting is found here.
     for folder in sites:
-        _open(folder, engine)
+        _open(folder, engine, site)
 
     run_simulation(
         server_app=server_app,
-        client_app=make_client_app(functools.partial(_door_of_actor, sites, engine)),
+        client_app=make_client_app(functools.partial(_door_of_actor, sites, engine, site)),
         num_supernodes=len(sites),
         backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
     )
 
 
-def _door_of_actor(sites: list[SiteFolder], engine: Engine, context: Context) -> Door:
+def _door_of_actor(sites: list[SiteFolder], engine: Engine, site: type[Site], context: Context) -> Door:
     """The site of a node, opened anew for each message: an actor serves many, and the disk is what they share."""
-    return _open(sites[int(context.node_config["partition-id"])], engine)
+    return _open(sites[int(context.node_config["partition-id"])], engine, site)
 
 
 class LocalGrid(Grid):

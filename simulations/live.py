@@ -446,8 +446,8 @@ def _run(run: Run, where: Where, *, seed: int | None) -> tuple[dict[str, Any], d
         raise PrivShareError(f"sites: did not end well: {bad}")
     evaluation = evaluate(
         read_published(federation.run_folder, run.study),
-        divided.shared,
-        divided.aside,
+        divided.members.table,
+        divided.test.table,
         run.study,
         seed=run.options.seed,
     )

@@ -1,6 +1,7 @@
 """Who holds what in a simulation: a table divided over sites by unit, and units set aside for evaluation."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +30,16 @@ def units_of(text: pd.DataFrame, study: Study) -> Units:
     return Units(codes.astype(np.int64), len(names))
 
 
-def set_aside(units: Units, *, share: float, seed: int) -> np.ndarray:
-    """Records of the units that no site gets, (records,) bool; a uniform draw of units."""
-    chosen = np.random.default_rng([seed, 1]).permutation(units.count)[: round(share * units.count)]
-    return np.isin(units.number, chosen)
+def set_aside(units: Units, *, shares: Sequence[float], seed: int) -> np.ndarray:
+    """Which records no site gets, (records,) int64: 1 for the first share of all units, 2 for the next; 0 for the rest.
+
+    A uniform draw of units. How many are set aside in all does not depend on how they are shared out.
+    """
+    ends = np.rint(np.cumsum(shares) * units.count).astype(np.int64)
+    part_of = np.zeros(units.count, dtype=np.int64)
+    order = np.random.default_rng([seed, 1]).permutation(units.count)
+    part_of[order[: ends[-1]]] = np.searchsorted(ends, np.arange(ends[-1]), side="right") + 1
+    return part_of[units.number]
 
 
 def split(text: pd.DataFrame, study: Study, *, sites: int, how: str, seed: int) -> list[np.ndarray]:

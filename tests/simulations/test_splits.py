@@ -174,20 +174,31 @@ def test_a_split_column_may_be_one_that_the_study_ignores_or_the_unit_key() -> N
         assert len(split(even_table(40), KEYED, sites=3, how=how, seed=0)) == 3
 
 
-@given(tables, st.floats(0, 1), st.integers(0, 2**32 - 1))
+@given(tables, st.floats(0, 0.5), st.floats(0, 0.5), st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=100)
-def test_whole_units_are_set_aside_and_as_many_as_asked_for(table: pd.DataFrame, share: float, seed: int) -> None:
+def test_whole_units_are_set_aside_and_as_many_as_asked_for(
+    table: pd.DataFrame, first: float, second: float, seed: int
+) -> None:
     units = units_of(table, KEYED)
-    aside = set_aside(units, share=share, seed=seed)
-    assert aside.shape == (len(table),)
-    assert not set(units.number[aside]) & set(units.number[~aside])
-    assert len(set(units.number[aside])) == round(share * units.count)
-    assert np.array_equal(aside, set_aside(units, share=share, seed=seed))
+    part_of = set_aside(units, shares=(first, second), seed=seed)
+    assert part_of.shape == (len(table),)
+    parts = [set(units.number[part_of == part]) for part in (0, 1, 2)]
+    assert sum(map(len, parts)) == units.count
+    assert len(set().union(*parts)) == units.count
+    assert len(parts[1]) == round(first * units.count)
+    assert len(parts[1] | parts[2]) == round((first + second) * units.count)
+    assert np.array_equal(part_of, set_aside(units, shares=(first, second), seed=seed))
+
+
+def test_how_what_is_set_aside_is_shared_out_does_not_change_what_sites_get() -> None:
+    units = units_of(even_table(60), KEYED)
+    whole, shared = (set_aside(units, shares=shares, seed=1) for shares in ((0.2,), (0.08, 0.08, 0.04)))
+    assert np.array_equal(whole == 0, shared == 0)
 
 
 def test_another_seed_sets_other_units_aside() -> None:
     units = units_of(even_table(60), KEYED)
-    assert not np.array_equal(set_aside(units, share=0.2, seed=1), set_aside(units, share=0.2, seed=2))
+    assert not np.array_equal(set_aside(units, shares=(0.2,), seed=1), set_aside(units, shares=(0.2,), seed=2))
 
 
 def test_a_space_at_the_end_of_a_key_does_not_make_another_unit() -> None:
