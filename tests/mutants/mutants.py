@@ -863,7 +863,7 @@ WITNESSES = (
     Mutant(
         name="step-back-not-noticed",
         twin="a coordinator goes on with a site that was restored from a backup",
-        file="server/rounds.py",
+        file="server/conductor.py",
         old='if "key" in facts and is_older:',
         new='if "key" in facts and said.sequence < 0:',
         killed_by=(f"{_FEDERATION}a_coordinator_does_not_go_on_with_a_site_whose_ledger_went_back",),

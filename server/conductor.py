@@ -1,0 +1,377 @@
+"""What every run at the coordinator does, whatever it learns: roll call, witnesses, masks, one-way tables, records.
+
+It asks; every site decides for itself. Nothing here sees a row, and no guarantee rests on what happens here.
+"""
+
+import json
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from common.data.encoding import make_grids
+from common.data.histograms import histogram_layout
+from common.errors import CheckpointError, ExitCode, ProtocolError
+from common.models.releases import Bins, Release, bins_from
+from common.privacy.witness import Attestation, Statement, is_newer
+from common.study import Study
+from common.wire.messages import HELD_OUT, KEPT, Reply, Request
+from common.wire.secure_sum import Participants
+from server.aggregation import add_up, check_release
+from server.checkpoints import load_latest, save_checkpoint, write_file
+from server.exchange import Answers, Credentials, Exchange, Roster, call_roll
+from server.run_state import RunState, SiteAccount, checkpoint_of, mask_of, restore
+
+_LOG = logging.getLogger(__name__)
+_Outcome = TypeVar("_Outcome")
+
+
+class Conductor(ABC, Generic[_Outcome]):
+    """Conducts one run of a study over the sites that an exchange reaches; a subclass says what is learned."""
+
+    def __init__(
+        self,
+        study: Study,
+        *,
+        folder: Path,
+        run: str,
+        seed: int,
+        credentials: Credentials,
+        device: torch.device,
+        on_step: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Prepare a run, or take up the one in `folder`.
+
+        Args:
+            study: the study that the sites approved.
+            folder: of the run; checkpoints and rounds.jsonl go there.
+            run: names the run for ever.
+            seed: of models and latents, not of privacy noise.
+            credentials: with the members of the federation: all must answer, or the study's quorum.
+            device: where to refine the generator.
+            on_step: is told of every step that ended, with what rounds.jsonl gets.
+
+        Raises:
+            CheckpointError: the folder holds a run of another study, name or seed.
+        """
+        self._study = study
+        self._folder = folder
+        self._credentials = credentials
+        self._quorum = min(study.rounds.quorum or len(credentials.sites), len(credentials.sites))
+        self._device = device
+        self._on_step = on_step
+        self._grids, self._channels = make_grids(study.measured), make_grids(study.channels)
+        self._classes = len(study.label_values)
+        self._nonces: dict[str, str] = {}
+        self._masks: Participants | None = None
+        self._state = RunState(run=run, seed=seed, study=study.digest())
+        latest = load_latest(folder / "checkpoints")
+        if latest is not None:
+            self._state = restore(latest, expected=self._state)
+
+    def run(self, exchange: Exchange) -> _Outcome:
+        """The whole run, from wherever it stands."""
+        roster = self._call_roll(exchange)
+        self._pass_on(roster)
+        self._agree_on_masks(roster)
+        bins = self._measure_one_way(roster)
+        roster = roster.only(self._state.accounts)
+        trained = self._learn(roster, bins)
+        self._close(roster)
+        return trained
+
+    def _call_roll(self, exchange: Exchange) -> Roster:
+        """The sites of the run that are there: of a new one those that answer well, of an old one its own.
+
+        Raises:
+            PrivShareError: too few.
+            CheckpointError: there are others than the run began with.
+        """
+        state = self._state
+        began = set(state.accounts) if state.releases else set()
+        roster, answers = call_roll(exchange, self._request("describe", "describe"), self._credentials)
+        replies = self._noted("describe", answers).of_at_least(self._quorum)
+        members = began or set(replies)
+        if not members <= set(self._credentials.sites) or len(members & set(replies)) < self._quorum:
+            raise CheckpointError("sites: the run began with other sites")
+        state.accounts = {site: account for site, account in state.accounts.items() if site in members}
+        return roster.only(members & set(replies))
+
+    def _measure_one_way(self, roster: Roster) -> Bins:
+        cells = histogram_layout(self._grids, self._classes, self._channels).n_cells
+        options = {"share": self._study.privacy.one_way_share}
+        release = self._measure(roster, "one_way", "one_way", options, {}, cells)
+        return bins_from(release, self._study)
+
+    @abstractmethod
+    def _learn(self, roster: Roster, bins: Bins) -> _Outcome:
+        """What is learned once the bins are known."""
+
+    @property
+    def _is_local(self) -> bool:
+        """Whether the discriminators stay at the sites, and only generators meet here."""
+        return self._study.discriminators.scope == "local"
+
+    @property
+    def _is_strict(self) -> bool:
+        """Whether every member must answer everything."""
+        return self._quorum == len(self._credentials.sites)
+
+    def _measure(
+        self,
+        roster: Roster,
+        kind: str,
+        name: str,
+        options: dict[str, Any],
+        arrays: dict[str, np.ndarray],
+        cells: int,
+    ) -> Release:
+        """A release of all sites, or the one that was made under this name before the run was interrupted."""
+        state = self._state
+        kept, masks = self._is_local and kind in KEPT, self._masks
+        if masks is not None:
+            options = {**options, "participants": masks.digest}
+        if name not in state.releases:
+            requests = {site: self._request(kind, name, options, arrays) for site in roster.names}
+            account = "holdout" if kind in HELD_OUT else "train"
+
+            def check(site: str, reply: Reply) -> None:
+                event = check_release(site, reply, cells=cells, kept=kept, masks=masks)
+                most = options["share"] * state.accounts[site].bound * (1 + 1e-9)
+                if event.account != account or not self._study.accountant.spend(event) <= most:
+                    raise ProtocolError(f"site {site}: spent another budget than it was asked to, or more")
+
+            answers = self._ask_confirmed(roster, requests, check)
+            replies = answers.of_at_least(self._quorum)
+            release = add_up(replies, cells=cells, kept=kept, masks=masks)
+            # Under masks nobody is missing, and nothing tells what one of them weighs.
+            state.releases[name] = self._weighed(kind, release, replies) if masks is None else release
+            for site, event in state.releases[name].events.items():
+                spent = state.spent.setdefault(site, {"train": 0.0, "holdout": 0.0})
+                spent[event.account] += self._study.accountant.spend(event) / state.accounts[site].bound
+            self._pass_on(roster)
+            stddev = {site: event.noise_stddev / event.scale for site, event in state.releases[name].events.items()}
+            self._record({"step": name, "cells": cells, "noise_stddev": stddev})
+        release = state.releases[name]
+        if len(release.counts) != cells:
+            raise CheckpointError("the checkpoint's release does not fit the study")
+        return release
+
+    def _weighed(self, kind: str, release: Release, replies: Mapping[str, Reply]) -> Release:
+        """A release as it stands for all sites of the run: those that it lacks are taken to be like the others.
+
+        The first one fixes who is in the run, and what each weighs.
+        """
+        state = self._state
+        if kind == "one_way":
+            layout = histogram_layout(self._grids, self._classes, self._channels)
+            smallest = int(np.argmin([np.prod(shape) for shape in layout.shapes]))
+            for site, reply in replies.items():
+                counted = list(layout.split(reply.arrays["counts"]))[smallest].sum() / release.events[site].scale
+                state.units[site] = max(1.0, float(counted))
+            state.accounts = {site: account for site, account in state.accounts.items() if site in replies}
+        factor = sum(state.units.values()) / sum(state.units[site] for site in replies)
+        return (
+            release
+            if factor == 1
+            else replace(release, counts=release.counts * factor, variance=release.variance * factor**2)
+        )
+
+    def _ask_confirmed(
+        self, roster: Roster, requests: dict[str, Request], check: Callable[[str, Reply], object]
+    ) -> Answers:
+        """Ask for releases; sites that started anew since the roll call are confirmed by the others first."""
+        answers = self._ask(roster, requests, check)
+        anew = (ExitCode.UNCONFIRMED, ExitCode.UNMASKED)
+        again = {site: requests[site] for site, fault in answers.failures.items() if fault.code in anew}
+        if not again:
+            return answers
+        described = self._ask(roster, dict.fromkeys(roster.names, self._request("describe", "describe")))
+        if self._masks is not None:
+            described.whole()
+        self._pass_on(roster)
+        self._agree_on_masks(roster)
+        later = self._ask(roster, again, check)
+        failures = {site: fault for site, fault in answers.failures.items() if site not in again}
+        return Answers(
+            dict(sorted((answers.replies | later.replies).items())), dict(sorted((failures | later.failures).items()))
+        )
+
+    def _ask(
+        self, roster: Roster, requests: Mapping[str, Request], check: Callable[[str, Reply], object] | None = None
+    ) -> Answers:
+        """Ask sites, and keep what they say of themselves; what does not pass is on record, with its code."""
+        answers = roster.ask(requests)
+        if check is not None:
+            answers = answers.checked(check)
+        return self._noted(next(iter(requests.values())).name, answers) if requests else answers
+
+    def _noted(self, request: str, answers: Answers) -> Answers:
+        """Keep what sites say of themselves; a reply that contradicts what one said before is a failure."""
+        answers = answers.checked(self._take_note)
+        codes = {site: fault.code.name for site, fault in answers.failures.items()}
+        if codes and not self._is_strict:
+            self._record({"step": "rejected", "request": request, "sites": codes})
+        return answers
+
+    def _take_note(self, site: str, reply: Reply) -> None:
+        """Keep what a site says of itself: at the roll call all of it, later the newest head of its ledger.
+
+        Raises:
+            ProtocolError: it has another key or budget than before, or its ledger went back.
+        """
+        facts, accounts = reply.facts, self._state.accounts
+        if "ledger_head" not in facts:
+            return
+        known, said = accounts.get(site), _head_of(site, reply)
+        if "key" in facts:
+            account = _account_of(site, reply, said, public=self._credentials.sites[site])
+            if self._is_masked and account.mask is None:
+                raise ProtocolError(f"site {site}: announced no key for masks")
+            if known is not None and known.mask != account.mask:
+                raise ProtocolError(
+                    f"site {site}: has another key for masks than when the run began, and what was masked with the old "
+                    "one cannot be added up; start a new run"
+                )
+            if known is not None and (known.bound, known.key) != (account.bound, account.key):
+                raise ProtocolError(f"site {site}: has another key or budget than when the run began")
+            known = known or account
+        # The roll call comes first.
+        if known is None or said.site != site or not said.is_by(known.key):
+            raise ProtocolError(f"site {site}: its ledger's head is not signed by it")
+        # The reply to a request that is asked again is as old as its first one.
+        is_older = not is_newer(said, known.ledger_head) and said.sequence < known.ledger_head.sequence
+        if "key" in facts and is_older:
+            raise ProtocolError(f"site {site}: its ledger lacks entries that it had before; it was restored or copied")
+        if "key" in facts:
+            self._nonces[site] = str(facts.get("nonce"))
+        accounts[site] = known if is_older else replace(known, ledger_head=said)
+
+    def _pass_on(self, roster: Roster) -> None:
+        """Have every site witness the others' ledgers, and tell each what the others attest of its own."""
+        found = self._attested(roster, self._nonces)
+        confirms = {
+            site: self._request("confirm", "confirm", {"attestations": [asdict(one) for one in own]})
+            for site, own in found.items()
+        }
+        self._ask(roster, confirms).of_at_least(self._quorum)
+
+    @property
+    def _is_masked(self) -> bool:
+        """Whether sites mask what they release."""
+        return self._study.privacy.noise_trust != "local"
+
+    def _agree_on_masks(self, roster: Roster) -> None:
+        """Tell every site who masks in the run, and with which key."""
+        if not self._is_masked:
+            return
+        said = [account.mask for account in self._state.accounts.values() if account.mask is not None]
+        peers = self._credentials.sites
+        # What a site will refuse is better said here, where somebody reads it.
+        self._masks = Participants.verified(said, own=said[0], peers=peers)
+        announcements = [asdict(one) for one in self._masks.announcements]
+        request = self._request("masks", "masks", {"announcements": announcements})
+        self._ask(roster, dict.fromkeys(roster.names, request)).whole()
+
+    def _close(self, roster: Roster) -> None:
+        """The last heads of all ledgers and what the others attest of them, for the certificate."""
+        request = self._request("describe", "describe")
+        self._ask(roster, dict.fromkeys(roster.names, request)).of_at_least(self._quorum)
+        for site, own in self._attested(roster, {}).items():
+            self._state.accounts[site] = replace(self._state.accounts[site], attestations=own)
+        if self._is_masked:  # a site that does not hear of it keeps its key until the next run
+            self._ask(roster, dict.fromkeys(roster.names, self._request("masks", "masks", {"announcements": []})))
+
+    def _attested(self, roster: Roster, nonces: dict[str, str]) -> dict[str, tuple[Attestation, ...]]:
+        """What the others attest of each site's ledger, once they have seen its newest head."""
+        accounts = self._state.accounts
+        heads = [asdict(account.ledger_head) for account in accounts.values()]
+        request = self._request("witness", "witness", {"heads": heads, "nonces": nonces})
+        answers = self._ask(roster, dict.fromkeys(roster.names, request), self._check_attestations)
+        found = [
+            one for site, reply in answers.of_at_least(self._quorum).items() for one in _attestations_of(site, reply)
+        ]
+        return {site: tuple(one for one in found if one.site == site) for site in roster.names if site in accounts}
+
+    def _check_attestations(self, site: str, reply: Reply) -> None:
+        """Refuse what a site did not sign itself: the certificate shows it as the site's word.
+
+        Raises:
+            ProtocolError: any of them.
+        """
+        public = self._credentials.sites[site]
+        if not all(one.witness == site and one.is_by(public) for one in _attestations_of(site, reply)):
+            raise ProtocolError(f"site {site}: attestations that it did not sign")
+
+    def _record(self, line: dict[str, Any]) -> None:
+        """Checkpoint first, then tell: what is in rounds.jsonl can be resumed from."""
+        state = self._state
+        line["budget_used"] = state.budget_used
+        state.history.append(line)
+        save_checkpoint(self._folder / "checkpoints", len(state.history), checkpoint_of(state))
+        lines = "".join(json.dumps(one, allow_nan=False) + "\n" for one in state.history)
+        write_file(self._folder / "rounds.jsonl", lines.encode())
+        self._on_step(line)
+
+    def _request(
+        self,
+        kind: str,
+        name: str,
+        options: dict[str, Any] | None = None,
+        arrays: dict[str, np.ndarray] | None = None,
+    ) -> Request:
+        return Request(kind, self._state.study, self._state.run, name, options or {}, arrays or {})
+
+    def _seed(self, number: int, part: int) -> int:
+        """A model seed for one part of one round; never used for privacy noise."""
+        return int(np.random.SeedSequence([self._state.seed, number, part]).generate_state(1)[0])
+
+
+def _head_of(site: str, reply: Reply) -> Statement:
+    """What a site says of its ledger.
+
+    Raises:
+        ProtocolError: not of its form.
+    """
+    try:
+        return Statement.from_dict(reply.facts["ledger_head"])
+    except ProtocolError as fault:
+        raise ProtocolError(f"site {site}: {fault}") from None
+
+
+def _account_of(site: str, reply: Reply, head: Statement, *, public: str) -> SiteAccount:
+    """What a site says of itself at the roll call.
+
+    Raises:
+        ProtocolError: not of its form.
+    """
+    try:
+        account = SiteAccount(float(reply.facts["bound"]), str(reply.facts["key"]), head, mask=mask_of(reply.facts))
+    except (KeyError, TypeError, ValueError, OverflowError, ProtocolError):
+        account = None
+    if account is None or not 0 < account.bound < math.inf:
+        raise ProtocolError(f"site {site}: does not say its budget and key")
+    if account.key != public:  # the others would refuse to witness it
+        raise ProtocolError(f"site {site}: has another key than the federation knows")
+    return account
+
+
+def _attestations_of(site: str, reply: Reply) -> list[Attestation]:
+    """What a site attests.
+
+    Raises:
+        ProtocolError: not of its form.
+    """
+    found = reply.facts.get("attestations", [])
+    if not isinstance(found, list):
+        raise ProtocolError(f"site {site}: attestations: not of their form")
+    try:
+        return [Attestation.from_dict(one) for one in found]
+    except ProtocolError as fault:
+        raise ProtocolError(f"site {site}: {fault}") from None

@@ -1,0 +1,114 @@
+"""The generator at the coordinator, its average, and the critics that it learns from."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from common.data.encoding import Grid
+from common.models.critics import Adversary, Joins, expectations, make_cluster, relaxed
+from common.models.embedding import EmbeddingMeans, freeze
+from common.models.generator import GeneratorShape, initialise
+from common.models.neural import (
+    initialise_critic,
+    load_critic,
+)
+from common.models.targets import TableIndex, Target, TargetBuilder
+from common.models.training import Stretch, train
+from common.models.warm_start import warm_start
+from common.study import Study
+from common.wire.packing import (
+    critic_shape_of,
+)
+from server.quality import frechet_distance
+from server.survey import Part, Survey, worst_fitted
+
+_LOSS_BATCHES = 4
+"""How many times more latents than a step of training the losses are taken over."""
+_FAKES = 8192
+"""Rows that a generator makes for one step of a critic, and to see how many of them it catches."""
+
+
+class Learner:
+    """The generator at the coordinator, its average, and the critics that it learns from."""
+
+    def __init__(self, shape: GeneratorShape, survey: Survey, study: Study, device: torch.device, *, seed: int) -> None:
+        self._seed = seed
+        self.generator, self.averaged = (initialise(shape, seed=seed).to(device) for _ in range(2))
+        self.targets = TargetBuilder(shape, survey.groups).build(np.ones(shape.classes))
+        self.features = freeze(shape, study.digest())
+        self.critic = initialise_critic(critic_shape_of(study, shape), seed=seed).to(device)
+        self.gate: tuple[float, ...] = ()
+        self._means = EmbeddingMeans(self.features, shape, device)
+        self._survey = survey
+        self._index = TableIndex(shape, survey.groups)
+        self._study = study
+        self._device = device
+
+    def begin(self) -> None:
+        """Start from what was released so far, before the first step."""
+        for generator in (self.generator, self.averaged):
+            generator.load_state_dict(initialise(generator.shape, seed=self._seed).state_dict())
+            warm_start(generator, self.targets)
+
+    @property
+    def adversary(self) -> Adversary | None:
+        """The neural critic, where its gate is not closed."""
+        weights = tuple(self._study.critic.strength * weight for weight in self.gate)
+        return Adversary(self.critic, weights) if any(weights) else None
+
+    def adopt(self, parameters: dict[str, np.ndarray], weights: tuple[float, ...]) -> None:
+        """Take up a critic and its gate from a checkpoint."""
+        load_critic(self.critic, parameters)
+        self.gate = weights
+
+    def train(self, stretch: Stretch) -> float:
+        """As `common.models.training.train`, against what was released so far."""
+        cluster = make_cluster(self.targets, self._means, self.adversary, self._device)
+        return train(self.generator, cluster, stretch, self._device, averaged=self.averaged)
+
+    @torch.no_grad()
+    def losses(self, seed: int) -> tuple[dict[str, float], float]:
+        """Of each measured critic, and of all together, of the averaged generator, in noise variances a cell."""
+        random = torch.Generator(device=self._device).manual_seed(seed)
+        classes = self.averaged.shape.classes
+        labels = torch.arange(classes, device=self._device).repeat_interleave(_LOSS_BATCHES * self._study.model.batch)
+        noise = torch.randn(len(labels), self.averaged.shape.noise, generator=random, device=self._device)
+        cluster = make_cluster(self.targets, self._means, None, self._device)
+        measured = cluster.measure(self.averaged(noise, labels), classes)
+        return {name: float(loss) for name, loss in measured.items()}, float(cluster.fuse(measured))
+
+    @torch.no_grad()
+    def fakes(self, seed: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """Rows of the averaged generator as a critic reads units, one-hot, label shares as released, and labels."""
+        shares = self.targets.label_counts / self.targets.label_counts.sum()
+        labels = np.random.default_rng(seed).choice(len(shares), size=_FAKES, p=shares)
+        random = torch.Generator(device=self._device).manual_seed(seed)
+        noise = torch.randn(_FAKES, self.averaged.shape.noise, generator=random, device=self._device)
+        outcome = self.averaged(noise, torch.from_numpy(labels).to(self._device))
+        records, steps = relaxed(outcome, random)
+        return records.cpu().numpy() > 0.5, None if steps is None else steps.cpu().numpy() > 0.5, labels
+
+    @property
+    def groups(self) -> Sequence[np.ndarray]:
+        """From the bins of each column and channel to its groups."""
+        return self._survey.groups
+
+    def _measured_targets(self) -> list[Target]:
+        return [target for name, target in self.targets.tables.items() if name not in ("one_way", "average")]
+
+    def worst_fitted(self, part: Part, *, share: float) -> np.ndarray:
+        """The tables of a part to measure again."""
+        if share == 1 or not any((target.precision > 0).any() for target in self._measured_targets()):
+            return part.numbers
+        with torch.no_grad():
+            classes = self.generator.shape.classes
+            random = torch.Generator(device=self._device).manual_seed(0)
+            labels = torch.arange(classes, device=self._device).repeat_interleave(self._study.model.batch)
+            noise = torch.randn(len(labels), self.generator.shape.noise, generator=random, device=self._device)
+            expected = expectations(self.averaged(noise, labels), classes, Joins(self.targets.groups, self._device))
+        return worst_fitted(part, self._index, self.targets, expected, share=share)
+
+    def frechet_distance(self, grids: Sequence[Grid], *, seed: int) -> float | None:
+        """Of the averaged generator from the released moments."""
+        return frechet_distance(self.targets, self.averaged, grids, self._survey.groups, seed=seed, device=self._device)
