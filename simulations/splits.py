@@ -39,7 +39,7 @@ def set_aside(units: Units, *, shares: Sequence[float], seed: int) -> np.ndarray
     part_of = np.zeros(units.count, dtype=np.int64)
     order = np.random.default_rng([seed, 1]).permutation(units.count)
     part_of[order[: ends[-1]]] = np.searchsorted(ends, np.arange(ends[-1]), side="right") + 1
-    return part_of[units.number]
+    return np.asarray(part_of[units.number])
 
 
 def split(text: pd.DataFrame, study: Study, *, sites: int, how: str, seed: int) -> list[np.ndarray]:
