@@ -50,7 +50,12 @@ class SiteRecord:
 
 
 def make_certificate(
-    study: Study, *, run: str, sites: Mapping[str, SiteRecord], files: Mapping[str, str]
+    study: Study,
+    *,
+    run: str,
+    sites: Mapping[str, SiteRecord],
+    files: Mapping[str, str],
+    gates: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The certificate of one run, unsigned; recounted by the second accountant before it is returned.
 
@@ -59,6 +64,7 @@ def make_certificate(
         run: name of the run.
         sites: by name.
         files: name -> SHA-256 of what is published.
+        gates: that were passed before, with figures that may be public.
 
     Raises:
         LedgerError: the two accountants disagree, or a site spent more than its bound.
@@ -85,6 +91,7 @@ def make_certificate(
         "accountant": "a filter: the sum of each account's spends stays below its bound, fixed before the first",
         "sites": entries,
         "not_covered": [*NOT_COVERED, *(_MASKED if masked else ())],
+        "gates": [dict(gate) for gate in gates],
         "files": dict(files),
         "signature": None,
     }

@@ -8,6 +8,7 @@ PrivShareError
   MembershipError  a kit, an enrolment or an admission is not what it should be
   UnreachableError the coordinator cannot be reached
   PolicyError      the site said no
+  ReleaseError     a gate failed before publication
   CheckpointError  a run cannot be resumed from what is on disk
   OutputError      a result cannot be written
 
@@ -38,6 +39,7 @@ class ExitCode(IntEnum):
     UNCONFIRMED = 24
     UNTRUSTED = 25
     UNMASKED = 26
+    GATE_FAILED = 27
     TABLE_NOT_FOUND = 30
     TABLE_EMPTY = 31
     TABLE_WITHOUT_ROWS = 32
@@ -151,6 +153,12 @@ class UnreachableError(PrivShareError):
     """The coordinator cannot be reached, or does not let this site in."""
 
     code = ExitCode.UNREACHABLE
+
+
+class ReleaseError(PrivShareError):
+    """A gate failed before publication: what was made stays unpublished."""
+
+    code = ExitCode.GATE_FAILED
 
 
 class CheckpointError(PrivShareError):

@@ -195,6 +195,20 @@ class Release(Section):
     rows: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
 
 
+class Gates(Section):
+    """What must hold before anything is published; None leaves a gate out."""
+
+    # Known to the coordinator. Of the AUC that held-out units were asked for, less two standard errors.
+    monitor_auc: Annotated[Number, Field(ge=0.5, le=1)] | None = None
+    # Of any discriminator, in noise variances a cell; 1 is as near as the truth itself.
+    misfit: Annotated[Number, Field(gt=1)] | None = None
+    # Known in simulations alone, since they compare with real rows. They look at the nearer end of an interval: a gate
+    # fails for what was shown, not for what a small sample leaves possible.
+    utility_gap: Annotated[Number, Field(gt=0, le=1)] | None = None
+    membership_advantage: Annotated[Number, Field(gt=0, le=1)] | None = 0.1
+    attribute_residual: Annotated[Number, Field(gt=0, le=1)] | None = 0.1
+
+
 def _check_label(label: Label, column: Column | None) -> None:
     if not isinstance(column, CategoricalColumn):
         raise ValueError(f"label.column={label.column}: expected a categorical column of `columns`")
@@ -240,6 +254,11 @@ def _check_discriminators(study: "Study") -> None:
         raise ValueError("discriminators: all are switched off")
 
 
+def _check_gates(study: "Study") -> None:
+    if study.gates.monitor_auc is not None and study.privacy.holdout == 0:
+        raise ValueError("gates.monitor_auc: needs held-out units; set privacy.holdout")
+
+
 def _check_masks(study: "Study") -> None:
     if study.privacy.noise_trust == "local":
         return
@@ -273,6 +292,7 @@ class Study(Section):
     rounds: Rounds = Rounds()
     model: Model = Model()
     release: Release = Release()
+    gates: Gates = Gates()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -294,6 +314,7 @@ class Study(Section):
         _check_names(self)
         _check_discriminators(self)
         _check_masks(self)
+        _check_gates(self)
         if self.windows is not None:
             _check_windows(self.windows, self.unit, self.columns)
         return self

@@ -17,9 +17,11 @@ from pydantic import Field, ValidationError
 
 from common.data.schema import Number, Section, Text, Whole
 from common.errors import CheckpointError, ExitCode, OutputError, PrivShareError
+from common.evaluation.gates import require
 from common.study import explain, load_study
 from server.checkpoints import write_json
 from server.exchange import Credentials, Exchange
+from server.gates import gates_of
 from server.provision import coordinator_key, read_roster
 from server.publish import draw_units, publish, rows_to_publish
 from server.rounds import Coordinator
@@ -119,8 +121,10 @@ def _conduct(folder: Path, exchange: Exchange, credentials: Credentials, start: 
         on_step=lambda _: None,  # whoever follows reads rounds.jsonl
     )
     trained = coordinator.run(exchange)
+    gates = gates_of(study, trained.state)
+    require(gates)
     units = draw_units(trained, study, rows=rows_to_publish(trained, study), seed=start.seed, device=device)
-    publish(trained, study, units, folder)
+    publish(trained, study, units, folder, gates=gates)
 
 
 def _end(folder: Path, code: ExitCode, message: str) -> None:

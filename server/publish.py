@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from common.data.binning import decode_table
 from common.data.encoding import make_grids
 from common.data.trajectories import decode_windows
 from common.data.windows import WindowedTable, long_table
+from common.evaluation.gates import Gate
 from common.models.generator import draw_bins
+from common.models.releases import Bins
 from common.models.training import parameters_of
 from common.study import Study
 from server.checkpoints import write_file, write_json
@@ -24,8 +27,16 @@ from server.rounds import Trained
 GENERATOR_SCHEMA = "privshare.generator/1"
 
 
-def draw_units(trained: Trained, study: Study, *, rows: int, seed: int, device: torch.device) -> WindowedTable:
-    """Synthetic units in the study's column order and dtypes, label shares as released; windows if the study has them.
+def draw_units(
+    trained: Trained,
+    study: Study,
+    *,
+    rows: int,
+    seed: int,
+    device: torch.device,
+    label_counts: np.ndarray | None = None,
+) -> WindowedTable:
+    """Synthetic units in the study's column order and dtypes; windows if the study has them.
 
     Args:
         trained: the end of a run.
@@ -33,13 +44,34 @@ def draw_units(trained: Trained, study: Study, *, rows: int, seed: int, device: 
         rows: how many.
         seed: the same seed gives the same rows.
         device: of the generator.
+        label_counts: (classes,), shares of the label's classes, in any unit; None for those that were released.
     """
     random = np.random.default_rng(seed)
-    labels = random.permutation(
-        np.repeat(np.arange(len(study.label_values)), _shares(trained.targets.label_counts, rows))
-    )
+    counts = trained.targets.label_counts if label_counts is None else label_counts
+    labels = random.permutation(np.repeat(np.arange(len(study.label_values)), whole_shares(counts, rows)))
     records, windows = draw_bins(trained.generator, labels, seed=seed, device=device)
-    columns, bins = trained.bins.columns, trained.bins
+    return decode_units(records, windows, labels, trained.bins, study, random)
+
+
+def decode_units(
+    records: np.ndarray,
+    windows: np.ndarray | None,
+    labels: np.ndarray,
+    bins: Bins,
+    study: Study,
+    random: np.random.Generator,
+) -> WindowedTable:
+    """Units in the study's column order and dtypes from what a generator drew.
+
+    Args:
+        records: (units, columns) int64 bins of the measured columns.
+        windows: (units, steps, channels) int64 bins, -1 beyond a unit's last step; None without windows.
+        labels: (units,) int64.
+        bins: of columns and channels.
+        study: of the run.
+        random: of the values inside bins.
+    """
+    columns = bins.columns
     table = decode_table(records, labels, make_grids(study.measured), bins.binnings[:columns], random)
     dtype = pd.CategoricalDtype(list(study.label_values))
     table[study.label.column] = pd.Categorical.from_codes(labels, dtype=dtype)
@@ -68,8 +100,17 @@ def tables_of(units: WindowedTable, study: Study) -> dict[str, pd.DataFrame]:
     return {"synthetic.csv": records, "synthetic-windows.csv": series}
 
 
-def publish(trained: Trained, study: Study, units: WindowedTable, folder: Path) -> dict[str, Any]:
+def publish(
+    trained: Trained, study: Study, units: WindowedTable, folder: Path, *, gates: Sequence[Gate]
+) -> dict[str, Any]:
     """Write the synthetic tables, generator/ and certificate.json; returns the certificate.
+
+    Args:
+        trained: the end of a run.
+        study: of the run.
+        units: as `draw_units` made them.
+        folder: where to.
+        gates: that were passed. The certificate shows those whose figures may be public.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -90,6 +131,7 @@ def publish(trained: Trained, study: Study, units: WindowedTable, folder: Path) 
             for site, account in state.accounts.items()
         },
         files={name: hashlib.sha256(body).hexdigest() for name, body in files.items()},
+        gates=[gate.as_dict() for gate in gates if gate.visibility == "public"],
     )
     write_json(folder / "certificate.json", certificate)
     return certificate
@@ -99,7 +141,7 @@ def _as_csv(table: pd.DataFrame) -> bytes:
     return table.to_csv(index=False, lineterminator="\n").encode()
 
 
-def _shares(counts: np.ndarray, rows: int) -> np.ndarray:
+def whole_shares(counts: np.ndarray, rows: int) -> np.ndarray:
     """Whole rows of each class, by largest remainder; (classes,) int64."""
     exact = counts / counts.sum() * rows
     whole = np.floor(exact).astype(np.int64)

@@ -4,7 +4,7 @@ It asks; every site decides for itself. Nothing here sees a row, and no guarante
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from common.data.queries import layout_of
 from common.data.tables import sizes_of
 from common.errors import PolicyError
 from common.models.critics import MARGINALS
-from common.models.generator import Generator, draw_bins
+from common.models.generator import Generator, draw_bins, initialise
 from common.models.monitor import ranking_quality, score_layout
 from common.models.neural import (
     GRADIENT_SCALE,
@@ -55,7 +55,7 @@ _MEASURING = 0.5
 """Part of the rounds over which the measurements are spread."""
 _SURE = 0.05
 """Largest standard error of a bought figure that the noise controller listens to."""
-_STAGE = "stage-"
+STAGE = "stage-"
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,16 @@ class Trained:
     bins: Bins
     targets: Targets
     generator: Generator
+
+    @property
+    def stages(self) -> list["Trained"]:
+        """The run as it stood at the end of each stage, the last of them the end of the run."""
+        found = []
+        for stage in range(1, len(self.state.stages)):
+            generator = initialise(self.generator.shape, seed=0).to(next(self.generator.parameters()).device)
+            load_parameters(generator, unpack(f"{STAGE}{stage}.", self.state.snapshots))
+            found.append(replace(self, generator=generator))
+        return [*found, self]
 
 
 class Coordinator(Conductor[Trained]):
@@ -122,6 +132,8 @@ class Coordinator(Conductor[Trained]):
     def _begin_stage(self, learner: "Learner", stage: int) -> None:
         """Take up new releases; what had learned all that it could from fewer had learned some of their noise."""
         state = self._state
+        if stage:
+            state.snapshots |= pack(f"{STAGE}{stage}.", parameters_of(learner.averaged))
         if stage == 0 or self._is_fitted(learner):
             learner.begin()
             # What a run that is resumed within the stage finds.
@@ -186,7 +198,7 @@ class Coordinator(Conductor[Trained]):
         if not share:
             return
         if stage <= len(state.gates):
-            learner.adopt(unpack(f"{_STAGE}{stage}.", state.critics), state.gates[stage - 1])
+            learner.adopt(unpack(f"{STAGE}{stage}.", state.critics), state.gates[stage - 1])
             return
         optimiser = torch.optim.Adam(learner.critic.parameters(), lr=network.learning_rate, betas=(0.5, 0.9))
         cells = learner.critic.shape.cells
@@ -206,7 +218,7 @@ class Coordinator(Conductor[Trained]):
             )
         learner.gate = self._gate(roster, bins, learner, stage)
         state.gates.append(learner.gate)
-        state.critics |= pack(f"{_STAGE}{stage}.", critic_parameters(learner.critic))
+        state.critics |= pack(f"{STAGE}{stage}.", critic_parameters(learner.critic))
         self._record(
             {
                 "step": "critic",

@@ -25,6 +25,7 @@ from server.noise_controller import NoiseState
 
 _RELEASE = "release."
 _AVERAGED = "averaged."
+_SNAPSHOT = "snapshot."
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class RunState:
     """Everything that a run has so far; what a checkpoint holds.
 
     units: of each site, as its noised one-way tables say; what a site weighs that a later release is without.
+    snapshots: the averaged generator at the end of each stage but the last, names prefixed by `stage-N.`.
     losses: of each measured critic after the last round, in noise variances a cell; none right after a measurement.
     """
 
@@ -84,6 +86,7 @@ class RunState:
     releases: dict[str, Release] = field(default_factory=dict)
     generator: dict[str, np.ndarray] = field(default_factory=dict)
     averaged: dict[str, np.ndarray] = field(default_factory=dict)
+    snapshots: dict[str, np.ndarray] = field(default_factory=dict)
     rounds_done: int = 0
     losses: dict[str, float] = field(default_factory=dict)
     noise: NoiseState = field(default_factory=NoiseState)
@@ -153,6 +156,7 @@ def checkpoint_of(state: RunState) -> Checkpoint:
             **pack(GENERATOR, state.generator),
             **pack(_AVERAGED, state.averaged),
             **pack(CRITIC, state.critics),
+            **pack(_SNAPSHOT, state.snapshots),
         },
     )
 
@@ -193,6 +197,7 @@ def restore(checkpoint: Checkpoint, *, expected: RunState) -> RunState:
         gates=[tuple(weights) for weights in facts["gates"]],
         accuracy=facts["accuracy"],
         critics=unpack(CRITIC, checkpoint.arrays),
+        snapshots=unpack(_SNAPSHOT, checkpoint.arrays),
         monitor=facts["monitor"],
         spent=facts["spent"],
         history=facts["history"],

@@ -16,6 +16,7 @@ import torch
 from scipy.stats import t as student
 
 from common.errors import CheckpointError, ExitCode, StudyError
+from common.evaluation.report import Level
 from server.checkpoints import write_file, write_json
 from simulations.experiment import Run, execute
 from simulations.federation import Engine
@@ -90,7 +91,7 @@ def _evaluation(
         if found["study"] != study.digest():
             raise CheckpointError(f"{folder}: holds a run of another study; choose another --out")
         return found
-    return execute(run, engine, device, lambda _: None)[0]
+    return execute(run, engine, device, lambda _: None, level=Level.BASIC, gated=False).evaluation
 
 
 def _figures(evaluation: Mapping[str, Any], *, real: bool = False) -> dict[str, float | None]:

@@ -68,6 +68,58 @@ def audit(
         raise typer.Exit(int(ExitCode.AUDIT_CONTRADICTED))
 
 
+@app.command()
+def tables(  # noqa: PLR0913 (one parameter an option)
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of all runs, and of paper.md, paper.csv and the figures.")],
+    scenario: Annotated[
+        list[str] | None, typer.Option(help="bank, accounts or icu; repeat it. Default: bank, icu.")
+    ] = None,
+    study: Annotated[Path | None, typer.Option(help="Instead of scenarios: a study of your own; needs --data.")] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Table of the study; repeat it to join several files.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Who holds what, as in simulations/run.py.")] = "",
+    units: Annotated[int | None, typer.Option(min=100, help="Units of a scenario. Default: its own size.")] = None,
+    sites: Annotated[int, typer.Option(min=1, help="Number of sites.")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 5,
+    curve_seeds: Annotated[int, typer.Option(min=0, help="Runs at each further epsilon.")] = 1,
+    method: Annotated[list[str] | None, typer.Option(help="A method; repeat it. Default: all.")] = None,
+    level: Annotated[str, typer.Option("--evaluation", help="quick, standard or deep.")] = "standard",
+    threads: Annotated[int, typer.Option(min=1, help="Compute threads.")] = 2,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+) -> None:
+    """Run all methods over several seeds, and write the paper's tables and figures with a value in every cell.
+
+    What was run before into the same folder is taken from there, so it can be stopped and gone on with.
+    """
+    # What a simulation needs takes seconds to import; the other commands do without.
+    from simulations.paper import plan_of, run_tables  # noqa: PLC0415
+
+    started = time.monotonic()
+
+    def on_run(what: str) -> None:
+        _err.print(f"{time.monotonic() - started:6.0f} s  {what}", markup=False, highlight=False, soft_wrap=True)
+
+    try:
+        plan = plan_of(
+            scenarios=scenario or [],
+            study=study,
+            data=data,
+            split=split,
+            units=units,
+            sites=sites,
+            seeds=seeds,
+            curve_seeds=curve_seeds,
+            methods=method or [],
+            level=level,
+        )
+        typer.echo(run_tables(plan, out, device=device, threads=threads, on_run=on_run))
+    except PrivShareError as error:
+        _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(int(error.code)) from None
+
+
 def _show(result: dict[str, Any]) -> None:
     table = Table(title=f"{result['study']}: epsilon for one {result['unit']} more or less, delta {result['delta']:g}")
     table.add_column("release")

@@ -7,7 +7,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -21,17 +21,26 @@ import yaml
 from client.records import parse_text, read_series_text, read_text, read_windows
 from common.data.units import check_surplus
 from common.data.windows import WindowedTable
-from common.errors import ExitCode, OutputError, SchemaError, StudyError
-from common.evaluation.figures import Population
-from common.evaluation.report import evaluate
+from common.errors import ExitCode, OutputError, ReleaseError, SchemaError, StudyError
+from common.evaluation.attacks.coordinator_view import Releases
+from common.evaluation.attacks.suite import Target
+from common.evaluation.attacks.white_box import Published
+from common.evaluation.figures import Claim, People, Population
+from common.evaluation.gates import beyond_ceiling, gates_of_evaluation, require
+from common.evaluation.page import write_page
+from common.evaluation.report import Level, Subject, draws_of, evaluate
 from common.study import Study, load_study
 from server.checkpoints import write_file, write_json
-from server.publish import draw_units, publish, rows_to_publish
-from server.rounds import Coordinator, Trained
-from simulations.federation import Engine, SiteFolder, credentials_of, make_site_folder, run_federation
+from server.gates import gates_of
+from server.publish import publish, whole_shares
+from server.run_state import RunState
+from simulations.baselines.released import evaluate_classifier
+from simulations.federation import Engine, SiteFolder, make_site_folder
+from simulations.methods import DESCRIPTIONS, PRIVATE, Made, Method, adapt, conduct
 from simulations.scenarios.bank import MOST_BANKS, simulate_accounts, simulate_transactions
 from simulations.scenarios.icu import MOST_HOSPITALS, simulate_stays
 from simulations.splits import Units, set_aside, split, units_of
+from simulations.stages import measure_stages
 
 _STUDIES = Path(__file__).parent / "studies"
 _ASIDE: Final = (0.08, 0.08, 0.04)
@@ -67,6 +76,7 @@ class Options:
     series: list[str]
     digests: list[str]
     test_noise_seed: int | None
+    method: str = "privshare"
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,7 @@ def choose(  # noqa: PLR0913 (one parameter an option of the commands)
     seed: int = 0,
     quick: bool = False,
     test_noise_seed: int | None = None,
+    method: Method = Method.PRIVSHARE,
     out: Path | None = None,
 ) -> Run:
     """A new run of an embedded scenario, or of a study of one's own with its tables.
@@ -122,26 +133,19 @@ def choose(  # noqa: PLR0913 (one parameter an option of the commands)
         series=[str(path) for path in long],
         digests=[digest_of(path) for path in (*tables, *long)],
         test_noise_seed=test_noise_seed,
+        method=method.value,
     )
-    return Run(chosen, options, out or _default_folder(chosen), is_new=True)
+    return Run(adapt(method, chosen), options, out or _default_folder(chosen), is_new=True)
 
 
 @dataclass(frozen=True)
-class Divided:
-    """A table divided over sites.
+class Divided(People):
+    """A table divided over sites, and who is where.
 
     sites: CSV text of each site's tables, "table" and with windows "series", by its name.
-    members: all units that some site has.
-    test: units that none has, for what is trained on synthetic rows.
-    control: others, beside whom members are attacked.
-    reference: others, that attackers may know.
     """
 
     sites: Mapping[str, Mapping[str, str]]
-    members: Population
-    test: Population
-    control: Population
-    reference: Population
 
 
 def divide(run: Run) -> Divided:
@@ -163,30 +167,63 @@ def divide(run: Run) -> Divided:
     }
     everybody = Population(whole, tables.units.number)
     in_part = [np.unique(tables.units.number[part_of == part]) for part in range(len(_ASIDE) + 1)]
-    return Divided(sites, *map(everybody.take, in_part))
+    members, test, control, reference = map(everybody.take, in_part)
+    if options.method == Method.LOCAL_ONLY:
+        name, rows = list(zip(sites, positions, strict=True))[options.seed % len(sites)]
+        return Divided(members.take(np.unique(members.units[rows])), test, control, reference, {name: sites[name]})
+    return Divided(members, test, control, reference, sites)
 
 
-def execute(run: Run, engine: Engine, device: torch.device, on_step: OnStep) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run a federation from the tables to the published folder; the evaluation and the certificate.
+@dataclass(frozen=True)
+class Results:
+    """What a run ended with.
+
+    certificate: None where what was made is not private, or is not published.
+    """
+
+    evaluation: dict[str, Any]
+    certificate: dict[str, Any] | None
+
+
+def execute(
+    run: Run, engine: Engine, device: torch.device, on_step: OnStep, *, level: Level, gated: bool = True
+) -> Results:
+    """Run a federation from the tables to the published folder.
+
+    Args:
+        run: what to run.
+        engine: of the sites.
+        device: of the coordinator.
+        on_step: is told of every step.
+        level: how much is measured of what was made.
+        gated: whether a gate that fails stops publication; a comparison goes on, and says so.
 
     Raises:
+        ReleaseError: a gate failed; the evaluation and the report are there.
         PrivShareError: whatever stopped it.
     """
     study, options, folder = run.study, run.options, run.folder
+    method = Method(options.method)
     divided = divide(run)
     open_folder(run)
-    with tempfile.TemporaryDirectory(prefix="privshare-") as private:
-        # On Ray a site lives for one message, too short to be confirmed by others.
-        witnesses = 0 if engine.kind == "flower" else None
-        sites = _site_folders(divided, run, Path(private), witnesses=witnesses)
-        trained = _conduct(run, sites, engine, device, on_step)
-    table = draw_units(trained, study, rows=rows_to_publish(trained, study), seed=options.seed, device=device)
-    certificate = publish(trained, study, table, folder)
-    on_step({"step": "evaluating", "budget_used": trained.state.budget_used})
-    evaluation = evaluate(table, divided.members.table, divided.test.table, study, seed=options.seed)
-    evaluation["monitor"] = trained.state.monitor
-    write_json(folder / "evaluation.json", evaluation)
-    return evaluation, certificate
+    made = _make(run, method, divided, engine, device, on_step)
+    evaluation = _evaluate(run, made, divided, level, device, on_step)
+    gates = [*gates_of(study, made.state), *gates_of_evaluation(study, evaluation)] if method in PRIVATE else []
+    evaluation["gates"] = [gate.as_dict() for gate in gates]
+    certificate = None
+    try:
+        if method in PRIVATE and (beyond := beyond_ceiling(evaluation)):
+            raise ReleaseError(f"attacks beyond what epsilon allows: {'; '.join(beyond)}", ExitCode.AUDIT_CONTRADICTED)
+        if gated:
+            require(gates)
+        if made.trained is not None and made.draw is not None:
+            units = made.draw(options.seed, None)
+            certificate = publish(made.trained, study, units, folder, gates=gates)
+    finally:
+        write_json(folder / "evaluation.json", evaluation)
+        page = write_page(evaluation, certificate, made.state.history)
+        write_file(folder / "report.html", page.encode())
+    return Results(evaluation, certificate)
 
 
 def _given(study: Path | None, paths: list[Path] | None, option: str, *, needed: bool = True) -> list[Path]:
@@ -335,16 +372,84 @@ def _site_folders(divided: Divided, run: Run, private: Path, *, witnesses: int |
     ]
 
 
-def _conduct(run: Run, sites: list[SiteFolder], engine: Engine, device: torch.device, on_step: OnStep) -> Trained:
-    results: list[Trained] = []
-    coordinator = Coordinator(
-        run.study,
-        folder=run.folder,
-        run=run.name,
-        seed=run.options.seed,
-        credentials=credentials_of([site.name for site in sites], seed=run.options.seed),
-        device=device,
-        on_step=on_step,
-    )
-    run_federation(sites, lambda exchange: results.append(coordinator.run(exchange)), engine)
-    return results[0]
+def _evaluate(
+    run: Run, made: Made, divided: Divided, level: Level, device: torch.device, on_step: OnStep
+) -> dict[str, Any]:
+    """What was made, measured; the parts that say what it is of come first."""
+    study, options = run.study, run.options
+    method = Method(options.method)
+    claim = Claim(study.privacy.epsilon if method in PRIVATE else None, study.privacy.delta)
+    head = {
+        "name": study.name,
+        "method": method.value,
+        "description": DESCRIPTIONS[method],
+        "claim": asdict(claim),
+    }
+
+    def on_part(part: str) -> None:
+        on_step({"step": f"evaluating {part}", "budget_used": made.state.budget_used})
+
+    if made.classifier is not None:
+        measured = evaluate_classifier(made.classifier, divided, level=level, seed=options.seed, on_part=on_part)
+    else:
+        subject = _subject(run, made, claim, level, device)
+        measured = evaluate(subject, divided, study, level=level, seed=options.seed, on_part=on_part)
+        if made.trained is not None and level in (Level.STANDARD, Level.DEEP):
+            on_part("stages")
+            measured["stages"] = measure_stages(made.trained, divided, study, seed=options.seed, device=device)
+    return {**measured, **head, "monitor": made.state.monitor}
+
+
+def _subject(run: Run, made: Made, claim: Claim, level: Level, device: torch.device) -> Subject:
+    """What an attacker and a data consumer get, and what the coordinator saw."""
+    assert made.draw is not None
+    seed, draws = run.options.seed, draws_of(level)
+    equal = np.ones(len(run.study.label_values))
+    trained = made.trained
+    target = Target(made.draw(seed, None), claim, device=str(device))
+    if trained is not None:
+        generator, bins = trained.generator, trained.bins
+        target = replace(
+            target,
+            published=Published(generator, bins, trained.targets.label_counts),
+            releases=Releases(trained.state.releases["one_way"], trained.targets, bins, generator),
+        )
+    more = [made.draw(seed + 1 + number, None) for number in range(draws)]
+    return Subject(target, more, made.draw(seed, equal) if draws else None)
+
+
+def _make(run: Run, method: Method, divided: Divided, engine: Engine, device: torch.device, on_step: OnStep) -> Made:
+    """What the method of a run makes of the sites' tables."""
+    if method is Method.REAL:
+        return _as_they_are(run, divided)
+    with tempfile.TemporaryDirectory(prefix="privshare-") as private:
+        # On Ray a site lives for one message, too short to be confirmed by others.
+        witnesses = 0 if engine.kind == "flower" else None
+        return conduct(
+            method,
+            run.study,
+            _site_folders(divided, run, Path(private), witnesses=witnesses),
+            engine,
+            folder=run.folder,
+            run=run.name,
+            seed=run.options.seed,
+            device=device,
+            on_step=on_step,
+        )
+
+
+def _as_they_are(run: Run, divided: Divided) -> Made:
+    """The sites' own units, in another order, and as many of them drawn anew."""
+    members, seed = divided.members.table, run.options.seed
+    rows = len(members.records)
+
+    def draw(number: int, counts: np.ndarray | None) -> WindowedTable:
+        random = np.random.default_rng([seed, number, 5])
+        if counts is None:
+            return members.take(random.permutation(rows))
+        labels = members.records[run.study.label.column].cat.codes.to_numpy()
+        wanted = whole_shares(counts, rows)
+        chosen = [random.choice(np.flatnonzero(labels == label), size) for label, size in enumerate(wanted)]
+        return members.take(random.permutation(np.concatenate(chosen)))
+
+    return Made(RunState(run=run.name, seed=seed, study=run.study.digest()), rows, draw)

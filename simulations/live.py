@@ -29,7 +29,9 @@ from rich.table import Table
 from common.data.schema import parse_table
 from common.data.windows import WindowedTable
 from common.errors import ExitCode, OutputError, PrivShareError, UnreachableError
-from common.evaluation.report import evaluate
+from common.evaluation.attacks.suite import Target
+from common.evaluation.figures import Claim
+from common.evaluation.report import Level, Subject, evaluate
 from common.files import write_private
 from common.study import Study
 from server.checkpoints import write_json
@@ -375,10 +377,11 @@ def _compared(run: Run) -> float:
     begin, ends = time.monotonic(), []
 
     def note(step: dict[str, Any]) -> None:
-        if step["step"] == "evaluating":  # which is no part of a run
+        if step["step"].startswith("evaluating"):  # which is no part of a run
             ends.append(time.monotonic())
 
-    execute(again, Engine("process", "cpu", 1, run.options.test_noise_seed), torch.device("cpu"), note)
+    engine = Engine("process", "cpu", 1, run.options.test_noise_seed)
+    execute(again, engine, torch.device("cpu"), note, level=Level.BASIC, gated=False)
     tables = [(folder / "synthetic.csv").read_bytes() for folder in (run.folder / "run", again.folder)]
     if run.options.test_noise_seed is not None and tables[0] != tables[1]:
         raise PrivShareError("the live table is not the one that one process makes")
@@ -444,13 +447,9 @@ def _run(run: Run, where: Where, *, seed: int | None) -> tuple[dict[str, Any], d
     times["stopped"] = time.monotonic()
     if bad := {name: code for name, code in codes.items() if name in divided.sites and code != 0}:
         raise PrivShareError(f"sites: did not end well: {bad}")
-    evaluation = evaluate(
-        read_published(federation.run_folder, run.study),
-        divided.members.table,
-        divided.test.table,
-        run.study,
-        seed=run.options.seed,
-    )
+    privacy = run.study.privacy
+    published = Target(read_published(federation.run_folder, run.study), Claim(privacy.epsilon, privacy.delta))
+    evaluation = evaluate(Subject(published), divided, run.study, level=Level.BASIC, seed=run.options.seed)
     write_json(run.folder / "evaluation.json", evaluation)
     return evaluation, times, federation
 

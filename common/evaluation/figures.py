@@ -59,6 +59,30 @@ class Population:
         return Population(self.table.take(rows), (np.cumsum(kept) - 1)[self.units[rows]])
 
 
+@dataclass(frozen=True)
+class People:
+    """Who is in an experiment; nobody is in two of its parts.
+
+    members: whom sites have.
+    test: for what is trained on synthetic rows.
+    control: beside whom members are attacked.
+    reference: whom attackers may know.
+    """
+
+    members: Population
+    test: Population
+    control: Population
+    reference: Population
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What privacy is claimed, per unit; epsilon None: none at all."""
+
+    epsilon: float | None
+    delta: float
+
+
 def rate(successes: int, n: int, *, chance: float | None = None, ceiling: float | None = None) -> Figure:
     """A share, with its exact interval (Clopper and Pearson 1934).
 

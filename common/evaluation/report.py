@@ -1,122 +1,256 @@
-"""The content of evaluation.json: utility and fidelity, each beside what real rows would give.
+"""The content of evaluation.json: usefulness, fidelity and attacks, each beside what real rows would give.
 
-Every figure is a query on real records that no privacy budget paid for. It is for simulations and public benchmarks;
-it does not leave a site.
+Every figure here is a query on real records that no privacy budget paid for. It is for simulations and public
+benchmarks; it does not leave a site. `ACCESS` says of each part who may see it, and what it cost.
 """
 
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import numpy as np
 
 from common.data.windows import WindowedTable
+from common.evaluation.attacks.suite import Effort, Target, attack
+from common.evaluation.controls import check_evaluator
+from common.evaluation.definitions import DEFINITIONS, WINDOW_DEFINITIONS
+from common.evaluation.distinguisher import distinguish
+from common.evaluation.draws import measure_draws
 from common.evaluation.fidelity import measure_fidelity
-from common.evaluation.sequences import measure_prediction, measure_sequence_fidelity, measure_sequence_utility
-from common.evaluation.utility import measure_utility
+from common.evaluation.figures import People, Population
+from common.evaluation.frechet import measure_frechet
+from common.evaluation.gates import primary
+from common.evaluation.neighbours import measure_neighbours
+from common.evaluation.scores import Predictions, score, score_released
+from common.evaluation.sequences import measure_prediction, measure_sequence_fidelity, predict_windows
+from common.evaluation.subgroups import measure_subgroups
+from common.evaluation.utility import is_positive, predict
 from common.study import Study
 
-EVALUATION_SCHEMA = "privshare.evaluation/1"
+EVALUATION_SCHEMA: Final = "privshare.evaluation/2"
 
-DEFINITIONS = {
-    "tstr": "A classifier is trained on the synthetic table and scored on the real hold-out.",
-    "trtr": "The same classifier is trained on the real training table and scored on the same hold-out; what TSTR is "
-    "measured against.",
-    "logistic_regression": "L2-penalised logistic regression on one-hot categories and standardised numbers, settings "
-    "fixed beforehand.",
-    "gradient_boosting": "300 boosted trees on histograms, with categories and missing values as they are, settings "
-    "fixed beforehand.",
-    "auc": "Area under the ROC curve for the label's positive class; 0.5 is chance.",
-    "auprc": "Average precision for the positive class; chance is its share of the hold-out.",
-    "accuracy": "Share of the hold-out predicted rightly, at a threshold chosen on the training table alone: the one "
-    "that predicts the positive class as often as it occurs there.",
-    "f1": "Harmonic mean of precision and recall of the positive class, at the same threshold.",
-    "recall": "Share of the positive records that are predicted positive, at the same threshold.",
-    "precision": "Share of the records predicted positive that are, at the same threshold; 0 when there are none.",
-    "majority_accuracy": "Accuracy of always guessing the more frequent of positive and not positive in the hold-out.",
-    "one_way": "Total variation distance of the table of one column, numbers cut at deciles of the real training table "
-    "with heavy values and missing apart; mean and maximum over all columns, the label included.",
-    "two_way": "Total variation distance of the table of two columns, cut likewise; mean and maximum over all pairs.",
-    "synthetic_vs_train": "Distance to the real records that the generator learned from.",
-    "synthetic_vs_holdout": "Distance to real records that it did not learn from.",
-    "floor_train_vs_holdout": "The same distance between two real tables: what is due to finite samples alone, not to "
-    "the generator.",
-    "reason": "Why a figure is null; null itself when there is nothing to explain.",
+OnPart = Callable[[str], None]
+
+
+class Level(StrEnum):
+    """How much is measured: usefulness and tables of one and two columns; and attacks, on few units, more, or most."""
+
+    BASIC = "basic"
+    QUICK = "quick"
+    STANDARD = "standard"
+    DEEP = "deep"
+
+
+@dataclass(frozen=True)
+class _Size:
+    """attacks: how hard they try. compared: rows whose embeddings are. draws: synthetic tables beside the first."""
+
+    attacks: Effort
+    compared: int
+    draws: int
+
+
+_SIZES: Final[Mapping[Level, _Size]] = {
+    Level.QUICK: _Size(Effort(attacked=2000, predicates=300, latents=1024, many_secrets=False), 2000, 0),
+    Level.STANDARD: _Size(Effort(attacked=8000, predicates=1000, latents=4096), 10_000, 4),
+    Level.DEEP: _Size(Effort(attacked=20_000, predicates=5000, latents=16_384, searched=True), 20_000, 9),
 }
-"""One sentence for each name in the report, so that the file can be read without this code."""
-
-
-WINDOW_DEFINITIONS = {
-    "gradient_boosting_static": "The boosted trees on the columns of the record alone.",
-    "gradient_boosting_on_summaries": "The same trees on the columns and on summaries of every channel: mean, standard "
-    "deviation, extremes, ends, slope, missing share, mean step; of categories their shares and changes.",
-    "sequence_classifier": "A recurrent network over the steps of the window, with the columns at its last layer.",
-    "discriminative_score": "|accuracy - 0.5| of a recurrent network that tells synthetic windows from real ones; 0 is "
-    "chance.",
-    "summaries_auc": "AUC of boosted trees that tell synthetic from real summaries of windows; 0.5 is chance.",
-    "joint_auc": "The same with the columns of the record beside the summaries.",
-    "autocorrelation": "Mean absolute difference of autocorrelations at lags 1 to 6, numeric channels, about the mean "
-    "of all units.",
-    "autocorrelation_within": "The same about the mean of each unit.",
-    "agreement": "Mean absolute difference of the probability that two steps in a row agree, categorical channels.",
-    "cross_correlation": "Mean absolute difference of correlations of two numeric channels at one step.",
-    "numeric_marginal": "1-Wasserstein distance at each step over the standard deviation, mean of steps and channels.",
-    "categorical_marginal": "Total variation distance at each step, mean over steps and channels.",
-    "missing": "Difference of the shares of missing values at each step, mean over steps and channels.",
-    "change": "1-Wasserstein distance of changes from step to step over their standard deviation, numeric channels.",
-    "lag_1_real": "Autocorrelation at lag 1 of a channel; of categories the probability that two steps in a row agree; "
-    "_synthetic: of the synthetic windows; _within: about the mean of each unit.",
-    "marginal": "The distance at each step, of one channel.",
-    "length": "Total variation distance of the numbers of steps.",
-    "prediction": "Mean absolute error, in standard deviations, of a recurrent network that foretells the next step of "
-    "real windows; trained on synthetic windows (tstr) or on real ones (trtr).",
+_REAL_ROWS = "free in a simulation; on real rows it would be a query that no budget pays for"
+ACCESS: Final = {
+    "utility": {"visibility": "simulation", "cost": _REAL_ROWS},
+    "fidelity": {"visibility": "simulation", "cost": _REAL_ROWS},
+    "windows": {"visibility": "simulation", "cost": _REAL_ROWS},
+    "attacks": {"visibility": "simulation", "cost": _REAL_ROWS},
+    "controls": {"visibility": "simulation", "cost": _REAL_ROWS},
+    "stages": {"visibility": "simulation", "cost": _REAL_ROWS},
+    "label_shares": {"visibility": "public", "cost": "nothing beyond the releases, but for the shares of real rows"},
+    "monitor": {"visibility": "public", "cost": "bought from held-out units, within their own epsilon"},
+    "gates": {"visibility": "public", "cost": "those of figures that are bought or free; others in simulations alone"},
+    "guarantee": {"visibility": "public", "cost": "nothing: it follows from what the ledgers say"},
 }
-"""The same for what studies with windows have beside."""
+"""Who may see each part, and what it cost."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured.
+
+    target: what attackers have, the synthetic table first of all.
+    draws: more tables of the same generator.
+    balanced: one with all label classes equally often.
+    """
+
+    target: Target
+    draws: Sequence[WindowedTable] = ()
+    balanced: WindowedTable | None = None
+
+
+def effort_of(level: Level) -> Effort:
+    """How hard attackers try; not at all at the basic level."""
+    return _SIZES[level].attacks
+
+
+def draws_of(level: Level) -> int:
+    """How many tables beside the first a level asks for."""
+    return _SIZES[level].draws if level in _SIZES else 0
 
 
 def evaluate(
-    synthetic: WindowedTable, train: WindowedTable, holdout: WindowedTable, study: Study, *, seed: int
-) -> dict[str, object]:
+    subject: Subject, people: People, study: Study, *, level: Level, seed: int, on_part: OnPart = lambda _: None
+) -> dict[str, Any]:
     """All measurements of one synthetic table, ready for JSON.
 
-    Guarantees: plain dicts, str, int, finite float and None alone; whatever is None has its reason beside it; the same
-    tables and seed give the same content.
+    Guarantees: plain dicts, lists, str, bool, int, finite float and None alone; whatever is None has its reason beside
+    it; the same tables, level and seed give the same content.
     Edge cases: an empty table, or one without both sides of the label -> None and the reason, for what needs it.
 
     Args:
-        synthetic: units that the generator made.
-        train: the real units that the generator learned from, all sites together.
-        holdout: real units that it did not learn from.
-        study: the study of all three; without windows, their records alone are looked at.
-        seed: of the classifiers.
+        subject: what was made.
+        people: real units.
+        study: of all; without windows, records alone are looked at.
+        level: how much is measured.
+        seed: of classifiers, attackers and samples.
+        on_part: is told which part comes next.
     """
-    tables = {"synthetic": synthetic, "train": train, "holdout": holdout}
-    records = [table.records for table in tables.values()]
-    report: dict[str, object] = {
-        "schema": EVALUATION_SCHEMA,
-        "study": study.digest(),
-        "seed": seed,
-        "rows": {name: len(table.records) for name, table in tables.items()},
-        "utility": {"tstr": _utility(synthetic, holdout, study, seed), "trtr": _utility(train, holdout, study, seed)},
-        "fidelity": {
-            "synthetic_vs_train": asdict(measure_fidelity(records[0], records[1], study, edges_from=records[1])),
-            "synthetic_vs_holdout": asdict(measure_fidelity(records[0], records[2], study, edges_from=records[1])),
-            "floor_train_vs_holdout": asdict(measure_fidelity(records[1], records[2], study, edges_from=records[1])),
-        },
+    synthetic = subject.target.synthetic
+    report: dict[str, Any] = outline(people, study, level=level, seed=seed, synthetic=synthetic)
+    on_part("usefulness")
+    report["utility"] = {
+        **_utility(synthetic, people, study, seed),
+        **_conditioned(subject, people.test, study, seed),
     }
+    on_part("fidelity")
+    report["fidelity"] = _fidelity(synthetic, people, study, level, seed)
     if study.windows is not None:
-        channels = study.channels
-        report["windows"] = {
-            "synthetic_vs_holdout": asdict(measure_sequence_fidelity(synthetic, holdout, study, channels, seed=seed)),
-            "floor_train_vs_holdout": asdict(measure_sequence_fidelity(train, holdout, study, channels, seed=seed)),
-            "prediction": {
-                "tstr": asdict(measure_prediction(synthetic, holdout, channels, seed=seed)),
-                "trtr": asdict(measure_prediction(train, holdout, channels, seed=seed)),
-            },
-        }
-    report["definitions"] = dict(DEFINITIONS) if study.windows is None else DEFINITIONS | WINDOW_DEFINITIONS
+        on_part("windows")
+        report["windows"] = _windows(synthetic, people, study, seed)
+    if level is not Level.BASIC:
+        report["attacks"] = attack(subject.target, people, study, _SIZES[level].attacks, seed=seed, on_part=on_part)
+        on_part("controls of the evaluation")
+        report["controls"] = check_evaluator(people, study, seed=seed)
+    report["access"] = {name: access for name, access in ACCESS.items() if name in report or name == "guarantee"}
+    report["definitions"] = definitions(study)
     return report
 
 
-def _utility(train: WindowedTable, test: WindowedTable, study: Study, seed: int) -> dict[str, object]:
+def definitions(study: Study) -> dict[str, str]:
+    """One sentence for each name in a report about the study."""
+    return dict(DEFINITIONS) if study.windows is None else DEFINITIONS | WINDOW_DEFINITIONS
+
+
+def outline(
+    people: People, study: Study, *, level: Level, seed: int, synthetic: WindowedTable | None
+) -> dict[str, Any]:
+    """What is measured and how; how many of each there are, and the shares of the label's classes."""
+    parts = {
+        "train": people.members,
+        "test": people.test,
+        "control": people.control,
+        "reference": people.reference,
+    }
+    tables = {name: part.table for name, part in parts.items()}
+    if synthetic is not None:
+        tables = {"synthetic": synthetic, **tables}
+    return {
+        "schema": EVALUATION_SCHEMA,
+        "study": study.digest(),
+        "seed": seed,
+        "level": level.value,
+        "unit": study.unit.name,
+        "rows": {name: len(table.records) for name, table in tables.items()},
+        "units": {name: part.count for name, part in parts.items()},
+        "columns": {
+            "features": len(study.features),
+            "categorical": sum(column.type == "categorical" for column in study.features.values()),
+            "numeric": sum(column.type != "categorical" for column in study.features.values()),
+            "channels": len(study.channels),
+            "steps": 0 if study.windows is None else study.windows.length,
+        },
+        "label_shares": {name: _shares(table, study) for name, table in tables.items()},
+        "positive_share": float(is_positive(people.members.table.records, study).mean()),
+    }
+
+
+def utility_of(train: WindowedTable, test: Population, study: Study, *, seed: int) -> dict[str, dict[str, Any]]:
+    """Scores by classifier: TSTR or TRTR, by what `train` is."""
+    found = _predictions(train, test.table, study, seed)
+    return {name: asdict(score(one, seed=seed, units=test.units)) for name, one in found.items()}
+
+
+def _predictions(train: WindowedTable, test: WindowedTable, study: Study, seed: int) -> dict[str, Predictions]:
     if study.windows is None:
-        measured = measure_utility(train.records, test.records, study, seed=seed)
-    else:
-        measured = measure_sequence_utility(train, test, study, study.channels, seed=seed)
-    return {name: asdict(scores) for name, scores in measured.items()}
+        return predict(train.records, test.records, study, seed=seed)
+    return predict_windows(train, test, study, study.channels, seed=seed)
+
+
+def _utility(synthetic: WindowedTable, people: People, study: Study, seed: int) -> dict[str, Any]:
+    scores: dict[str, Any] = {}
+    groups: dict[str, Any] = {}
+    test = people.test
+    for name, table in (("tstr", synthetic), ("trtr", people.members.table)):
+        found = _predictions(table, test.table, study, seed)
+        scores[name] = {which: asdict(score(one, seed=seed, units=test.units)) for which, one in found.items()}
+        chosen = found[primary({"tstr": found})]
+        groups[name] = measure_subgroups(chosen, test.table.records, study, seed=seed, units=test.units)
+    return {**scores, "subgroups": groups}
+
+
+def _conditioned(subject: Subject, test: Population, study: Study, seed: int) -> dict[str, Any]:
+    """What several draws say, and what a table with equal classes teaches of the rare one (paper, section 4.4).
+
+    Both are read at the share of positives that the plain table has: a classifier that learned from equal classes
+    calls more rows positive, which by itself finds more of them.
+    """
+    found: dict[str, Any] = {}
+    if subject.draws:
+        found["draws"] = measure_draws(subject.draws, test.table, study, seed=seed, units=test.units)
+    if subject.balanced is not None:
+        share = float(is_positive(subject.target.synthetic.records, study).mean())
+        truth = is_positive(test.table.records, study)
+        found["controlled"] = {
+            which: {
+                name: asdict(score_released(one.scores, truth, share=share, seed=seed, units=test.units))
+                for name, one in _predictions(table, test.table, study, seed).items()
+                if one.scores is not None
+            }
+            for which, table in (("as_released", subject.target.synthetic), ("equal_classes", subject.balanced))
+        }
+        found["equal_classes"] = utility_of(subject.balanced, test, study, seed=seed)
+    return found
+
+
+def _fidelity(synthetic: WindowedTable, people: People, study: Study, level: Level, seed: int) -> dict[str, Any]:
+    records = synthetic.records
+    train, test = people.members.table.records, people.test.table.records
+    found: dict[str, Any] = {
+        "synthetic_vs_train": asdict(measure_fidelity(records, train, study, edges_from=train)),
+        "synthetic_vs_holdout": asdict(measure_fidelity(records, test, study, edges_from=train)),
+        "floor_train_vs_holdout": asdict(measure_fidelity(train, test, study, edges_from=train)),
+    }
+    if level is not Level.BASIC:
+        most, holdout = _SIZES[level].compared, people.test
+        found["frechet"] = asdict(measure_frechet(synthetic, people.members, holdout, study, seed=seed, most=most))
+        found["neighbours"] = asdict(
+            measure_neighbours(synthetic, people.members, holdout, study, seed=seed, most=most)
+        )
+        found["distinguisher"] = asdict(distinguish(synthetic, holdout, study, seed=seed, most=most))
+    return found
+
+
+def _windows(synthetic: WindowedTable, people: People, study: Study, seed: int) -> dict[str, Any]:
+    train, test, channels = people.members.table, people.test.table, study.channels
+    return {
+        "synthetic_vs_holdout": asdict(measure_sequence_fidelity(synthetic, test, study, channels, seed=seed)),
+        "floor_train_vs_holdout": asdict(measure_sequence_fidelity(train, test, study, channels, seed=seed)),
+        "prediction": {
+            "tstr": asdict(measure_prediction(synthetic, test, channels, seed=seed)),
+            "trtr": asdict(measure_prediction(train, test, channels, seed=seed)),
+        },
+    }
+
+
+def _shares(table: WindowedTable, study: Study) -> dict[str, float]:
+    codes = table.records[study.label.column].cat.codes.to_numpy()
+    counts = np.bincount(codes, minlength=len(study.label_values)) / max(1, len(codes))
+    return dict(zip(study.label_values, counts.tolist(), strict=True))

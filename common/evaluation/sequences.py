@@ -19,17 +19,8 @@ from sklearn.metrics import roc_auc_score
 from common.data.schema import CategoricalColumn, Column, ContinuousColumn, IntegerColumn
 from common.data.windows import WindowedTable
 from common.evaluation.recurrent import classify, foretell
-from common.evaluation.utility import (
-    Scores,
-    _score,
-    choose_threshold,
-    gradient_boosting,
-    is_positive,
-    logistic_regression,
-    not_measurable,
-    to_feature,
-    to_features,
-)
+from common.evaluation.scores import Predictions, Scores, choose_threshold, not_measurable, score
+from common.evaluation.utility import gradient_boosting, is_positive, logistic_regression, to_feature, to_features
 from common.evaluation.windows import Windows, bounds_on_scale, centre, divide, least, mean_over, read, spread_of
 from common.study import Study
 
@@ -146,13 +137,8 @@ def measure_sequence_utility(
 ) -> dict[str, Scores]:
     """Scores on `test` of three fixed classifiers of the label trained on `train`: TSTR or TRTR, by what `train` is.
 
-    `gradient_boosting_static` sees the study's columns alone, so that what windows add can be read off.
-    `gradient_boosting_on_summaries` sees beside them the number of steps, of every numeric channel the mean, standard
-    deviation, least, largest, first and last value, slope, missing share and mean absolute step, of every categorical
-    one the shares of its first 12 values, the changes from one step to the next, and the missing share.
-    `sequence_classifier` is a recurrent network over standardised numbers, one-hot categories and a mark for each
-    missing value, whose last layer sees the columns too; it learns from at most 8,000 units. Trees, their settings and
-    the decision threshold, chosen on `train` alone, are those of `measure_utility`.
+    The classifiers and their threshold are those of `predict_windows`, the scores and their intervals those of `score`;
+    a unit is one row.
 
     Guarantees: every score is a finite float or None; the same tables and seed give the same scores; a unit's
     prediction does not depend on the other units of `test`, nor on how many empty steps follow its last; the global
@@ -165,7 +151,7 @@ def measure_sequence_utility(
         test: real units that are not in `train` and did not make it.
         study: names the columns, the label and its positive class.
         channels: in the order of the last axis of `values`.
-        seed: of what the classifiers draw.
+        seed: of what the classifiers draw, and of the resamples of the intervals.
 
     Returns:
         The scores by the name of the classifier.
@@ -174,15 +160,43 @@ def measure_sequence_utility(
         ValueError: the arrays do not have one shape.
     Source: Esteban et al. 2017, section 4.2 (TSTR).
     """
+    predicted = predict_windows(train, test, study, channels, seed=seed)
+    return {name: score(predictions, seed=seed) for name, predictions in predicted.items()}
+
+
+def predict_windows(
+    train: WindowedTable, test: WindowedTable, study: Study, channels: Mapping[str, Column], *, seed: int
+) -> dict[str, Predictions]:
+    """What three fixed classifiers of the label trained on `train` say of each unit of `test`, by their names.
+
+    `gradient_boosting_static` sees the study's columns alone, so that what windows add can be read off.
+    `gradient_boosting_on_summaries` sees beside them the number of steps, of every numeric channel the mean, standard
+    deviation, least, largest, first and last value, slope, missing share and mean absolute step, of every categorical
+    one the shares of its first 12 values, the changes from one step to the next, and the missing share.
+    `sequence_classifier` is a recurrent network over standardised numbers, one-hot categories and a mark for each
+    missing value, whose last layer sees the columns too; it learns from at most 8,000 units. Trees, their settings and
+    the decision threshold, chosen on `train` alone, are those of `measure_utility`.
+
+    Guarantees, edge cases: as of `measure_sequence_utility`; no scores where nothing can be measured.
+
+    Args:
+        train: see `measure_sequence_utility`.
+        test: see `measure_sequence_utility`.
+        study: see `measure_sequence_utility`.
+        channels: see `measure_sequence_utility`.
+        seed: of what the classifiers draw.
+
+    Raises:
+        ValueError: the arrays do not have one shape.
+    """
     train_windows, test_windows = read(train, channels, "train"), read(test, channels, "test")
     train_truth, test_truth = is_positive(train.records, study), is_positive(test.records, study)
-    majority = float(max(test_truth.mean(), 1 - test_truth.mean())) if len(test_truth) else None
     reason = not_measurable("training", train_truth) or not_measurable("test", test_truth)
     if reason is not None:
         names = ("gradient_boosting_static", "gradient_boosting_on_summaries", "sequence_classifier")
-        return {name: Scores(majority_accuracy=majority, reason=reason) for name in names}
+        return {name: Predictions(test_truth, reason=reason) for name in names}
     static = to_features(train.records, study), to_features(test.records, study)
-    summaries = _summarise(train_windows), _summarise(test_windows)
+    summaries = summarise_windows(train_windows), summarise_windows(test_windows)
     both = np.hstack([static[0], summaries[0]]), np.hstack([static[1], summaries[1]])
     as_sets = _sets(study)
     found = {
@@ -193,7 +207,7 @@ def measure_sequence_utility(
         "sequence_classifier": classify(train_windows, test_windows, train_truth, _encode(*static, study), seed),
     }
     return {
-        name: _score(scores[1], test_truth, choose_threshold(scores[0], train_truth), majority)
+        name: Predictions(test_truth, scores[1], choose_threshold(scores[0], train_truth.sum()))
         for name, scores in found.items()
     }
 
@@ -424,8 +438,8 @@ def _over_steps(
     return float(np.average(distances, weights=weights)) if distances else None
 
 
-def _summarise(windows: Windows) -> np.ndarray:
-    """(units, summaries) float64, NaN where a unit has no value to summarise."""
+def summarise_windows(windows: Windows) -> np.ndarray:
+    """What trees see of windows, by `predict_windows`: (units, summaries) float64, NaN where there is no value."""
     present = ~np.isnan(windows.values)
     missing = 1.0 - divide(present.sum(axis=1).astype(np.float64), windows.lengths[:, None])
     parts = [windows.lengths[:, None], missing, _summarise_numbers(windows.numbers)]
@@ -495,7 +509,7 @@ def _discriminate(
     columns = np.vstack([np.column_stack([to_features(part, study), _label_codes(part, study)]) for part in records])
     truth = np.repeat([True, False], units)
     held = np.tile(np.arange(units) < units // 3, 2)
-    summaries = _summarise(windows)
+    summaries = summarise_windows(windows)
     joint = np.hstack([columns, summaries])
     apart = [False] * summaries.shape[1]
     _, by_network = classify(windows.take(~held), windows.take(held), truth[~held], None, seed)

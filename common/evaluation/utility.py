@@ -5,7 +5,7 @@ tables, so that nothing but the table differs. The classifiers and their setting
 seen; nothing is tuned, and the test table is used for scores alone.
 """
 
-from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -13,44 +13,50 @@ from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    precision_recall_fscore_support,
-    roc_auc_score,
-)
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from common.data.encoding import make_grid
 from common.data.schema import CategoricalColumn, Column
+from common.evaluation.scores import Predictions, Scores, choose_threshold, not_measurable, score
 from common.study import Study
 
-_MAX_TREE_CATEGORIES = 255
+_MAX_TREE_CATEGORIES: Final = 255
 """Scikit-learn's trees split at most this many categories as a set."""
 
 
-@dataclass(frozen=True)
-class Scores:
-    """How well one classifier tells the positive class of the label from the rest, on the test table.
-
-    f1, recall and precision are those of the positive class; precision is 0 when nothing is predicted positive.
-    majority_accuracy is what always guessing the test table's more frequent side would give: accuracy below it is worth
-    nothing. Where a score cannot be had it is None, and `reason` says why.
-    """
-
-    auc: float | None = None
-    auprc: float | None = None
-    accuracy: float | None = None
-    f1: float | None = None
-    recall: float | None = None
-    precision: float | None = None
-    majority_accuracy: float | None = None
-    reason: str | None = None
-
-
-def measure_utility(train: pd.DataFrame, test: pd.DataFrame, study: Study, *, seed: int) -> dict[str, Scores]:
+def measure_utility(
+    train: pd.DataFrame, test: pd.DataFrame, study: Study, *, seed: int, units: np.ndarray | None = None
+) -> dict[str, Scores]:
     """Scores on `test` of two fixed classifiers trained on `train`: TSTR or TRTR, by what `train` is.
+
+    The classifiers and their threshold are those of `predict`, the scores and their intervals those of `score`.
+
+    Guarantees: every score is a finite float or None; the same tables, units and seed give the same scores; a row's
+    prediction does not depend on the other rows of `test`.
+    Edge cases: a table without rows, or with the positive class alone or absent -> None and the reason; a column that
+    is all missing in `train` -> not used.
+
+    Args:
+        train: parsed table, synthetic or real; columns that are not in the study are not looked at.
+        test: parsed table of real records that are not in `train` and did not make it.
+        study: names the columns, the label and its positive class.
+        seed: of what the classifiers draw, and of the resamples of the intervals.
+        units: (test rows,), which unit a row belongs to; None: each row is a unit of its own.
+
+    Returns:
+        The scores by the name of the classifier.
+
+    Raises:
+        ValueError: there is not one unit for each row.
+    Source: Esteban et al. 2017, section 4.2 (TSTR).
+    """
+    predicted = predict(train, test, study, seed=seed)
+    return {name: score(predictions, seed=seed, units=units) for name, predictions in predicted.items()}
+
+
+def predict(train: pd.DataFrame, test: pd.DataFrame, study: Study, *, seed: int) -> dict[str, Predictions]:
+    """What two fixed classifiers trained on `train` say of each row of `test`, by their names.
 
     `logistic_regression` sees one-hot categories (missing is one of them) and numbers on the schema's scale, the median
     of `train` in place of a missing one, an indicator beside it, standardised by `train`. `gradient_boosting` sees the
@@ -59,55 +65,34 @@ def measure_utility(train: pd.DataFrame, test: pd.DataFrame, study: Study, *, se
     The decision threshold is chosen on `train` alone: the cut at which the share of `train` that is predicted positive
     comes nearest to the share of `train` that is positive, half way between two scores.
 
-    Guarantees: every score is a finite float or None; the same tables and seed give the same scores; a row's prediction
-    does not depend on the other rows of `test`.
-    Edge cases: a table without rows, or with the positive class alone or absent -> None and the reason; a column that
-    is all missing in `train` -> not used.
+    Guarantees, edge cases: as of `measure_utility`; no scores where nothing can be measured.
 
     Args:
-        train: parsed table, synthetic or real; columns that are not in the study are not looked at.
-        test: parsed table of real records that are not in `train` and did not make it.
-        study: names the columns, the label and its positive class.
+        train: see `measure_utility`.
+        test: see `measure_utility`.
+        study: see `measure_utility`.
         seed: of what the classifiers draw: the rows that bound the trees' histograms, above 200,000 rows.
-
-    Returns:
-        The scores by the name of the classifier.
-    Source: Esteban et al. 2017, section 4.2 (TSTR).
     """
-    classifiers = {
-        "logistic_regression": logistic_regression,
-        "gradient_boosting": gradient_boosting,
-    }
+    classifiers = {"logistic_regression": logistic_regression, "gradient_boosting": gradient_boosting}
     train_truth, test_truth = is_positive(train, study), is_positive(test, study)
-    majority = float(max(test_truth.mean(), 1 - test_truth.mean())) if len(test_truth) else None
     reason = not_measurable("training", train_truth) or not_measurable("test", test_truth)
     if reason is not None:
-        return {name: Scores(majority_accuracy=majority, reason=reason) for name in classifiers}
+        return {name: Predictions(test_truth, reason=reason) for name in classifiers}
     train_features, test_features = to_features(train, study), to_features(test, study)
     # Scikit-learn's trees refuse such a column; made constant, it tells neither classifier anything.
     all_missing = np.isnan(train_features).all(axis=0)
     train_features[:, all_missing] = test_features[:, all_missing] = 0.0
-    measured: dict[str, Scores] = {}
+    predicted: dict[str, Predictions] = {}
     for name, make in classifiers.items():
         classifier = make(study, seed).fit(train_features, train_truth)
-        threshold = choose_threshold(classifier.predict_proba(train_features)[:, 1], train_truth)
-        scores = classifier.predict_proba(test_features)[:, 1]  # (test records,)
-        measured[name] = _score(scores, test_truth, threshold, majority)
-    return measured
+        threshold = choose_threshold(classifier.predict_proba(train_features)[:, 1], train_truth.sum())
+        predicted[name] = Predictions(test_truth, classifier.predict_proba(test_features)[:, 1], threshold)
+    return predicted
 
 
 def is_positive(table: pd.DataFrame, study: Study) -> np.ndarray:
     """Which rows have the positive class, (rows,) bool."""
     return (table[study.label.column] == study.label.positive).to_numpy(dtype=bool)
-
-
-def not_measurable(which: str, truth: np.ndarray) -> str | None:
-    """Why nothing can be measured on a table with these labels; None where it can."""
-    if not len(truth):
-        return f"the {which} table has no rows"
-    if truth.all() or not truth.any():
-        return f"the {which} table does not hold both the positive class and another"
-    return None
 
 
 def to_features(table: pd.DataFrame, study: Study) -> np.ndarray:
@@ -157,26 +142,3 @@ def gradient_boosting(study: Study, seed: int) -> Pipeline:
         random_state=seed,
     )
     return make_pipeline(boosting)
-
-
-def choose_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
-    """The cut whose share of scores at or above it is nearest to the share of `truth`; scores lie in [0, 1]."""
-    distinct = np.unique(scores)
-    above_all = np.nextafter(1.0, 2.0)
-    cuts = np.concatenate([[0.0], (distinct[1:] + distinct[:-1]) / 2, [above_all]])
-    n_above = len(scores) - np.searchsorted(np.sort(scores), cuts, side="left")
-    return float(cuts[np.argmin(np.abs(n_above - truth.sum()))])
-
-
-def _score(scores: np.ndarray, truth: np.ndarray, threshold: float, majority: float | None) -> Scores:
-    predicted = scores >= threshold
-    precision, recall, f1, _ = precision_recall_fscore_support(truth, predicted, average="binary", zero_division=0.0)
-    return Scores(
-        auc=float(roc_auc_score(truth, scores)),
-        auprc=float(average_precision_score(truth, scores)),
-        accuracy=float(accuracy_score(truth, predicted)),
-        f1=float(f1),
-        recall=float(recall),
-        precision=float(precision),
-        majority_accuracy=majority,
-    )

@@ -10,7 +10,10 @@ import pytest
 
 from common.data.schema import parse_table
 from common.data.windows import WindowedTable
-from common.evaluation.report import DEFINITIONS, EVALUATION_SCHEMA, WINDOW_DEFINITIONS, evaluate
+from common.evaluation.attacks.suite import Target
+from common.evaluation.definitions import DEFINITIONS, WINDOW_DEFINITIONS
+from common.evaluation.figures import Claim, People, Population
+from common.evaluation.report import EVALUATION_SCHEMA, Level, Subject, evaluate
 from common.study import Study, parse_study
 
 PLAIN: dict[str, Any] = {
@@ -42,10 +45,27 @@ def draw(n: int, seed: int, *, ill_when_old: bool = True) -> WindowedTable:
 SYNTHETIC, TRAIN, HOLDOUT = draw(300, 1, ill_when_old=False), draw(250, 2), draw(200, 3)
 
 
+def everybody(table: WindowedTable) -> Population:
+    return Population(table, np.arange(len(table.records)))
+
+
+def measure(
+    synthetic: WindowedTable,
+    train: WindowedTable,
+    holdout: WindowedTable,
+    *,
+    seed: int = 0,
+    study: Study = STUDY,
+    level: Level = Level.BASIC,
+) -> dict[str, Any]:
+    people = People(*map(everybody, (train, holdout, holdout, holdout)))
+    return evaluate(Subject(Target(synthetic, Claim(1.0, 1e-6))), people, study, level=level, seed=seed)
+
+
 def write(
     synthetic: WindowedTable, train: WindowedTable, holdout: WindowedTable, *, seed: int = 0, study: Study = STUDY
 ) -> str:
-    return json.dumps(evaluate(synthetic, train, holdout, study, seed=seed), allow_nan=False)
+    return json.dumps(measure(synthetic, train, holdout, seed=seed, study=study), allow_nan=False)
 
 
 def read(
@@ -59,15 +79,15 @@ def aged(table: WindowedTable, ages: np.ndarray | int) -> WindowedTable:
 
 
 def test_it_is_json_without_nan_and_comes_back_as_it_went() -> None:
-    assert read(SYNTHETIC, TRAIN, HOLDOUT) == evaluate(SYNTHETIC, TRAIN, HOLDOUT, STUDY, seed=0)
+    assert read(SYNTHETIC, TRAIN, HOLDOUT) == measure(SYNTHETIC, TRAIN, HOLDOUT)
 
 
 def test_it_says_what_was_compared() -> None:
     report = read(SYNTHETIC, TRAIN, HOLDOUT, seed=7)
-    assert report["schema"] == EVALUATION_SCHEMA == "privshare.evaluation/1"
+    assert report["schema"] == EVALUATION_SCHEMA == "privshare.evaluation/2"
     assert report["study"] == STUDY.digest()
     assert report["seed"] == 7
-    assert report["rows"] == {"synthetic": 300, "train": 250, "holdout": 200}
+    assert report["rows"] == {"synthetic": 300, "train": 250, "test": 200, "control": 200, "reference": 200}
 
 
 def test_tstr_uses_the_synthetic_rows_and_trtr_the_real_ones() -> None:
@@ -171,13 +191,13 @@ def windowed() -> Any:
 
 
 def test_a_study_with_windows_has_their_figures_beside_those_of_records(windowed: Any) -> None:
-    assert windowed["rows"] == {"synthetic": 110, "train": 100, "holdout": 90}
+    assert windowed["rows"] == {"synthetic": 110, "train": 100, "test": 90, "control": 90, "reference": 90}
     assert windowed["study"] == WINDOWED.digest()
     records = [WindowedTable.without_windows(table.records) for table in (MADE, LEARNT, KEPT)]
     assert windowed["fidelity"] == read(*records)["fidelity"]
     assert set(windowed["windows"]) == {"synthetic_vs_holdout", "floor_train_vs_holdout", "prediction"}
     assert set(windowed["windows"]["floor_train_vs_holdout"]["channels"]) == {"pulse", "ward"}
-    assert windowed == evaluate(MADE, LEARNT, KEPT, WINDOWED, seed=0)
+    assert windowed == measure(MADE, LEARNT, KEPT, study=WINDOWED)
 
 
 def test_tstr_uses_the_synthetic_windows_and_trtr_the_real_ones(windowed: Any) -> None:

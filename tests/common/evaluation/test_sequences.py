@@ -13,16 +13,18 @@ import torch
 
 from common.data.schema import CategoricalColumn, Column, ContinuousColumn, parse_table
 from common.data.windows import WindowedTable
+from common.evaluation.scores import MEASURES, Scores, score
 from common.evaluation.sequences import (
     ChannelFidelity,
     Prediction,
     SequenceFidelity,
-    _summarise,
     measure_prediction,
     measure_sequence_fidelity,
     measure_sequence_utility,
+    summarise_windows,
+    predict_windows,
 )
-from common.evaluation.utility import Scores, measure_utility
+from common.evaluation.utility import measure_utility
 from common.evaluation.windows import read
 from common.study import Study, parse_study
 
@@ -497,7 +499,7 @@ def test_summaries_are_what_they_are_called() -> None:
         *(0.625, present.std(), 0.25, 1.0, 0.5, 0.75, slope, 0.5),  # the step from the first to the third is not one
         *(1, 1 / 4, 2 / 4, 1 / 4),  # changes, shares of the values
     ]
-    found = _summarise(read(table, channels, "table"))
+    found = summarise_windows(read(table, channels, "table"))
     np.testing.assert_allclose(found[0], expected)
     np.testing.assert_array_equal(found[1], [0, nan, nan, *[nan] * 8, 0, nan, nan, nan])
 
@@ -556,9 +558,11 @@ def test_training_windows_that_teach_nothing_are_no_error(spoil: Callable[[Windo
     train, test = draw(40, 1, steps=5), draw(40, 2, steps=5)
     for one, two in ((spoil(train), test), (train, spoil(test))):
         for scores in utility(one, two).values():
-            assert scores.reason is None
-            assert all(math.isfinite(value) for value in asdict(scores).values() if value is not None)
-            assert scores.auc is not None
+            # One score for all, or for all who differ, has no slope.
+            assert scores.reason is None or scores.reason.startswith("calibration_slope: ")
+            assert tuple(scores.intervals) == MEASURES
+            for name, (low, high) in scores.intervals.items():
+                assert math.isfinite(low + high + known(getattr(scores, name)))
 
 
 def test_windows_shorter_in_training_are_no_error() -> None:
@@ -605,6 +609,15 @@ def test_a_prediction_does_not_depend_on_the_other_units_of_the_test_table() -> 
     measured = [utility(train, test.take(np.concatenate([np.flatnonzero(ill), rest]))) for rest in (few, many)]
     for name in CLASSIFIERS:
         assert known(measured[0][name].recall) == measured[1][name].recall
+
+
+def test_scores_are_those_of_what_was_predicted_once_each_unit_by_itself() -> None:
+    train, test = draw(60, 1, steps=4), draw(50, 2, steps=4)
+    predicted = predict_windows(train, test, STUDY, CHANNELS, seed=0)
+    assert tuple(predicted) == CLASSIFIERS
+    assert utility(train, test) == {name: score(found, seed=0) for name, found in predicted.items()}
+    for found in predicted.values():
+        np.testing.assert_array_equal(found.truth, test.records["ill"] == "yes")
 
 
 def test_steps_beyond_the_last_are_not_looked_at() -> None:

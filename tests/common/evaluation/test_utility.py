@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from common.data.schema import parse_table
-from common.evaluation.utility import Scores, measure_utility
+from common.evaluation.scores import MEASURES, Scores, score
+from common.evaluation.utility import measure_utility, predict
 from common.study import Study, parse_study
 
 CLASSIFIERS = ("logistic_regression", "gradient_boosting")
@@ -195,18 +196,21 @@ def test_each_score_is_what_its_name_says() -> None:
         )
         for by in ages
     )
-    assert asdict(measure_utility(train, test, study, seed=0)["logistic_regression"]) == pytest.approx(
-        {
-            "auc": (1 + 4 + 4) / 12,  # pairs that are in order
-            "auprc": (1 / 1 + 2 / 2 + 3 / 6) / 3,  # precision at each positive, from the top
-            "accuracy": 4 / 7,
-            "f1": 4 / 7,  # 2 * 2 right / (4 predicted + 3 positive)
-            "recall": 2 / 3,
-            "precision": 2 / 4,
-            "majority_accuracy": 4 / 7,
-            "reason": None,
-        }
-    )
+    scores = measure_utility(train, test, study, seed=0)["logistic_regression"]
+    by_hand = {
+        "auc": (1 + 4 + 4) / 12,  # pairs that are in order
+        "auprc": (1 / 1 + 2 / 2 + 3 / 6) / 3,  # precision at each positive, from the top
+        "accuracy": 4 / 7,
+        "balanced_accuracy": (2 / 3 + 2 / 4) / 2,
+        "f1": 4 / 7,  # 2 * 2 right / (4 predicted + 3 positive)
+        "macro_f1": 4 / 7,  # of the others 2 * 2 right / (3 predicted + 4 there)
+        "recall": 2 / 3,
+        "precision": 2 / 4,
+        "majority_accuracy": 4 / 7,
+    }
+    assert {name: asdict(scores)[name] for name in by_hand} == pytest.approx(by_hand)
+    assert tuple(scores.intervals) == MEASURES
+    assert scores.reason is None
 
 
 @pytest.mark.parametrize("label", ["yes", "no"])
@@ -245,4 +249,35 @@ def test_the_same_seed_gives_the_same_plain_floats() -> None:
     first = measure_utility(TRAIN, TEST, STUDY, seed=5)
     assert first == measure_utility(TRAIN, TEST, STUDY, seed=5)
     for scores in first.values():
-        assert {type(getattr(scores, item.name)) for item in fields(Scores) if item.name != "reason"} == {float}
+        plain = [getattr(scores, item.name) for item in fields(Scores) if item.name not in ("reason", "intervals")]
+        ends = [end for ends in scores.intervals.values() for end in ends]
+        assert {type(value) for value in (*plain, *ends)} == {float}
+
+
+def test_scores_are_those_of_what_was_predicted_once_and_a_row_is_predicted_by_itself() -> None:
+    predicted = predict(TRAIN, TEST, STUDY, seed=0)
+    order = np.random.default_rng(0).permutation(len(TEST))[:100]
+    alone = predict(TRAIN, TEST.iloc[order], STUDY, seed=0)
+    for name, scores in measure_utility(TRAIN, TEST, STUDY, seed=0).items():
+        assert scores == score(predicted[name], seed=0)
+        assert alone[name].threshold == predicted[name].threshold
+        found = predicted[name].take(order)
+        np.testing.assert_array_equal(alone[name].truth, found.truth)
+        np.testing.assert_allclose(alone[name].scores, found.scores, rtol=1e-12)  # type: ignore[arg-type]
+
+
+def test_an_interval_is_of_units_not_of_rows() -> None:
+    # Four copies of each row tell no more than one, and rows of their own would seem to.
+    copies = pd.concat([TEST] * 4, ignore_index=True)
+    units = np.tile(np.arange(len(TEST)), 4)
+    together = measure_utility(TRAIN, copies, STUDY, seed=0, units=units)
+    apart, single = (measure_utility(TRAIN, test, STUDY, seed=0) for test in (copies, TEST))
+    for name in CLASSIFIERS:
+        assert together[name].intervals["auc"] == pytest.approx(single[name].intervals["auc"])
+        widths = [np.ptp(measured[name].intervals["auc"]) for measured in (apart, single)]
+        assert widths[0] == pytest.approx(widths[1] / 2, rel=0.15)
+
+
+def test_units_of_another_number_of_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="units: expected one for each of 300 rows"):
+        measure_utility(TRAIN, TEST, STUDY, seed=0, units=np.arange(299))

@@ -1,0 +1,292 @@
+"""What the coordinator can tell of a person from the noised tables that the sites sent.
+
+It sees more than whoever has only what is published: the releases, before a generator smoothed them. A release is a sum
+over units and Gaussian noise, so the best test of whether one unit is in it is the ratio of two likelihoods: what the
+release shows beyond what the others are expected to add, against what the unit itself would add.
+
+Adversaries differ in what they know of the others. One who knows nobody takes the generator's word for what they add,
+and allows for the chance of who they are; so a unit tells most in cells that few others hit. It reads the tables of the
+catalogue alone: the bins, and with them the generator, were made from the one-way tables and repeat their noise. One who
+knows everybody else, against whom differential privacy is defined, has their exact counts, and reads all tables. Nobody
+knows so much; what it cannot tell nobody can.
+
+Embeddings and gradients of a neural critic are not read. What is read are sums over sites: a coordinator that sees each
+site's own release, and guesses the site, has less noise to look through, by up to the square root of the number of
+sites.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+
+from common.data.encoding import make_grids
+from common.data.histograms import histogram_codes, histogram_layout, window_hits
+from common.data.queries import GROUPED, Counter, Query, catalogue, layout_of
+from common.data.tables import Hits, cell_indices, sizes_of
+from common.data.units import WINDOW_WEIGHT, unit_weight
+from common.evaluation.attacks.coded import encode, join
+from common.evaluation.attacks.games import EVERYONE, MembershipAttack, assess, unmeasured
+from common.evaluation.figures import Population
+from common.models.critics import Joins, expectations
+from common.models.generator import Generator
+from common.models.releases import Bins, Release
+from common.models.targets import TableIndex, Targets
+from common.study import Study
+
+KNOWS_NOBODY: Final = "coordinator"
+KNOWS_OTHERS: Final = "coordinator that knows every other unit"
+
+_LATENTS: Final = 4096
+"""From which the generator's tables are made, of each label class."""
+_AT_ONCE: Final = 512
+_MOST_RECORDS: Final = 16
+"""No study uses more records of one unit."""
+_NO_TABLES: Final = "no table of two columns or channels was released to the coordinator"
+
+
+@dataclass(frozen=True)
+class Releases:
+    """What the coordinator has at the end of a run.
+
+    one_way: the release of one-way tables.
+    targets: the tables of the catalogue, each the mean of its releases by their precision.
+    bins: of columns and channels.
+    generator: that was made from them.
+    """
+
+    one_way: Release
+    targets: Targets
+    bins: Bins
+    generator: Generator
+
+
+def attack_releases(
+    releases: Releases,
+    members: Population,
+    controls: Population,
+    study: Study,
+    *,
+    groups: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    epsilon: float | None,
+    delta: float,
+    seed: int,
+    most: int,
+    device: torch.device,
+) -> dict[str, MembershipAttack]:
+    """Try the likelihood ratio for both adversaries.
+
+    releases: counts y, noise of variance s in each cell. A unit adds c to them, the others m in the mean and with a
+    variance v. Its score is the sum over cells of (c (y - m) - c^2 / 2) / (s + v), as if cells were independent.
+
+    noised_tables: m is the generator's, v what drawing as many units anew comes to; over the catalogue's tables.
+    noised_tables_others_known: m is that of all members but the unit itself, times the share of them that trained, as
+        the releases say; v what leaves open who did not; over all tables.
+
+    Guarantees: members and controls are scored by the same rule, each by its own contribution and by who else is there.
+    Edge cases: members who were held out of training count as members, and find nothing; a unit with more records than
+        the study uses is taken to have used all of them by equal shares; discriminators that stay at the sites -> None
+        and the reason, for who knows nobody.
+
+    Args:
+        releases: of the run.
+        members: all units that were trained on, or might have been.
+        controls: units of the same population that no site had.
+        study: of the run.
+        groups: by name, which members and which controls, both bool; populations beside everyone.
+        epsilon: the claim, per unit; None where there is none.
+        delta: likewise.
+        seed: of who plays, and of latents.
+        most: members, and controls, that play.
+        device: of the generator.
+
+    Sources: Neyman and Pearson 1933; Homer et al. 2008, Sankararaman et al. 2009 (membership from published sums).
+    """
+    random = np.random.default_rng([seed, 0])
+    players = [np.sort(random.permutation(side.count)[:most]) for side in (members, controls)]
+    inside, outside = (side.take(chosen) for side, chosen in zip((members, controls), players, strict=True))
+    tables = list(_tables(releases, study))
+    strangers = _Others.drawn(tables, _generated(releases, study, seed, device))
+    known = _Others.known(tables, _sums(members, releases, study))
+    of_members, of_controls = (_ratios(side, tables, (strangers, known), releases, study) for side in (inside, outside))
+
+    def game(adversary: str, scores: list[np.ndarray]) -> MembershipAttack:
+        chosen = {name: (masks[0][players[0]], masks[1][players[1]]) for name, masks in groups.items()}
+        return assess(*scores, adversary=adversary, groups=chosen, epsilon=epsilon, delta=delta, seed=seed)
+
+    # Among the others of a member is not the member itself.
+    itself = known.scale * of_members.squares[1]
+    attacks = {
+        "noised_tables": game(KNOWS_NOBODY, [of_members.ratios[0], of_controls.ratios[0]]),
+        "noised_tables_others_known": game(KNOWS_OTHERS, [of_members.ratios[1] + itself, of_controls.ratios[1]]),
+    }
+    if not any(True for _ in _measured(releases, study)):
+        attacks["noised_tables"] = unmeasured(KNOWS_NOBODY, (EVERYONE, *groups), _NO_TABLES)
+    return attacks
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Released cells, flat: counts in units, and the variance of the noise in each."""
+
+    counts: np.ndarray
+    variance: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Others:
+    """What is known of everybody else.
+
+    scale: share of those whose counts are known that is in the releases. means, variances: by table, of the counts that
+    they add, beside the noise; a variance may be infinite, where nothing is known.
+    """
+
+    scale: float
+    means: list[np.ndarray]
+    variances: list[np.ndarray]
+
+    @classmethod
+    def known(cls, tables: list[_Table], sums: list[np.ndarray]) -> "_Others":
+        """Those with these sums, of whom some are in the releases, and nobody knows who."""
+        scale = min(1.0, _scale(tables, sums))
+        return cls(scale, [scale * own for own in sums], [scale * (1 - scale) * own for own in sums])
+
+    @classmethod
+    def drawn(cls, tables: list[_Table], means: list[np.ndarray]) -> "_Others":
+        """As many as the generator was made from, drawn anew from it; nothing of one-way tables, which come first."""
+        unknown = tables[: len(tables) - len(means)]
+        return cls(
+            1.0,
+            [*[np.zeros_like(table.counts) for table in unknown], *means],
+            [*[np.full_like(table.counts, np.inf) for table in unknown], *means],
+        )
+
+
+@torch.no_grad()
+def _generated(releases: Releases, study: Study, seed: int, device: torch.device) -> list[np.ndarray]:
+    """What the generator says of the tables of the catalogue that were measured, in units."""
+    generator, targets = releases.generator, releases.targets
+    classes, random = generator.shape.classes, torch.Generator(device=device).manual_seed(seed)
+    labels = torch.arange(classes, device=device).repeat_interleave(_AT_ONCE)
+    joins, parts = Joins(targets.groups, device), _LATENTS // _AT_ONCE
+    means: dict[str, np.ndarray] = {}
+    for _ in range(parts):
+        noise = torch.randn(len(labels), generator.shape.noise, generator=random, device=device)
+        for name, table in expectations(generator(noise, labels), classes, joins).items():
+            means[name] = means.get(name, 0.0) + table.cpu().double().numpy() / parts
+    found = []
+    for query, cells in _measured(releases, study):
+        table = means[query.family][:, *cells]
+        found.append((table * targets.label_counts.reshape(-1, *[1] * (table.ndim - 1))).reshape(-1))
+    return found
+
+
+def _scale(tables: list[_Table], sums: list[np.ndarray]) -> float:
+    """What brings sums nearest to the releases, by least squares; 0 for nobody's."""
+    along = sum(float((table.counts * own / table.variance).sum()) for table, own in zip(tables, sums, strict=True))
+    square = sum(float((own**2 / table.variance).sum()) for table, own in zip(tables, sums, strict=True))
+    return max(0.0, along / square) if square > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class _Ratios:
+    """By adversary and unit: the logarithm of the ratio of likelihoods, and the sum of c^2 / (s + v)."""
+
+    ratios: np.ndarray
+    squares: np.ndarray
+
+
+def _ratios(
+    people: Population, tables: list[_Table], adversaries: tuple[_Others, ...], releases: Releases, study: Study
+) -> _Ratios:
+    ratios, squares = (np.zeros((len(adversaries), people.count)) for _ in range(2))
+    for at, (table, hit) in enumerate(zip(tables, _hits(people, releases, study), strict=True)):
+        own = csr_array((hit.shares, (hit.units, hit.cells)), shape=(people.count, len(table.counts)))
+        own.sum_duplicates()
+        for adversary, others in enumerate(adversaries):
+            variance = table.variance + others.variances[at]
+            square = own.power(2) @ (1 / variance)
+            squares[adversary] += square
+            ratios[adversary] += own @ ((table.counts - others.means[at]) / variance) - square / 2
+    return _Ratios(ratios, squares)
+
+
+def _sums(people: Population, releases: Releases, study: Study) -> list[np.ndarray]:
+    """What all of them together add to each table, (cells,) each."""
+    return [np.bincount(hit.cells, weights=hit.shares, minlength=hit.size) for hit in _hits(people, releases, study)]
+
+
+def _tables(releases: Releases, study: Study) -> Iterator[_Table]:
+    """One-way tables, then those of the catalogue that were measured."""
+    grids, channels = make_grids(study.measured), make_grids(study.channels)
+    layout = histogram_layout(grids, len(study.label_values), channels)
+    for table in layout.split(releases.one_way.counts):
+        yield _Table(table.reshape(-1), np.full(table.size, releases.one_way.variance))
+    for query, cells in _measured(releases, study):
+        target = releases.targets.tables[query.family]
+        counts = target.values[:, *cells]
+        yield _Table(counts.reshape(-1), np.broadcast_to(1 / target.precision[cells], counts.shape).reshape(-1))
+
+
+def _measured(releases: Releases, study: Study) -> Iterator[tuple[Query, tuple[np.ndarray | int, ...]]]:
+    """The tables of the catalogue that were measured, and where they lie in the arrays of their families."""
+    index = TableIndex(releases.generator.shape, _groups_of(releases))
+    for query in catalogue(releases.bins.columns, study.windows):
+        cells = index.table(query)
+        if bool((releases.targets.tables[query.family].precision[cells] > 0).all()):
+            yield query, cells
+
+
+def _groups_of(releases: Releases) -> list[np.ndarray]:
+    """From the bins of each column and channel to its groups, numbered from 0."""
+    groups, bins = releases.targets.groups, releases.bins
+    sizes = (bins.sizes[: bins.columns], bins.sizes[bins.columns :])
+    maps = []
+    for joined, own in zip((groups.records, groups.channels), sizes, strict=True):
+        maps += [part - part[0] for part in np.split(joined, np.cumsum(own)[:-1])] if own else []
+    return maps
+
+
+@dataclass(frozen=True)
+class _Hit:
+    """Which units hit which cells of a table of `size`, numbered from 0, and with what share of a unit."""
+
+    units: np.ndarray
+    cells: np.ndarray
+    shares: np.ndarray
+    size: int
+
+
+def _hits(people: Population, releases: Releases, study: Study) -> Iterator[_Hit]:
+    """Table by table, in the order of `_tables`; a site counts its own units by the same functions."""
+    grids, channels = make_grids(study.measured), make_grids(study.channels)
+    classes, bins = len(study.label_values), releases.bins
+    cells = encode(people.table, study)
+    records = np.bincount(people.units, minlength=people.count)
+    most = min(max(int(records.max(initial=1)), 1), _MOST_RECORDS)
+    whole = unit_weight(most) * (1 if study.windows is None else WINDOW_WEIGHT)
+    weights = whole // records[people.units]
+
+    def placed(hits: Hits, begin: int, end: int) -> _Hit:
+        return _Hit(people.units[hits.rows], hits.cells - begin, hits.weights / whole, end - begin)
+
+    layout, own = histogram_layout(grids, classes, channels), histogram_layout(grids, classes)
+    indices = cell_indices(histogram_codes(cells.records, grids), cells.labels, own)
+    rows = np.arange(len(cells.labels))
+    one_way: Iterator[Hits] = (Hits(rows, indices[:, number], weights) for number in range(own.n_tables))
+    if cells.windows is not None:
+        windows = window_hits(cells.windows, cells.labels, channels, layout, whole=whole)
+        one_way = itertools.chain(one_way, windows)
+    for hits, (begin, end) in zip(one_way, itertools.pairwise(layout.offsets.tolist()), strict=True):
+        yield placed(hits, begin, end)
+    groups = _groups_of(releases)
+    binned = join(cells, bins.maps)
+    grouped = join(cells, [group[bin_of] for group, bin_of in zip(groups, bins.maps, strict=True)])
+    for query, _ in _measured(releases, study):
+        coded, sizes = (grouped, sizes_of(groups)) if query.family in GROUPED else (binned, bins.sizes)
+        layout = layout_of([query], sizes, classes)
+        yield placed(Counter(coded, study.windows, weights).hits(query, layout, 0), 0, layout.n_cells)

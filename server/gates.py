@@ -1,0 +1,26 @@
+"""The gates that a coordinator can check: their figures were bought from held-out units, or are known for nothing."""
+
+from common.evaluation.gates import Gate, at_least, at_most
+from common.study import Study
+from server.run_state import RunState
+
+_DOUBT = 2.0
+"""Standard errors by which the truth may lie below a figure that was bought with noise."""
+
+
+def gates_of(study: Study, state: RunState) -> list[Gate]:
+    """What the study's gates say of the end of a run; empty where it has none."""
+    found = []
+    if study.gates.monitor_auc is not None:
+        monitor = state.monitor or {}
+        auc, error = monitor.get("auc"), monitor.get("standard_error")
+        least = None if auc is None or error is None else auc - _DOUBT * error
+        threshold = study.gates.monitor_auc
+        rule = f"at least {threshold:g} for the AUC on held-out units less {_DOUBT:g} standard errors"
+        found.append(at_least("monitor_auc", least, threshold, rule, "public"))
+    if study.gates.misfit is not None:
+        worst = max(state.losses.values(), default=None)
+        threshold = study.gates.misfit
+        rule = f"at most {threshold:g} noise variances a cell between generator and releases, of any discriminator"
+        found.append(at_most("misfit", worst, threshold, rule, "public"))
+    return found
