@@ -4,6 +4,7 @@ from collections import defaultdict
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 
 from common.evaluation.distinguisher import distinguish
@@ -66,7 +67,7 @@ def _noise(trained: Trained, stage: int) -> float:
         for event in release.events.values()
         if _stage_of(name) == stage and event.account == "train"
     ]
-    return sum(multipliers) / len(multipliers)
+    return float(np.mean(multipliers))
 
 
 def _epsilon(trained: Trained, study: Study, stage: int) -> float:

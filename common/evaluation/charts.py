@@ -400,7 +400,9 @@ def _repeated(styles: Sequence[Any], count: int) -> list[Any]:
 
 
 def _short(label: str) -> str:
-    return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…"
+    """A label that fits, without what XML cannot hold."""
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in label)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
 
 
 def _said(row: Row) -> str:

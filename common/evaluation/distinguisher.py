@@ -24,6 +24,9 @@ from common.study import Study
 _FOLDS: Final = 5
 _FEWEST: Final = 10
 """Units on a side below which a fold has no two of them."""
+_WIDER: Final = 1.5
+"""Root of 1 + folds * (test rows / training rows), what the variance of cross-validated scores is held to exceed that
+of independent ones by (Nadeau and Bengio 2003, equation 9)."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,13 @@ def distinguish(
 
     The trees see every column, the label included, and with windows the summaries of every channel that
     `measure_sequence_utility` uses. Every row is scored once, by trees that saw no row of its unit; each synthetic row
-    is a unit. Intervals are percentiles of 1,000 draws of units with replacement, the trees as they are; that of the
-    accuracy is folded where the accuracy is, and reaches down to 0.5 where it holds both sides of it.
+    is a unit. Intervals come from 1,000 draws of units with replacement and are half as wide again: the trees learned
+    from each other's test rows, so that on simulated rows of one population one in ten plain intervals missed 0.5. That
+    of the accuracy is folded where the accuracy is, and reaches down to 0.5 where it holds both sides of it.
 
     Guarantees: the same tables and seed give the same figures; no unit is in two folds.
-    Edge cases: fewer than ten units on a side -> None and the reason; copies of these real rows -> an AUC below 0.5, since
-    the trees learned that a copy's original is real.
+    Edge cases: fewer than ten units on a side -> None and the reason; copies of these rows -> an AUC below 0.5, since a
+    copy's original was learned as real.
 
     Args:
         synthetic: rows that the generator made, each a unit; for the floor, real ones with their units.
@@ -85,13 +89,18 @@ def distinguish(
     values, drawn = point_scores(predictions), resample(predictions, seed=seed, units=units)
     assert values.auc is not None
     assert values.accuracy is not None
-    low, high = interval(drawn["accuracy"])
+    low, high = _widened(values.accuracy, drawn["accuracy"])
     folded = max(values.accuracy, 1 - values.accuracy), max(0.5, low, 1 - high), max(high, 1 - low)
     return Distinguisher(
-        auc=Figure(values.auc, *interval(drawn["auc"]), chance=0.5, n=rows),
+        auc=Figure(values.auc, *_widened(values.auc, drawn["auc"]), chance=0.5, n=rows),
         accuracy=Figure(*folded, chance=0.5, n=rows),
         rows=rows,
     )
+
+
+def _widened(value: float, drawn: np.ndarray) -> tuple[float, float]:
+    low, high = interval(drawn)
+    return max(0.0, value - _WIDER * (value - low)), min(1.0, value + _WIDER * (high - value))
 
 
 def _features(table: WindowedTable, study: Study) -> np.ndarray:

@@ -78,7 +78,7 @@ def gates_of_evaluation(study: Study, evaluation: Mapping[str, Any]) -> list[Gat
     if gates.membership_advantage is not None:
         rule = f"at most {gates.membership_advantage:g} for the advantage of any attack, by the low end of its interval"
         lows = [one["populations"]["everyone"]["advantage"]["low"] for one in attacks["membership"].values()]
-        found.append(at_most("membership_advantage", _most(lows), gates.membership_advantage, rule, "simulation"))
+        found.append(_not_shown("membership_advantage", lows, gates.membership_advantage, rule))
     if gates.attribute_residual is not None:
         rule = f"at most {gates.attribute_residual:g} beyond controls in any game, by the low end of its interval"
         games = [
@@ -86,7 +86,7 @@ def gates_of_evaluation(study: Study, evaluation: Mapping[str, Any]) -> list[Gat
         ]
         lows = [one["residual"]["low"] for one in games]
         lows += [attacks["inversion"]["excess"]["low"]] if "inversion" in attacks else []
-        found.append(at_most("attribute_residual", _most(lows), gates.attribute_residual, rule, "simulation"))
+        found.append(_not_shown("attribute_residual", lows, gates.attribute_residual, rule))
     return found
 
 
@@ -114,5 +114,7 @@ def _gap(utility: Mapping[str, Any]) -> float | None:
     return None if real is None or made is None else real - made
 
 
-def _most(values: Iterable[float | None]) -> float | None:
-    return max((value for value in values if value is not None), default=None)
+def _not_shown(name: str, lows: Iterable[float | None], threshold: float, rule: str) -> Gate:
+    """A gate on attacks: closed by what one of them showed; where too few units can play, none shows anything."""
+    worst = max((low for low in lows if low is not None), default=None)
+    return Gate(name, rule, worst, threshold, worst is None or worst <= threshold, "simulation")

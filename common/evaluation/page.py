@@ -74,8 +74,8 @@ def write_page(
     return _template().render(
         title=_name(run),
         facts=_facts(run, audience),
-        sentence=verdict.sentence(shown, certificate),
-        dials=verdict.dials(shown, certificate),
+        sentence=verdict.sentence(shown, certificate, hidden=hidden),
+        dials=verdict.dials(shown, certificate, hidden=hidden),
         statement=str((run.guarantee or {}).get("statement") or ""),
         sections=[found for build in _SECTIONS if (found := build(run)) is not None],
         definitions=definitions,

@@ -168,7 +168,7 @@ def outline(
             "steps": 0 if study.windows is None else study.windows.length,
         },
         "label_shares": {name: _shares(table, study) for name, table in tables.items()},
-        "positive_share": float(is_positive(people.members.table.records, study).mean()),
+        "positive_share": _shares(people.members.table, study)[study.label.positive],
     }
 
 

@@ -4,7 +4,7 @@ Each word follows from figures by a rule that stands in the docstring and in the
 score: usefulness does not make up for a leak.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -70,14 +70,27 @@ def figure_of(data: object) -> Figure:
     return Figure(**{name: data.get(name) for name in ("value", "low", "high", "chance", "ceiling", "n", "reason")})
 
 
-def dials(evaluation: Mapping[str, Any], certificate: Mapping[str, Any] | None) -> list[Dial]:
-    """The four answers: useful, proven, attacked, gates."""
-    return [
-        usefulness(evaluation),
-        proof(evaluation, certificate),
-        leaks(evaluation),
-        gating(evaluation),
-    ]
+def dials(
+    evaluation: Mapping[str, Any], certificate: Mapping[str, Any] | None, *, hidden: Collection[str] = ()
+) -> list[Dial]:
+    """The four answers: useful, proven, attacked, gates.
+
+    Args:
+        evaluation: content of evaluation.json, or what of it may be shown.
+        certificate: of certificate.json, if there is one.
+        hidden: parts that were cut out of the evaluation, or cut short: nothing is said that would need them.
+    """
+    found = [usefulness(evaluation), proof(evaluation, certificate), leaks(evaluation), gating(evaluation)]
+    kept = "What was found stays at the site."
+    if "utility" in hidden:
+        found[0] = Dial(found[0].question, "Not shown", kept, "of a use that is not shown", "plain")
+    if not {"attacks", "controls"}.isdisjoint(hidden):
+        found[2] = Dial(found[2].question, "Not shown", kept, "with attacks that are not shown", "plain")
+    if "gates" in hidden:
+        found[3] = replace(found[3], sentence=f"{found[3].sentence} Others stay at the site.")
+        if not evaluation.get("gates"):
+            found[3] = Dial(found[3].question, "Not shown", kept, "with gates that are not shown", "plain")
+    return found
 
 
 def usefulness(evaluation: Mapping[str, Any]) -> Dial:
@@ -198,8 +211,10 @@ def gating(evaluation: Mapping[str, Any]) -> Dial:
     return Dial(question, "Open", f"What was asked for holds: {held}.", clause, "good")
 
 
-def sentence(evaluation: Mapping[str, Any], certificate: Mapping[str, Any] | None) -> str:
-    """What this is and the four answers, as one sentence or two."""
+def sentence(
+    evaluation: Mapping[str, Any], certificate: Mapping[str, Any] | None, *, hidden: Collection[str] = ()
+) -> str:
+    """What this is and the four answers, as one sentence; arguments as of `dials`."""
     method = str(evaluation.get("method", "privshare"))
     rows = evaluation.get("rows") or {}
     name = evaluation.get("name") or ((certificate or {}).get("study") or {}).get("name") or "a study"
@@ -214,7 +229,7 @@ def sentence(evaluation: Mapping[str, Any], certificate: Mapping[str, Any] | Non
     made = f"{what} for the study {name}, {METHODS.get(method, f'made by {method}')}"
     if sites:
         made += f" from the tables of {sites} site{'s' if sites > 1 else ''}"
-    useful, proven, attacked, gates = (dial.clause for dial in dials(evaluation, certificate))
+    useful, proven, attacked, gates = (dial.clause for dial in dials(evaluation, certificate, hidden=hidden))
     return f"{made}: {useful}, {proven}, {attacked}, and {gates}."
 
 

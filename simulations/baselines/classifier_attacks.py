@@ -19,7 +19,7 @@ from common.data.schema import CategoricalColumn, Column
 from common.data.windows import WindowedTable
 from common.evaluation.attacks.games import MembershipAttack, assess, unmeasured
 from common.evaluation.attacks.inversion import Inversion
-from common.evaluation.attacks.residual import Residual, compare, not_measured, one_record_each
+from common.evaluation.attacks.residual import Residual, Tally, compare, not_measured, one_record_each
 from common.evaluation.figures import Figure, Population, bootstrap, most_advantage, rate
 from common.evaluation.utility import is_positive, to_feature
 from common.evaluation.windows import bounds_on_scale
@@ -29,7 +29,7 @@ from simulations.baselines.classifiers import TrainedClassifier
 
 HOLDER: Final = "holder of the released classifier, who knows other units of the population"
 
-_PASSES: Final = 20
+_PASSES: Final = 50
 """Over the reference; as many as federated averaging makes over a site's rows."""
 _RATE: Final = 3e-3
 _NEAR: Final = 0.05
@@ -240,7 +240,7 @@ def infer_secrets(
         likelier = float(is_positive(reference.table.records, study).mean()) > 0.5
         naive = rate(int((positive[1] == likelier).sum()), len(positive[1]))
         hits = [(classifier.logits(own) > 0) == truth for own, truth in zip(coded, positive, strict=True)]
-        found[label] = compare(*hits, naive=naive)
+        found[label] = compare(*map(Tally.of, hits), naive=naive)
     columns = [name for name in names if name != label]
     for secret in _secrets(columns, classifier, reference.table, classifier.coded(reference.table)):
         hits = [
@@ -248,7 +248,7 @@ def infer_secrets(
             for own, truth, side in zip(coded, positive, sides, strict=True)
         ]
         blind = secret.is_right(np.full(len(positive[1]), secret.naive), sides[1])
-        found[secret.name] = compare(*hits, naive=rate(int(blind.sum()), len(blind)))
+        found[secret.name] = compare(*map(Tally.of, hits), naive=rate(int(blind.sum()), len(blind)))
     return {name: found[name] for name in names}
 
 

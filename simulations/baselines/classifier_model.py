@@ -40,7 +40,7 @@ _SCORES_CLIP: Final = 0.5
 _SPREAD: Final = 0.1
 """Standard deviation of the hidden layer's first weights: small, so that what is learned soon outweighs them."""
 _BATCH: Final = 256
-_DECAY: Final = 0.3
+_DECAY: Final = 0.5
 _ROWS: Final = 4096
 
 _PARAMETER_GRID: Final = 2.0**-12

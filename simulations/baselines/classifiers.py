@@ -65,7 +65,7 @@ NO_PRIVACY: Final = 10_000.0
 
 _CLASSIFIER: Final = "classifier."
 _WIDTH: Final = 32
-_PASSES: Final = 2
+_PASSES: Final = 5
 _CHUNK: Final = 4096
 # The largest share that all requests of a run may ask for together, with room for rounding.
 _WHOLE: Final = 1 - 1e-9
@@ -312,8 +312,9 @@ class ClassifierCoordinator(Conductor[TrainedClassifier]):
 
     def _learn(self, roster: Roster, bins: Bins) -> TrainedClassifier:
         study = self._study
-        counts = _label_counts(bins)
-        share = float(counts[study.label_values.index(study.label.positive)] / counts.sum())
+        counts, positive = _label_counts(bins), study.label_values.index(study.label.positive)
+        shares = counts / counts.sum()
+        share = float(shares[positive])
         prior = min(max(share, _RAREST), 1 - _RAREST)
         shape = _shape(study, bins.sizes, width=0 if self._method == "dp-lr" else study.critic.width)
         start = initialise(shape, positive_share=prior, seed=self._seed(0, 0))
@@ -321,7 +322,9 @@ class ClassifierCoordinator(Conductor[TrainedClassifier]):
             parameters = self._average(roster, bins, shape, start)
         else:
             parameters = self._descend(roster, bins, shape, start, units=float(counts.sum()), prior=prior)
-            parameters = recentred(parameters, bins, shape.features, share=prior, seed=self._seed(0, 1))
+            parameters = recentred(
+                parameters, bins, shape.features, shares=shares, positive=positive, seed=self._seed(0, 1)
+            )
         return TrainedClassifier(self._method, study, self._state, bins, parameters, share)
 
     def _average(
@@ -390,37 +393,42 @@ class ClassifierCoordinator(Conductor[TrainedClassifier]):
 
 
 def recentred(
-    parameters: Parameters, bins: Bins, shape: FeatureShape, *, share: float, seed: int
+    parameters: Parameters, bins: Bins, shape: FeatureShape, *, shares: np.ndarray, positive: int, seed: int
 ) -> dict[str, np.ndarray]:
     """The same classifier with another intercept, so that its mean probability is the share of the positive class.
 
-    What noise did to the weights adds up in the mean and says nothing of anybody. The mean is over rows that are drawn
-    column by column and step by step from the one-way tables; the order in which a classifier puts rows stays.
+    What noise did to the weights adds up in the mean, and says nothing of anybody. The mean is over rows that are drawn
+    from the one-way tables, a class, then column by column and step by step; in what order rows stand is left alone.
 
     Args:
         parameters: by layer.
         bins: with the released tables.
         shape: of the features.
-        share: of the positive class, between 0 and 1, both excluded.
+        shares: (classes,), of the label's classes, between 0 and 1, both excluded.
+        positive: which of them.
         seed: of the rows.
     """
     random = np.random.default_rng(seed)
+    labels = random.choice(len(shares), size=_DRAWN, p=shares)
     steps = shape.blocks[-1][1] if shape.blocks else 0
     drawn: list[np.ndarray] = []
     for number, (binning, histogram) in enumerate(zip(bins.binnings, bins.histograms, strict=True)):
-        counts = np.bincount(binning.bin_of, weights=histogram.counts.sum(axis=0))
-        chances = np.maximum(counts, 0.0) + _TINY
-        size = (_DRAWN,) if number < shape.columns else (_DRAWN, steps)
-        drawn.append(random.choice(len(chances), size=size, p=chances / chances.sum()))
-    records = np.column_stack(drawn[: shape.columns])
+        size = 1 if number < shape.columns else steps
+        own = np.empty((_DRAWN, size), dtype=np.int64)
+        for label, counts in enumerate(histogram.counts):
+            chances = np.maximum(np.bincount(binning.bin_of, weights=counts), 0.0) + _TINY
+            rows = np.flatnonzero(labels == label)
+            own[rows] = random.choice(len(chances), size=(len(rows), size), p=chances / chances.sum())
+        drawn.append(own)
+    records = np.concatenate(drawn[: shape.columns], axis=1)
     windows = np.stack(drawn[shape.columns :], axis=2) if steps else None
-    found = logits(parameters, features_of(Coded(np.zeros(_DRAWN, dtype=np.int64), records, windows), shape))
+    found = logits(parameters, features_of(Coded(labels, records, windows), shape))
 
     def excess(shift: float) -> float:
-        return float(expit(found + shift).mean()) - share
+        return float(expit(found + shift).mean() - shares[positive])
 
     shift = brentq(excess, -_FAR - found.max(), _FAR - found.min())
-    return {name: array.copy() for name, array in parameters.items()} | {SCORES: _shifted(parameters[SCORES], shift)}
+    return {**parameters, SCORES: _shifted(parameters[SCORES], shift)}
 
 
 def _shifted(scores: np.ndarray, shift: float) -> np.ndarray:

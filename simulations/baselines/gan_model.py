@@ -107,8 +107,8 @@ class _Course(nn.Module):
 class GanCritic(nn.Module):
     """The one discriminator: a score for each unit, above 0 for what it takes for real.
 
-    A record enters as it is, a window through three convolutions of stride 2; then two hidden layers see both. The label
-    is an input, and has a direction of its own along which units of its class are scored.
+    A record enters as it is, a window through three convolutions of stride 2; then two hidden layers see both. The
+    label is an input, and has a direction of its own along which units of its class are scored.
     Source: Miyato and Koyama 2018 (projection discriminator).
     """
 

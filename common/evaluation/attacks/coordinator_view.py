@@ -6,9 +6,9 @@ release shows beyond what the others are expected to add, against what the unit 
 
 Adversaries differ in what they know of the others. One who knows nobody takes the generator's word for what they add,
 and allows for the chance of who they are; so a unit tells most in cells that few others hit. It reads the tables of the
-catalogue alone: the bins, and with them the generator, were made from the one-way tables and repeat their noise. One who
-knows everybody else, against whom differential privacy is defined, has their exact counts, and reads all tables. Nobody
-knows so much; what it cannot tell nobody can.
+catalogue alone: the bins, and with them the generator, were made from the one-way tables and repeat their noise. One
+who knows everybody else, against whom differential privacy is defined, has their exact counts, and reads all tables.
+Nobody knows so much; what such a one cannot tell, nobody can.
 
 Embeddings and gradients of a neural critic are not read. What is read are sums over sites: a coordinator that sees each
 site's own release, and guesses the site, has less noise to look through, by up to the square root of the number of
@@ -65,7 +65,7 @@ class Releases:
     generator: Generator
 
 
-def attack_releases(
+def attack_releases(  # noqa: PLR0913 (who, what, how hard: all of them the caller's)
     releases: Releases,
     members: Population,
     controls: Population,
@@ -176,8 +176,8 @@ def _generated(releases: Releases, study: Study, seed: int, device: torch.device
     means: dict[str, np.ndarray] = {}
     for _ in range(parts):
         noise = torch.randn(len(labels), generator.shape.noise, generator=random, device=device)
-        for name, table in expectations(generator(noise, labels), classes, joins).items():
-            means[name] = means.get(name, 0.0) + table.cpu().double().numpy() / parts
+        for name, expected in expectations(generator(noise, labels), classes, joins).items():
+            means[name] = means.get(name, 0.0) + expected.cpu().double().numpy() / parts
     found = []
     for query, cells in _measured(releases, study):
         table = means[query.family][:, *cells]

@@ -1,8 +1,8 @@
 """What the released generator gives away of a person of whom some columns are known, and which rows are repeated.
 
 Model inversion: somebody holds the generator, knows some columns of a person, and reads off the others. Given the known
-ones, the chance of every latent follows by Bayes' rule, and with it that of every value of the others; the best guess is
-the one that is right with the largest chance. No search for a latent does better, up to which latents were drawn.
+ones, the chance of every latent follows by Bayes' rule, and with it that of every value of the others; the best guess
+is the one that is right with the largest chance. No search for a latent does better, up to which latents were drawn.
 
 Much that is guessed so is true of people who never were in a table, since that is what a generator is for. The leak is
 what is reconstructed of members beyond that, the excess.
@@ -24,9 +24,10 @@ from common.data.queries import Coded
 from common.data.schema import CategoricalColumn
 from common.data.windows import WindowedTable
 from common.evaluation.attacks.coded import encode, join, take
-from common.evaluation.attacks.white_box import LATENTS, Answers, Published, ask, log, traits
+from common.evaluation.attacks.white_box import LATENTS, Answers, Published, ask, log
 from common.evaluation.figures import Figure, Population, bootstrap, most_advantage, rate
 from common.evaluation.windows import bounds_on_scale
+from common.models.verdicts import one_hot
 from common.study import STEPS, Study
 
 _KNOWN: Final = 0.4
@@ -37,6 +38,8 @@ _NEAR_IN_WINDOW: Final = 0.1
 _PLACES: Final = 101
 """Numbers that are guessed lie so many even steps apart in their range."""
 _ROUNDING: Final = 1e-9
+_LABEL: Final = 0
+"""Number of the label among what may be known."""
 _ROWS: Final = 512
 """Rows that are laid beside all latents at once."""
 _NOBODY: Final = "there is nobody to reconstruct"
@@ -59,7 +62,7 @@ class Inversion:
 
 
 @torch.no_grad()
-def invert(
+def invert(  # noqa: PLR0913 (who, what, how hard: all of them the caller's)
     published: Published,
     members: Population,
     controls: Population,
@@ -123,17 +126,22 @@ def invert(
 class _Field:
     """What may be known of a person or not: a column of the record, the label, or a channel.
 
-    position: among the record's columns or the channels; -1 for the label. in_window: whether it is a channel.
+    axis: among the record's columns and then the channels; -1 for the label. channel: among the channels, if it is one.
     right: (classes, bins, guesses), the chance that a guess is right, given the label and the bin. places: (guesses,),
     categories or numbers on the schema's scale, NaN for missing. near: how near on that scale is right.
     """
 
     grid: Grid
-    position: int
-    in_window: bool
+    axis: int
+    channel: int | None
     right: Tensor
     places: np.ndarray
     near: float
+
+    @property
+    def in_window(self) -> bool:
+        """Whether it is a channel."""
+        return self.channel is not None
 
     def is_right(self, guesses: np.ndarray, truth: np.ndarray) -> np.ndarray:
         """Which guesses are, by their numbers; truth as in `_truth`."""
@@ -143,17 +151,16 @@ class _Field:
 
 def _fields(published: Published, study: Study, device: torch.device) -> list[_Field]:
     """The label first, then the columns, without the number of steps, then the channels."""
-    bins, classes = published.bins, published.generator.shape.classes
-    label = study.label.column
+    bins, label, classes = published.bins, study.label.column, published.generator.shape.classes
     certain = torch.eye(classes, device=device).expand(classes, classes, classes)
-    fields = [_Field(make_grid(label, study.columns[label]), -1, False, certain, np.arange(classes) * 1.0, 0.0)]
-    for in_window, columns, first in ((False, study.measured, 0), (True, study.channels, bins.columns)):
-        for position, grid in enumerate(make_grids(columns)):
-            if grid.name != STEPS:
-                near = _NEAR_IN_WINDOW if in_window else _NEAR
-                places, chance, near = _guesses(grid, near)
-                right = torch.as_tensor(_by_bin(chance, bins.binnings[first + position]), device=device)
-                fields.append(_Field(grid, position, in_window, right, places, near))
+    named = np.arange(classes, dtype=np.float64)
+    fields = [_Field(make_grid(label, study.columns[label]), -1, None, right=certain, places=named, near=0)]
+    for axis, grid in enumerate((*make_grids(study.measured), *make_grids(study.channels))):
+        channel = axis - bins.columns if axis >= bins.columns else None
+        places, chance, near = _guesses(grid, _NEAR if channel is None else _NEAR_IN_WINDOW)
+        right = torch.as_tensor(_by_bin(chance, bins.binnings[axis]), device=device)
+        if grid.name != STEPS:
+            fields.append(_Field(grid, axis, channel, right, places, near))
     return fields
 
 
@@ -188,31 +195,34 @@ def _guesses(grid: Grid, near: float) -> tuple[np.ndarray, np.ndarray, float]:
 def _by_bin(chance: np.ndarray, binning: Binning) -> np.ndarray:
     """Chances by cell as chances by class and bin, (classes, bins, guesses) float32."""
     joined = np.eye(binning.n_bins)[binning.bin_of]  # (cells, bins)
-    return np.einsum("cb,lc,cg->lbg", joined, binning.within, chance, optimize=True).astype(np.float32)
+    return np.stack([(joined * share[:, None]).T @ chance for share in binning.within]).astype(np.float32)
 
 
 def _draw_known(units: int, fields: Sequence[_Field], known: int, random: np.random.Generator) -> np.ndarray:
-    """Which fields are known of each unit, (units, fields) bool; never the label, the first one, alone."""
+    """Which fields are known of each unit, (units, fields) bool; never the label alone."""
     given = random.permuted(np.tile(np.arange(len(fields)) < known, (units, 1)), axis=1)
-    alone = given[:, 0] & (given.sum(axis=1) == 1)
-    given[alone, 0] = False
+    alone = given[:, _LABEL] & (given.sum(axis=1) == 1)
+    given[alone, _LABEL] = False
     given[alone, random.integers(1, len(fields), size=int(alone.sum()))] = True
     return np.asarray(given)
 
 
 class _Reader:
-    """Lays the known part of rows beside all latents, and reads off the rest."""
+    """Lays the known part of rows beside all latents, and reads off the rest.
+
+    A known channel is one observation like a known column, however many steps it has: the shares of its bins, beside
+    the mean over steps of what a latent says. Step by step it would leave one latent, whose path happens to lie
+    nearest, and say less of all else than nothing does.
+    """
 
     def __init__(
         self, published: Published, answers: Sequence[Answers], fields: Sequence[_Field], shares: Tensor
     ) -> None:
-        self.fields = fields
+        self.fields, self.maps = fields, published.bins.maps
         self._answers, self._shares, self._shape = answers, shares, published.generator.shape
-        self.maps = published.bins.maps
-        self._starts = np.cumsum([0, *self._shape.sizes])
-        self._records = [log(own.records).T for own in answers]
-        sequence = self._shape.sequence
-        self._channels = np.cumsum([0, *sequence.sizes]) if sequence is not None else np.zeros(1, dtype=np.int64)
+        self._starts = np.cumsum([0, *published.bins.sizes])
+        means = [own.records[:, :0] if own.levels is None else own.levels.mean(dim=1) for own in answers]
+        self._logs = [log(torch.cat([own.records, mean], dim=1)).T for own, mean in zip(answers, means, strict=True)]
 
     def guess(self, coded: Coded, given: np.ndarray) -> list[np.ndarray]:
         """The best guess of every field, its number among `places`: (rows,), of a channel (rows, steps).
@@ -232,42 +242,45 @@ class _Reader:
 
     def _posterior(self, coded: Coded, given: np.ndarray) -> Tensor:
         """Chance of each label class and latent, (rows, classes, latents)."""
-        device = self._shares.device
-        indicators, courses = traits(coded, self._shape, device)
-        known = torch.as_tensor(given, dtype=torch.float32, device=device)
-        seen = torch.ones_like(indicators)
-        for number, field in enumerate(self.fields):
-            if field.position >= 0 and not field.in_window:
-                seen[:, self._starts[field.position] : self._starts[field.position + 1]] = known[:, number, None]
-        labels = torch.as_tensor(coded.labels, device=device)
+        records, steps = one_hot(coded, self._shape)
+        shown = records.astype(np.float32)  # (rows, bins)
+        if steps is not None and coded.lengths is not None:
+            shown = np.concatenate([shown, steps.sum(axis=1) / np.maximum(coded.lengths, 1)[:, None]], axis=1)
+        for field, known in zip(self.fields, given.T, strict=True):
+            if field.axis >= 0:
+                shown[:, self._bins_of(field)] *= known[:, None]
+        seen = torch.as_tensor(shown, dtype=torch.float32, device=self._shares.device)
         found = []
-        for label, own in enumerate(self._answers):
-            logs = (indicators * seen) @ self._records[label] + self._shares[label].log()
-            for number, field in enumerate(self.fields):
-                if field.in_window:
-                    logs = logs + known[:, number, None] * (courses[field.position] @ own.courses[field.position].T)
-            impossible = (known[:, 0] > 0) & (labels != label)
-            found.append(logs.masked_fill(impossible[:, None], -torch.inf))
-        both = torch.stack(found, dim=1)
-        return both.flatten(1).softmax(dim=1).view_as(both)
+        for label, logs in enumerate(self._logs):
+            impossible = torch.as_tensor(given[:, _LABEL] & (coded.labels != label), device=seen.device)
+            both = seen @ logs + self._shares[label].log()  # (rows, latents)
+            found.append(both.masked_fill(impossible[:, None], -torch.inf))
+        whole = torch.stack(found, dim=1)
+        return whole.flatten(1).softmax(dim=1).view_as(whole)
 
     def _best(self, field: _Field, weights: Tensor) -> Tensor:
-        total: Tensor = torch.zeros((), device=weights.device)
-        for label, own in enumerate(self._answers):
-            total = total + self._chances(field, label, own, weights[:, label]) @ field.right[label]
-        return total.argmax(dim=-1)
+        chances = [
+            self._chances(field, label, weights[:, label]) @ field.right[label] for label in range(len(self._answers))
+        ]
+        return torch.stack(chances).sum(dim=0).argmax(dim=-1)
 
-    def _chances(self, field: _Field, label: int, own: Answers, weights: Tensor) -> Tensor:
+    def _chances(self, field: _Field, label: int, weights: Tensor) -> Tensor:
         """Of each bin of a field together with the label, (rows, bins) or (rows, steps, bins)."""
-        if field.position < 0:
-            chosen = torch.zeros(len(weights), len(self._answers), device=weights.device)
-            chosen[:, label] = weights.sum(dim=1)
-            return chosen
+        own, bins = self._answers[label], self._bins_of(field)
+        if field.axis < 0:
+            alone = torch.zeros(len(self._answers), device=weights.device)
+            alone[label] = 1.0
+            return weights.sum(dim=1, keepdim=True) * alone
         if not field.in_window:
-            return weights @ own.records[:, self._starts[field.position] : self._starts[field.position + 1]]
+            return weights @ own.records[:, bins]
         assert own.levels is not None
-        level = own.levels[:, :, self._channels[field.position] : self._channels[field.position + 1]]
+        before = own.records.shape[1]
+        level = own.levels[:, :, bins.start - before : bins.stop - before]
         return (weights @ level.flatten(1)).view(len(weights), *level.shape[1:])
+
+    def _bins_of(self, field: _Field) -> slice:
+        """Where the bins of a column or of a channel lie, columns and channels side by side."""
+        return slice(int(self._starts[field.axis]), int(self._starts[field.axis + 1]))
 
 
 def _reconstruct(people: Population, given: np.ndarray, reader: _Reader, study: Study) -> list[np.ndarray]:
@@ -306,7 +319,7 @@ def _share(right: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
 def _truth(table: WindowedTable, field: _Field) -> np.ndarray:
     """Categories, or numbers on the schema's scale, NaN where missing; (rows,), of a channel (rows, steps)."""
     column = field.grid.column
-    values = table.values[:, :, field.position] if field.in_window else _of_records(table, field.grid)
+    values = _of_records(table, field.grid) if field.channel is None else table.values[:, :, field.channel]
     return values if isinstance(column, CategoricalColumn) else column.to_scale(values, float(column.min))
 
 
@@ -422,7 +435,7 @@ def _digests(table: WindowedTable, study: Study, *, windows: bool) -> np.ndarray
 
 
 def _written(values: np.ndarray, grid: Grid) -> np.ndarray:
-    """Values as whole numbers from 0: categories, steps of the schema from the minimum on, else cells; -1 if missing."""
+    """Values as whole numbers from 0: categories, steps of the schema from the minimum on, else cells; missing -1."""
     column, missing = grid.column, np.isnan(values)
     if isinstance(column, CategoricalColumn):
         numbers = values

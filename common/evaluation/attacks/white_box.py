@@ -81,7 +81,7 @@ class Answers:
     courses: tuple[Tensor, ...]
 
 
-def attack_generator(
+def attack_generator(  # noqa: PLR0913 (who, what, how hard: all of them the caller's)
     published: Published,
     members: Population,
     controls: Population,
@@ -109,7 +109,7 @@ def attack_generator(
     it leaves behind is spread over them, and the mean of many small traces is clearer than the largest.
 
     Guarantees: members and controls are scored by the same rule; the order of units does not matter.
-    Edge cases: fewer than 2 units in the reference -> the density is that of columns apart, and nothing is regressed on.
+    Edge cases: no reference -> every unit is taken to be as common as any other.
 
     Args:
         published: on `device`.

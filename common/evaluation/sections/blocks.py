@@ -188,7 +188,7 @@ def section(
     notes = {part: _access(run.part("access")[part]) for part in parts if part in run.part("access")}
     if len(set(notes.values())) > 1:
         notes = {part: f"{heading(part)}: {note}" for part, note in notes.items()}
-    note = " ".join(dict.fromkeys(notes.values())) if found else ""
+    note = " ".join(dict.fromkeys(notes.values())) if found and not is_cut else ""
     note = note[:1].upper() + note[1:]
     withheld = ("Some of this stays at the site." if found else "This stays at the site.") if is_cut else ""
     return Section(name, title, found, note, withheld)

@@ -72,7 +72,7 @@ def proof(run: Run) -> Section | None:
     if run.guarantee is not None:
         blocks.append(beside(_odds(run.guarantee), _limits(run.guarantee)))
     spends = _spends(run)
-    if spends:
+    if any(site["train"] for site in spends.values()):
         blocks.append(beside(_budget_chart(spends), _budget_table(run, spends)))
     blocks.append(_sites(run))
     covered = run.certificate.get("not_covered")

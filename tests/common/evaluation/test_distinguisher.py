@@ -110,7 +110,7 @@ def test_the_label_is_looked_at_too() -> None:
 def test_windows_are_looked_at_where_the_study_has_them() -> None:
     jumping = replace(FRESH, values=np.random.default_rng(0).normal(100, 15, FRESH.values.shape))
     assert value(distinguish(jumping, REAL, WINDOWED, seed=0).auc) > 0.95
-    assert holds_chance(distinguish(FRESH, REAL, WINDOWED, seed=0).auc)
+    assert abs(value(distinguish(FRESH, REAL, WINDOWED, seed=0).auc) - 0.5) < 0.1  # four deviations
     # Right by themselves, but not the windows of these units.
     ill = (FRESH.records["ill"] == "yes").to_numpy()
     tied, loose = (
@@ -120,7 +120,7 @@ def test_windows_are_looked_at_where_the_study_has_them() -> None:
             (FRESH, np.random.default_rng(1).permutation(ill)),
         )
     )
-    assert value(distinguish(loose, tied, WINDOWED, seed=0).auc) > 0.75
+    assert value(distinguish(loose, tied, WINDOWED, seed=0).auc) > 0.65
 
 
 def test_rows_of_a_unit_are_not_told_by_each_other() -> None:
@@ -167,7 +167,7 @@ def test_the_accuracy_is_folded_and_the_area_is_not(monkeypatch: pytest.MonkeyPa
     assert value(found.accuracy) == pytest.approx(max(right, 1 - right))
     assert found.accuracy.low is not None
     assert found.accuracy.high is not None
-    half = 2 * np.sqrt(right * (1 - right) / 1200)
+    half = 1.5 * 1.96 * np.sqrt(right * (1 - right) / 1200)
     expected = max(0.5, max(right, 1 - right) - half), max(right, 1 - right) + half
     assert (found.accuracy.low, found.accuracy.high) == pytest.approx(expected, abs=0.01)
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from itertools import combinations
 from random import Random
 
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data.schema import CategoricalColumn, parse_table
-from common.evaluation.fidelity import Fidelity, measure_fidelity
+from common.data.schema import CategoricalColumn, IntegerColumn, parse_table
+from common.data.windows import WindowedTable
+from common.evaluation.fidelity import Fidelity, count_violations, count_window_violations, measure_fidelity
 from common.study import Study, parse_study
 
 STUDY: Study = parse_study(
@@ -109,8 +111,9 @@ def test_a_naive_oracle_agrees(first: pd.DataFrame, second: pd.DataFrame, refere
 @settings(max_examples=20, deadline=None)
 @given(ROWS, ROWS)
 def test_it_is_symmetric_and_no_pair_is_below_its_columns(first: pd.DataFrame, second: pd.DataFrame) -> None:
-    there = measure_fidelity(first, second, STUDY, edges_from=first)
-    assert there == measure_fidelity(second, first, STUDY, edges_from=first)
+    there, back = (measure_fidelity(*tables, STUDY, edges_from=first) for tables in ((first, second), (second, first)))
+    # Which categories of the one the other holds is not symmetric.
+    assert replace(there, rare_recall=None, reason=None) == replace(back, rare_recall=None, reason=None)
     assert there.two_way_max is not None
     assert there.one_way_max is not None
     assert there.two_way_max >= there.one_way_max - 1e-12
@@ -123,14 +126,26 @@ def test_a_table_has_distance_zero_to_itself_in_any_order(table: pd.DataFrame, r
     order = list(range(len(table)))
     random.shuffle(order)
     measured = measure_fidelity(table.iloc[order], table, STUDY, edges_from=table)
-    assert measured == Fidelity(0.0, 0.0, 0.0, 0.0, dict.fromkeys(STUDY.columns, 0.0))
+    nothing = dict.fromkeys(STUDY.columns, 0.0)
+    assert replace(measured, rare_recall=None, correlation_mean=None, correlation_max=None, reason=None) == Fidelity(
+        *(0.0, 0.0, 0.0, 0.0, nothing),
+        missing_mean=0.0,
+        missing_max=0.0,
+        missing_pattern=0.0,
+        missing=nothing,
+        violations=0,
+    )
+    assert measured.rare_recall in (None, 1.0)
+    assert measured.correlation_max in (None, pytest.approx(0.0, abs=1e-9))
 
 
 def test_tables_with_no_cell_in_common_have_distance_one() -> None:
     first = parse([("red", "1", "-5", "no")] * 3)
     second = parse([("blue", "50", "70.5", "yes"), ("green", "", "", "yes")])
     measured = measure_fidelity(first, second, STUDY, edges_from=first)
-    assert measured == Fidelity(1.0, 1.0, 1.0, 1.0, dict.fromkeys(STUDY.columns, 1.0))
+    distances = [measured.one_way_mean, measured.one_way_max, measured.two_way_mean, measured.two_way_max]
+    assert distances == [1.0, 1.0, 1.0, 1.0]
+    assert measured.columns == dict.fromkeys(STUDY.columns, 1.0)
 
 
 def test_shuffled_columns_keep_one_way_tables_and_lose_two_way_ones() -> None:
@@ -203,3 +218,196 @@ def test_figures_are_plain_floats() -> None:
     measured = measure_fidelity(draw(50, 1), draw(60, 2), STUDY, edges_from=draw(50, 1))
     figures = [measured.one_way_mean, measured.one_way_max, measured.two_way_mean, measured.two_way_max]
     assert {type(figure) for figure in (*figures, *measured.columns.values())} == {float}
+
+
+# --- what is missing
+
+
+def test_missing_shares_and_patterns_are_those_of_the_definition() -> None:
+    full, holes = ("red", "1", "1.5", "no"), ("", "1", "", "no")
+    first = parse([full, full, holes, holes])
+    second = parse(
+        [full, full, full, full, ("", "1", "1.5", "no"), ("", "1", "1.5", "no"), full, ("red", "", "2", "no")]
+    )
+    measured = measure_fidelity(first, second, STUDY, edges_from=first)
+    # Shares of missing: colour 1/2 and 1/4, age 0 and 1/8, amount 1/2 and 0.
+    assert measured.missing == {"colour": 0.25, "age": 0.125, "amount": 0.5, "ill": 0.0}
+    assert (measured.missing_mean, measured.missing_max) == (0.875 / 4, 0.5)
+    # Patterns: none 1/2 and 5/8; colour and amount 1/2 and 0; colour 0 and 2/8; age 0 and 1/8.
+    assert measured.missing_pattern == 0.5
+
+
+def test_missing_values_that_go_together_in_one_table_alone_show_in_the_pattern() -> None:
+    together = parse([("", "", "1", "no"), ("red", "1", "1", "no")])
+    apart = parse([("", "1", "1", "no"), ("red", "", "1", "no")])
+    measured = measure_fidelity(together, apart, STUDY, edges_from=apart)
+    assert (measured.missing_max, measured.missing_pattern) == (0.0, 1.0)
+
+
+# --- correlations
+
+
+def test_correlations_are_of_the_rows_that_have_both() -> None:
+    first = parse([("red", age, amount, "no") for age, amount in zip("1234", "2468", strict=True)])
+    second = parse([("red", age, amount, "no") for age, amount in zip("1234", "8642", strict=True)])
+    torn = parse(
+        [*[("red", "1", "2", "no"), ("red", "2", "4", "no")], ("red", "", "-900", "no"), ("red", "90", "", "no")]
+    )
+    assert measure_fidelity(first, second, STUDY, edges_from=first).correlation_max == pytest.approx(2.0)
+    assert measure_fidelity(first, torn, STUDY, edges_from=first).correlation_max == pytest.approx(0.0, abs=1e-12)
+
+
+def test_correlations_are_on_the_scale_of_the_schema() -> None:
+    study = parse_study(
+        {
+            "name": "toy",
+            "label": {"column": "ill", "positive": "yes"},
+            "columns": {
+                "dose": {"type": "continuous", "min": 0, "max": 1e6, "scale": "log"},
+                "age": {"type": "integer", "min": 0, "max": 100},
+                "size": {"type": "integer", "min": 0, "max": 100},
+                "ill": {"type": "categorical", "categories": ["no", "yes"]},
+            },
+            "privacy": {"epsilon": 1, "delta": 1e-6},
+        },
+        source="test",
+    )
+    generator = np.random.default_rng(0)
+    tables = []
+    for sign in (1, -1):
+        age, size = generator.integers(0, 100, (2, 400))
+        dose = np.expm1(sign * age / 20 + 5)
+        text = {"dose": dose.astype(str), "age": age.astype(str), "size": size.astype(str), "ill": ["no", "yes"] * 200}
+        tables.append(parse_table(pd.DataFrame(text, dtype="str"), study.columns))
+    logs = [np.log1p(table["dose"].to_numpy()) for table in tables]
+    pairs = [
+        [
+            np.corrcoef(log, table["age"])[0, 1],
+            np.corrcoef(log, table["size"])[0, 1],
+            np.corrcoef(table["age"], table["size"])[0, 1],
+        ]
+        for log, table in zip(logs, tables, strict=True)
+    ]
+    expected = np.abs(np.subtract(*pairs))
+    measured = measure_fidelity(*tables, study, edges_from=tables[0])
+    assert measured.correlation_mean == pytest.approx(float(expected.mean()))
+    assert measured.correlation_max == pytest.approx(float(expected.max()))
+    assert expected.max() > 1.9
+
+
+def test_a_column_that_is_constant_in_one_table_has_no_correlation_there() -> None:
+    varies = parse([("red", age, amount, "no") for age, amount in zip("1234", "2468", strict=True)])
+    constant = parse([("red", age, "0.3", "no") for age in "1234"])
+    assert measure_fidelity(constant, varies, STUDY, edges_from=varies).correlation_max == pytest.approx(1.0)
+    neither = measure_fidelity(constant, constant, STUDY, edges_from=varies)
+    assert neither.correlation_mean is None
+    assert neither.correlation_max is None
+    assert neither.reason is not None
+    assert "correlation: no two numeric columns vary" in neither.reason
+
+
+# --- rare categories
+
+
+def colours(**counts: int) -> pd.DataFrame:
+    return parse([(name, "1", "1", "no") for name, count in counts.items() for _ in range(count)])
+
+
+def test_rare_recall_counts_the_categories_that_should_be_there() -> None:
+    real = colours(red=180, green=10, blue=9)
+    # Red, green and the label's "no" are looked for; blue is too rare.
+    for made, found in ((colours(red=199), 2 / 3), (colours(red=198, green=1), 1.0), (colours(blue=199), 1 / 3)):
+        assert measure_fidelity(made, real, STUDY, edges_from=real).rare_recall == pytest.approx(found)
+
+
+def test_what_a_small_table_would_hardly_hold_is_not_looked_for_in_it() -> None:
+    real = colours(red=180, green=20)
+    assert measure_fidelity(colours(red=99), real, STUDY, edges_from=real).rare_recall == 1.0
+    assert measure_fidelity(colours(red=100), real, STUDY, edges_from=real).rare_recall == pytest.approx(2 / 3)
+    few = measure_fidelity(colours(red=9), real, STUDY, edges_from=real)
+    assert few.rare_recall is None
+    assert few.reason is not None
+    assert "rare_recall: no category should be 10 times in either table" in few.reason
+    # Ten rows of a table a hundred times as long would be a chance find in the real one.
+    assert measure_fidelity(colours(red=2000), colours(red=11, green=9), STUDY, edges_from=real).rare_recall == 1.0
+
+
+# --- violations
+
+
+def test_a_parsed_table_violates_nothing() -> None:
+    measured = measure_fidelity(draw(50, 1), draw(60, 2), STUDY, edges_from=draw(50, 1))
+    assert (measured.violations, measured.violating) == (0, {})
+    assert count_violations(parse([("", "", "", "no")]), STUDY.columns) == dict.fromkeys(STUDY.columns, 0)
+
+
+def test_each_rule_of_the_schema_is_counted_by_column() -> None:
+    table = draw(6, 1)
+    dtype = table["ill"].dtype
+    wrong = table.assign(
+        age=pd.array([1, -1, 101, 100, 0, None], dtype="Int64"),
+        amount=[np.inf, 1000.0, -1000.5, np.nan, -np.inf, 0.0],
+        ill=pd.Categorical(["no", None, "yes", None, None, "no"], dtype=dtype),
+    )
+    expected = {"colour": 0, "age": 2, "amount": 3, "ill": 3}
+    assert count_violations(wrong, STUDY.columns) == expected
+    measured = measure_fidelity(wrong, table, STUDY, edges_from=table)
+    assert measured.violations == 8
+    assert measured.violating == {"age": 2, "amount": 3, "ill": 3}
+    assert measure_fidelity(table, wrong, STUDY, edges_from=table).violations == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("colour", ["red"] * 5),
+        ("colour", pd.Categorical(["red"] * 5, categories=["red", "green"])),
+        ("colour", pd.Categorical(["pink"] * 5, categories=["red", "green", "blue", "pink"])),
+        ("age", np.ones(5)),
+        ("age", np.ones(5, dtype=np.int64)),
+        ("amount", np.ones(5, dtype=np.float32)),
+        ("amount", [1, 2, 3, 4, 5]),
+    ],
+)
+def test_a_column_of_another_dtype_counts_in_every_row(name: str, values: object) -> None:
+    wrong = draw(5, 1).assign(**{name: values})
+    assert count_violations(wrong, STUDY.columns) == dict.fromkeys(STUDY.columns, 0) | {name: 5}
+
+
+def test_a_column_that_is_not_there_counts_in_every_row() -> None:
+    assert count_violations(draw(5, 1).drop(columns="age"), STUDY.columns)["age"] == 5
+    strict = {"age": IntegerColumn(type="integer", min=0, max=9)}
+    assert count_violations(pd.DataFrame({"age": pd.array([1, None], dtype="Int64")}), strict) == {"age": 2}
+    assert count_violations(pd.DataFrame({"age": [1, 10]}), strict) == {"age": 1}
+
+
+def test_violations_of_windows_are_counted_where_a_unit_has_steps_and_beyond() -> None:
+    windowed = parse_study(
+        STUDY.model_dump(mode="json", by_alias=True)
+        | {
+            "unit": {"name": "patient", "key": "patient"},
+            "windows": {
+                "layout": "events",
+                "length": 3,
+                "time": {"column": "minute"},
+                "channels": {
+                    "beats": {"type": "integer", "min": 20, "max": 220},
+                    "dose": {"type": "continuous", "min": 0, "max": 5, "missing": True},
+                    "ward": {"type": "categorical", "categories": ["a", "b"]},
+                },
+            },
+        },
+        source="test",
+    )
+    nan = np.nan
+    values = np.array(
+        [
+            [[60, 1.5, 0], [70.5, nan, 1], [19, 5.5, 2]],
+            [[nan, 5.0, 0.5], [221, -0.1, nan], [nan, nan, 0]],
+        ]
+    )
+    table = WindowedTable(draw(2, 1), values, np.array([3, 2]))
+    assert count_window_violations(table, windowed) == {"beats": 4, "dose": 2, "ward": 4}
+    right = np.where([[[True], [True], [True]], [[True], [True], [False]]], [60.0, nan, 1.0], nan)
+    assert count_window_violations(replace(table, values=right), windowed) == {"beats": 0, "dose": 0, "ward": 0}
+    assert count_window_violations(WindowedTable.without_windows(draw(2, 1)), STUDY) == {}

@@ -96,6 +96,12 @@ def test_a_figure_that_is_not_known_does_not_pass() -> None:
             require([gate])
 
 
+def test_where_no_attack_could_be_played_nothing_was_shown() -> None:
+    found = evaluation(residual=0.0)
+    found["attacks"]["membership"] = {"dcr": {"populations": {"everyone": {"advantage": figure(None)}}}}
+    assert closed(study(), found) == []
+
+
 @pytest.mark.parametrize(("value", "passes"), [(0.4, False), (0.5, True), (0.6, True)])
 def test_the_threshold_itself_passes(value: float, passes: bool) -> None:
     assert at_least("a", value, 0.5, "rule", "public").passed == passes
@@ -133,11 +139,11 @@ def test_an_interval_wholly_above_its_ceiling_is_named_and_no_other() -> None:
     ],
 )
 def test_verdicts_speak_of_the_classifier_that_sees_most(classifiers: list[str], chosen: str) -> None:
-    assert primary({"tstr": dict.fromkeys(classifiers, {})}) == chosen
+    assert primary({"tstr": {name: {} for name in classifiers}}) == chosen
 
 
 def test_a_gate_on_the_monitor_needs_units_to_ask() -> None:
-    with pytest.raises(StudyError, match="gates.monitor_auc: needs held-out units; set privacy.holdout"):
+    with pytest.raises(StudyError, match="needs held-out units"):
         parse_study(
             {**PLAIN, "privacy": {**PLAIN["privacy"], "holdout": 0}, "gates": {"monitor_auc": 0.7}}, source="test"
         )

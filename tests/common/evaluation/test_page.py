@@ -654,8 +654,8 @@ def test_a_public_page_has_no_figure_that_stays_at_the_site_nor_a_sentence_about
     for cut in ("0.860", "12,900", "7.77 %", "DOMIAS", "0.1 AUC below", "residual risk"):
         assert cut not in words
         assert cut in at_site
-    assert "of unknown use" in words
-    assert "not attacked" in words
+    for said in ("of a use that is not shown", "with attacks that are not shown", "with gates that are not shown"):
+        assert said in words
     assert "This stays at the site." in words
     # What was published, or bought from held-out units, is still there.
     for said in ("12,000", "8.01 %", "an AUC of 0.770", "private by proof"):
@@ -834,6 +834,12 @@ def test_gates_are_counted() -> None:
     assert "fails" in _read({**_small(), "gates": gates}).words
 
 
+def test_gates_that_may_be_shown_are_not_taken_for_all() -> None:
+    shown = {"gates": [{"id": "monitor_auc", "passed": True}]}
+    assert verdict.dials(shown, None, hidden={"gates"})[3].sentence.endswith("Others stay at the site.")
+    assert verdict.dials(shown, None)[3].sentence.endswith("monitor AUC.")
+
+
 def test_the_sentence_names_what_was_made_and_how() -> None:
     evaluation, certificate = make_evaluation(), make_certificate()
     said = verdict.sentence(evaluation, certificate)
@@ -880,6 +886,20 @@ def test_long_labels_are_cut_in_drawings_and_whole_in_words() -> None:
     drawn = charts.forest([charts.Row(name, {"": charts.Mark(0.2)})], name="f", title="t", axis="a")
     assert f"{name}: 0.2" in drawn
     assert f">{name}<" not in drawn
+
+
+def test_labels_that_no_drawing_can_hold_are_drawn_all_the_same() -> None:
+    drawn = charts.forest([charts.Row("a\x00b\x1b$c_$", {"": charts.Mark(0.2)})], name="f", title="t", axis="a")
+    assert ">a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}$c_$<" in drawn
+
+
+def test_sites_that_spent_nothing_have_no_chart_of_it() -> None:
+    certificate = make_certificate()
+    for site in certificate["sites"].values():
+        site["events"] = []
+    page = _read(_small(), certificate=certificate)
+    assert page.found("svg") == []
+    assert "What each site spent" in page.words
 
 
 # --- in a browser

@@ -21,8 +21,8 @@ from common.evaluation.sequences import (
     measure_prediction,
     measure_sequence_fidelity,
     measure_sequence_utility,
-    summarise_windows,
     predict_windows,
+    summarise_windows,
 )
 from common.evaluation.utility import measure_utility
 from common.evaluation.windows import read

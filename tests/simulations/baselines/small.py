@@ -62,7 +62,7 @@ def draw(units: int, seed: int, *, records: int = 2, study: Study = STUDY) -> di
     random = np.random.default_rng(seed)
     unit = np.repeat(np.arange(units), random.integers(1, records + 1, units))
     bad = random.random(len(unit)) < 0.3
-    amounts = np.round(random.uniform(0, 50, len(unit)) + 40 * bad, 1)
+    amounts = np.round(random.uniform(0, 50, len(unit)) + 30 * bad, 1)
     visits = np.where(random.random(len(unit)) < 0.1, "", random.integers(0, 10, len(unit)).astype(str))
     channels = np.where(random.random(len(unit)) < 0.5 * bad, "phone", random.choice(["desk", "web"], len(unit)))
     names = np.array([f"{seed}-{number}" for number in unit])

@@ -1,6 +1,5 @@
 """Federated classifiers that privshare is compared with: what they learn, what they spend, and how they go on."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -8,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from client.site import open_site
@@ -31,7 +29,6 @@ from simulations.baselines.classifier_model import (
     Parameters,
     clipped_gradients,
     features_of,
-    initialise,
 )
 from simulations.baselines.classifiers import (
     METHODS,
@@ -47,7 +44,7 @@ from simulations.federation import credentials_of
 from tests.simulations.baselines.small import CPU, STUDY, WINDOWED, Federation, draw, federate, make_study, population
 
 PRIVATE = ("fl-dp", "dp-lr")
-NEARLY_NO_NOISE = make_study(privacy={"epsilon": 10_000}, unit={"max_records": 1}, rounds={"count": 60})
+NEARLY_NO_NOISE = make_study(privacy={"epsilon": 10_000}, unit={"max_records": 1}, rounds={"count": 40})
 
 
 @dataclass(frozen=True)
@@ -95,8 +92,8 @@ def charges(path: Path) -> list[Charge]:
 # What is learned
 
 
-def test_federated_averaging_learns(finished: Callable[[str], Finished], others: Population) -> None:
-    trained = finished("fl").trained
+def test_federated_averaging_learns(tmp_path: Path, others: Population) -> None:
+    trained = federate(tmp_path, "fl", [draw(300, 1), draw(200, 2)], make_study(rounds={"count": 10})).conduct()
     assert area(trained, others) > 0.8
     assert trained.epsilon is None
     assert set(trained.parameters) == {HIDDEN, SCORES}
@@ -105,7 +102,7 @@ def test_federated_averaging_learns(finished: Callable[[str], Finished], others:
 
 @pytest.mark.parametrize("method", PRIVATE)
 def test_little_noise_hides_little(method: str, tmp_path: Path, others: Population) -> None:
-    study = make_study(privacy={"epsilon": 500}, rounds={"count": 20})
+    study = make_study(privacy={"epsilon": 500}, rounds={"count": 10})
     trained = federate(tmp_path, method, [draw(300, 1), draw(200, 2)], study).conduct()
     assert area(trained, others) > 0.85
     assert (HIDDEN in trained.parameters) == (method == "fl-dp")
@@ -119,18 +116,20 @@ def test_without_noise_descent_comes_to_the_logistic_regression_of_scikit_learn(
     table = population(people).table
     rows, asked = (features_of(trained.coded(one), trained.shape.features) / WHOLE for one in (table, others.table))
     truth = is_positive(table.records, STUDY)
-    best = LogisticRegression(C=1e4, max_iter=5000).fit(rows, truth)
+    best = LogisticRegression(C=100, max_iter=5000).fit(rows, truth)
     found, expected = logit(trained.predict(others.table)), best.decision_function(asked)
     assert np.corrcoef(found, expected)[0, 1] > 0.99
-    assert abs(area(trained, others) - roc_auc_score(is_positive(others.table.records, STUDY), expected)) < 0.01
-    assert -trained.log_likelihood(table).mean() < 1.05 * -best.predict_log_proba(rows)[np.arange(400), truth * 1].mean()
+    known = is_positive(others.table.records, STUDY)
+    assert abs(area(trained, others) - roc_auc_score(known, expected)) < 0.01
+    assert abs(log_loss(known, trained.predict(others.table)) - log_loss(known, best.predict_proba(asked)[:, 1])) < 0.02
 
 
 def test_windows_are_learned_from(tmp_path: Path) -> None:
     tables = draw(250, 1, records=1, study=WINDOWED)
     tables["table"]["amount"], tables["table"]["channel"] = "5.0", "web"  # what is left is the pulse
     tables["table"].loc[:1, ["amount", "channel"]] = "9.0", "desk"
-    trained = federate(tmp_path, "fl", [tables], WINDOWED).conduct()
+    study = WINDOWED.with_overrides(rounds={"count": 12})
+    trained = federate(tmp_path, "fl", [tables], study).conduct()
     others = draw(250, 3, records=1, study=WINDOWED)
     others["table"]["amount"], others["table"]["channel"] = "5.0", "web"
     assert area(trained, population(others, WINDOWED)) > 0.9
@@ -165,9 +164,10 @@ def test_the_mean_probability_is_the_share_of_the_positive_class(
     finished: Callable[[str], Finished], others: Population
 ) -> None:
     trained = finished("fl").trained
-    wrong = {**trained.parameters, SCORES: trained.parameters[SCORES] - np.float32(7)}
+    shift = np.append(np.zeros(len(trained.parameters[SCORES]) - 1), -7).astype(np.float32)
+    wrong = {**trained.parameters, SCORES: trained.parameters[SCORES] + shift}
     assert replace(trained, parameters=wrong).predict(others.table).mean() < 0.01
-    right = recentred(wrong, trained.bins, trained.shape.features, share=0.3, seed=0)
+    right = recentred(wrong, trained.bins, trained.shape.features, shares=np.array([0.7, 0.3]), positive=1, seed=0)
     assert abs(replace(trained, parameters=right).predict(others.table).mean() - 0.3) < 0.1
     assert np.array_equal(right[HIDDEN], trained.parameters[HIDDEN])
     assert np.array_equal(right[SCORES][:-1], trained.parameters[SCORES][:-1])
@@ -271,7 +271,9 @@ def request(federation: Federation, kind: str, *, width: int = 32, **changes: An
     site = open_site(federation.sites[0].settings, site=ClassifierSite)
     bins = [np.arange(grid.n_cells, dtype=np.int64) for grid in site._grids]
     cells = sum(len(bin_of) for bin_of in bins) + 1
-    parameters = {HIDDEN: np.zeros((cells, width), np.float32), SCORES: np.zeros(width + 1, np.float32)}
+    parameters = {SCORES: np.zeros(cells, np.float32)}
+    if width:
+        parameters = {HIDDEN: np.zeros((cells, width), np.float32), SCORES: np.zeros(width + 1, np.float32)}
     arrays = {**pack_bins(bins), **pack("classifier.", {**parameters, **changes})}
     options = {"share": 0.1, "steps": 1, "learning_rates": [0.1, 0.1], "seed": 0}
     return Request(kind, federation.study.digest(), "other run", "first", options, arrays)
@@ -283,9 +285,7 @@ def answer(federation: Federation, asked: Request) -> str | None:
 
 
 def test_a_site_averages_only_where_the_study_promises_nothing(tmp_path: Path) -> None:
-    averaging, private = (
-        federate(tmp_path / method, method, [draw(30, 1)]) for method in ("fl", "fl-dp")
-    )
+    averaging, private = (federate(tmp_path / method, method, [draw(30, 1)]) for method in ("fl", "fl-dp"))
     assert answer(averaging, request(averaging, "train")) is None
     assert answer(private, request(private, "train")) == "POLICY_REFUSED"
 
@@ -305,7 +305,9 @@ def test_a_classifier_that_does_not_fit_the_study_is_refused(
 
 
 def charges_of_all(federation: Federation) -> list[Charge]:
-    return [charge for path in federation.ledgers for own in read_ledger(path).charges.values() for charge in own.values()]
+    return [
+        charge for path in federation.ledgers for own in read_ledger(path).charges.values() for charge in own.values()
+    ]
 
 
 def test_a_reply_that_is_no_classifier_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,13 +381,10 @@ def test_sites_take_turns(tmp_path: Path) -> None:
 # Interrupted, then resumed
 
 
-@pytest.mark.parametrize(
-    ("method", "step", "calls"), [("fl", "round", 3), ("fl-dp", "gradient-2", 2), ("dp-lr", "round", 3)]
-)
+@pytest.mark.parametrize(("method", "step"), [("fl", "round"), ("fl-dp", "gradient-2"), ("dp-lr", "round")])
 def test_a_resumed_run_ends_as_one_that_was_not_interrupted(
-    method: str, step: str, calls: int, finished: Callable[[str], Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, step: str, finished: Callable[[str], Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    del calls
     whole = finished(method)
     federation = federate(tmp_path, method, [draw(300, 1), draw(200, 2)])
     with pytest.raises(KeyboardInterrupt):
@@ -409,7 +408,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(
 def test_an_order_that_comes_again_gets_the_same_bytes(tmp_path: Path) -> None:
     federation = federate(tmp_path, "dp-lr", [draw(60, 1)])
     site = open_site(federation.sites[0].settings, noise=SeededNoise(b"a"), site=ClassifierSite)
-    asked = request(federation, "critic").encode()
+    asked = request(federation, "critic", width=0).encode()
     assert isinstance(site, ClassifierSite)
     assert isinstance(site._vault, ClassifierVault)
     assert site.handle(asked) == site.handle(asked)
@@ -417,11 +416,5 @@ def test_an_order_that_comes_again_gets_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_another_seed_is_another_run(finished: Callable[[str], Finished], tmp_path: Path) -> None:
-    federation = federate(tmp_path, "fl", [draw(300, 1), draw(200, 2)])
-    first = initialise(finished("fl").trained.shape, positive_share=0.3, seed=0)
-    other = federation.conduct(seed=1)
+    other = federate(tmp_path, "fl", [draw(300, 1), draw(200, 2)]).conduct(seed=1)
     assert not np.array_equal(other.parameters[HIDDEN], finished("fl").trained.parameters[HIDDEN])
-    assert other.parameters[HIDDEN].shape == first[HIDDEN].shape
-    assert math.isfinite(float(np.abs(other.parameters[HIDDEN]).max()))
-    assert isinstance(other.state.history[0], dict)
-    assert isinstance(pd.DataFrame(other.state.history), pd.DataFrame)

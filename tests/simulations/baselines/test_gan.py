@@ -53,7 +53,7 @@ class Member:
 @cache
 def federation(scenario: Scenario) -> Member:
     run = choose(scenario=scenario, study=None, data=None, series=None, units=UNITS[scenario], sites=4, seed=100)
-    study = adapt(run.study, rounds=ROUNDS, local_steps=2)
+    study = adapt(run.study, rounds=ROUNDS, local_steps=2 if scenario is Scenario.BANK else 1)
     sites = divide(run).sites
     # The largest and the smallest.
     return Member(study, {name: dict(sites[name]) for name in ("site_01", "site_04")})
