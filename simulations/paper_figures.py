@@ -79,18 +79,23 @@ def _trade(found: Found, scenario: str, left: Axes, right: Axes) -> None:
     left.set(title=f"{scenario}: AUC by ε", xlabel="ε", ylabel="AUC on real units", xscale="log")
     left.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
     left.minorticks_off()
-    left.legend(fontsize=7, loc="lower right")
+    _legend(left)
     right.axvline(10, color="#999999", linewidth=1, linestyle=":")
     right.set(
         title=f"{scenario}: accuracy by attack", xlabel="members found at 10 % false alarms, %", ylabel="accuracy, %"
     )
-    right.legend(fontsize=7)
+    _legend(right)
 
 
 def _point(axes: Axes, evaluations: Sequence[Mapping[str, Any]], marker: str, colour: str, name: str) -> None:
     x, y = (summarise(evaluations, cell) for cell in (_cell(ATTACKS, "mia"), _cell(USEFULNESS, "accuracy")))
     if x.value is not None and y.value is not None:
         axes.scatter([100 * x.value], [100 * y.value], marker=marker, color=colour, label=name)
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7, loc="best")
 
 
 def _spread(epsilon: float, figure: Figure) -> tuple[float, float, float, float]:

@@ -50,7 +50,7 @@ def check_evaluator(people: People, study: Study, *, seed: int) -> list[dict[str
     ruined = shuffle_columns(people.control.table, study, seed=seed)
     shuffled, real = (
         distinguish(table, people.test, study, seed=seed, most=_COMPARED).auc
-        for table in (ruined, people.control.table)
+        for table in (ruined, people.control)
     )
     none_found = "interval of the best attack, as wide as all of them need, begins below 0.5"
     no_worse = "AUC of the distinguisher on real rows below that on shuffled ones"

@@ -71,7 +71,7 @@ def write_page(
     shown, hidden = (evaluation, frozenset[str]()) if audience == "site" else open_part(evaluation)
     run = Run(shown, certificate or {}, rounds, hidden)
     definitions = shown.get("definitions") or {}
-    return _template().render(
+    page = _template().render(
         title=_name(run),
         facts=_facts(run, audience),
         sentence=verdict.sentence(shown, certificate, hidden=hidden),
@@ -84,6 +84,8 @@ def write_page(
         explained=partial(_explained, definitions),
         label=verdict.label,
     )
+    # A number and its percent sign stay on one line.
+    return page.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def open_part(evaluation: Mapping[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
@@ -93,7 +95,9 @@ def open_part(evaluation: Mapping[str, Any]) -> tuple[dict[str, Any], frozenset[
     with real rows goes with them, whatever is said of gates.
     """
     access = evaluation.get("access") or {}
-    seen = {name: entry.get("visibility", "site") for name, entry in access.items()}
+    # What is neither of these two words stays at the site.
+    shown = ("public", "simulation")
+    seen = {name: one["visibility"] if one.get("visibility") in shown else "site" for name, one in access.items()}
     default = "public" if seen and "site" not in seen.values() else "site"
     kept, hidden = copy.deepcopy(dict(evaluation)), set()
     for name in evaluation:

@@ -44,15 +44,19 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class _Size:
-    """attacks: how hard they try. compared: rows whose embeddings are. draws: synthetic tables beside the first."""
+    """attacks: how hard they try. compared: rows whose embeddings are. draws: synthetic tables beside the first.
+
+    taught: most rows that classifiers and networks learn from; None for all.
+    """
 
     attacks: Effort
     compared: int
     draws: int
+    taught: int | None = None
 
 
 _SIZES: Final[Mapping[Level, _Size]] = {
-    Level.QUICK: _Size(Effort(attacked=2000, predicates=300, latents=1024, many_secrets=False), 2000, 0),
+    Level.QUICK: _Size(Effort(attacked=2000, predicates=300, latents=1024, many_secrets=False), 2000, 0, 10_000),
     Level.STANDARD: _Size(Effort(attacked=8000, predicates=1000, latents=4096), 10_000, 4),
     Level.DEEP: _Size(Effort(attacked=20_000, predicates=5000, latents=16_384, searched=True), 20_000, 9),
 }
@@ -115,16 +119,17 @@ def evaluate(
     """
     synthetic = subject.target.synthetic
     report: dict[str, Any] = outline(people, study, level=level, seed=seed, synthetic=synthetic)
+    made, real = (taught(table, level, seed) for table in (synthetic, people.members.table))
     on_part("usefulness")
     report["utility"] = {
-        **_utility(synthetic, people, study, seed),
+        **_utility(made, real, people.test, study, seed),
         **_conditioned(subject, people.test, study, seed),
     }
     on_part("fidelity")
     report["fidelity"] = _fidelity(synthetic, people, study, level, seed)
     if study.windows is not None:
         on_part("windows")
-        report["windows"] = _windows(synthetic, people, study, seed)
+        report["windows"] = _windows(made, real, people.test.table, study, seed)
     if level is not Level.BASIC:
         report["attacks"] = attack(subject.target, people, study, _SIZES[level].attacks, seed=seed, on_part=on_part)
         on_part("controls of the evaluation")
@@ -184,11 +189,20 @@ def _predictions(train: WindowedTable, test: WindowedTable, study: Study, seed: 
     return predict_windows(train, test, study, study.channels, seed=seed)
 
 
-def _utility(synthetic: WindowedTable, people: People, study: Study, seed: int) -> dict[str, Any]:
+def taught(table: WindowedTable, level: Level, seed: int) -> WindowedTable:
+    """The rows that classifiers learn from at a level: all, or at the quick one a random part of a large table."""
+    most = _SIZES[level].taught if level in _SIZES else None
+    if most is None or len(table.records) <= most:
+        return table
+    return table.take(np.random.default_rng([seed, 9]).permutation(len(table.records))[:most])
+
+
+def _utility(
+    synthetic: WindowedTable, train: WindowedTable, test: Population, study: Study, seed: int
+) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     groups: dict[str, Any] = {}
-    test = people.test
-    for name, table in (("tstr", synthetic), ("trtr", people.members.table)):
+    for name, table in (("tstr", synthetic), ("trtr", train)):
         found = _predictions(table, test.table, study, seed)
         scores[name] = {which: asdict(score(one, seed=seed, units=test.units)) for which, one in found.items()}
         chosen = found[primary({"tstr": found})]
@@ -238,8 +252,10 @@ def _fidelity(synthetic: WindowedTable, people: People, study: Study, level: Lev
     return found
 
 
-def _windows(synthetic: WindowedTable, people: People, study: Study, seed: int) -> dict[str, Any]:
-    train, test, channels = people.members.table, people.test.table, study.channels
+def _windows(
+    synthetic: WindowedTable, train: WindowedTable, test: WindowedTable, study: Study, seed: int
+) -> dict[str, Any]:
+    channels = study.channels
     return {
         "synthetic_vs_holdout": asdict(measure_sequence_fidelity(synthetic, test, study, channels, seed=seed)),
         "floor_train_vs_holdout": asdict(measure_sequence_fidelity(train, test, study, channels, seed=seed)),

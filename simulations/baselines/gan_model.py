@@ -142,7 +142,8 @@ class GanCritic(nn.Module):
         for layer in self.hidden:
             hidden = functional.leaky_relu(layer(hidden), _LEAK)
         score: Tensor = self.score(hidden)
-        return score[:, 0] + (hidden * self.directions(labels)).sum(dim=1)
+        by_label: Tensor = (hidden * self.directions(labels)).sum(dim=1)
+        return score[:, 0] + by_label
 
 
 class Gan(nn.Module):

@@ -8,7 +8,7 @@ from common.evaluation.attacks.games import MembershipAttack, strongest
 from common.evaluation.attacks.membership import RARE_CLASS
 from common.evaluation.attacks.suite import positive_units
 from common.evaluation.figures import People
-from common.evaluation.report import ACCESS, Level, OnPart, definitions, effort_of, outline, utility_of
+from common.evaluation.report import ACCESS, Level, OnPart, definitions, effort_of, outline, taught, utility_of
 from common.evaluation.scores import score_released
 from common.evaluation.utility import is_positive
 from simulations.baselines.classifier_attacks import attack_classifier, infer_secrets, invert_classifier
@@ -41,7 +41,7 @@ def evaluate_classifier(
     )
     report["utility"] = {
         "tstr": {RELEASED: asdict(scores)},
-        "trtr": utility_of(people.members.table, test, study, seed=seed),
+        "trtr": utility_of(taught(people.members.table, level, seed), test, study, seed=seed),
     }
     if level is not Level.BASIC:
         on_part("attacks")

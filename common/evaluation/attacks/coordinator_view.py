@@ -7,8 +7,8 @@ release shows beyond what the others are expected to add, against what the unit 
 Adversaries differ in what they know of the others. One who knows nobody takes the generator's word for what they add,
 and allows for the chance of who they are; so a unit tells most in cells that few others hit. It reads the tables of the
 catalogue alone: the bins, and with them the generator, were made from the one-way tables and repeat their noise. One
-who knows everybody else, against whom differential privacy is defined, has their exact counts, and reads all tables.
-Nobody knows so much; what such a one cannot tell, nobody can.
+who knows everybody but those in question has the exact counts of all others, and reads all tables: that is nearly the
+adversary for whom differential privacy is defined, and what it cannot tell, nobody can.
 
 Embeddings and gradients of a neural critic are not read. What is read are sums over sites: a coordinator that sees each
 site's own release, and guesses the site, has less noise to look through, by up to the square root of the number of
@@ -22,7 +22,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 
 from common.data.encoding import make_grids
 from common.data.histograms import histogram_codes, histogram_layout, window_hits
@@ -31,6 +31,7 @@ from common.data.tables import Hits, cell_indices, sizes_of
 from common.data.units import WINDOW_WEIGHT, unit_weight
 from common.evaluation.attacks.coded import encode, join
 from common.evaluation.attacks.games import EVERYONE, MembershipAttack, assess, unmeasured
+from common.evaluation.audit import canary_scores
 from common.evaluation.figures import Population
 from common.models.critics import Joins, expectations
 from common.models.generator import Generator
@@ -39,13 +40,15 @@ from common.models.targets import TableIndex, Targets
 from common.study import Study
 
 KNOWS_NOBODY: Final = "coordinator"
-KNOWS_OTHERS: Final = "coordinator that knows every other unit"
+KNOWS_OTHERS: Final = "coordinator that knows every unit but those in question"
 
 _LATENTS: Final = 4096
 """From which the generator's tables are made, of each label class."""
 _AT_ONCE: Final = 512
 _MOST_RECORDS: Final = 16
 """No study uses more records of one unit."""
+_IN_QUESTION: Final = 500
+"""Members, and as many controls, that are unknown to who knows all others, at most."""
 _NO_TABLES: Final = "no table of two columns or channels was released to the coordinator"
 
 
@@ -80,17 +83,19 @@ def attack_releases(  # noqa: PLR0913 (who, what, how hard: all of them the call
 ) -> dict[str, MembershipAttack]:
     """Try the likelihood ratio for both adversaries.
 
-    releases: counts y, noise of variance s in each cell. A unit adds c to them, the others m in the mean and with a
-    variance v. Its score is the sum over cells of (c (y - m) - c^2 / 2) / (s + v), as if cells were independent.
+    noised_tables: releases hold counts y, with noise of variance s in each cell; a unit adds c to them. The generator
+        expects m, of which the chance of who is there makes a variance of m again. The score of a unit is the sum over
+        the cells of the catalogue's tables of (c (y - m) - c^2 / 2) / (s + m), as if they were independent.
+    noised_tables_others_known: of up to 500 members and as many controls nothing is known; all other members are, as
+        far as they trained, a share that the releases tell. See `canary_scores`.
 
-    noised_tables: m is the generator's, v what drawing as many units anew comes to; over the catalogue's tables.
-    noised_tables_others_known: m is that of all members but the unit itself, times the share of them that trained, as
-        the releases say; v what leaves open who did not; over all tables.
+    Who knows the others is not told, of each unit, whether all the others in question are there: whoever knows that
+    knows the noise, by which units of one release could be compared better than privacy allows for any of them.
 
-    Guarantees: members and controls are scored by the same rule, each by its own contribution and by who else is there.
-    Edge cases: members who were held out of training count as members, and find nothing; a unit with more records than
-        the study uses is taken to have used all of them by equal shares; discriminators that stay at the sites -> None
-        and the reason, for who knows nobody.
+    Guarantees: members and controls are scored by one rule, and it is not known to which side a unit belongs.
+    Edge cases: members who were held out of training count as members, and nothing of them is found; a unit with more
+        records than the study uses is taken to have used all of them by equal shares; discriminators that stay at the
+        sites -> None and the reason, for who knows nobody.
 
     Args:
         releases: of the run.
@@ -107,26 +112,24 @@ def attack_releases(  # noqa: PLR0913 (who, what, how hard: all of them the call
     Sources: Neyman and Pearson 1933; Homer et al. 2008, Sankararaman et al. 2009 (membership from published sums).
     """
     random = np.random.default_rng([seed, 0])
-    players = [np.sort(random.permutation(side.count)[:most]) for side in (members, controls)]
-    inside, outside = (side.take(chosen) for side, chosen in zip((members, controls), players, strict=True))
-    tables = list(_tables(releases, study))
-    strangers = _Others.drawn(tables, _generated(releases, study, seed, device))
-    known = _Others.known(tables, _sums(members, releases, study))
-    of_members, of_controls = (_ratios(side, tables, (strangers, known), releases, study) for side in (inside, outside))
+    playing = [np.sort(random.permutation(side.count)[:most]) for side in (members, controls)]
+    fewest = min(_IN_QUESTION, *map(len, playing))
+    sought = [np.sort(random.permutation(side)[:fewest]) for side in playing]
 
-    def game(adversary: str, scores: list[np.ndarray]) -> MembershipAttack:
+    def game(adversary: str, players: list[np.ndarray], scores: list[np.ndarray]) -> MembershipAttack:
         chosen = {name: (masks[0][players[0]], masks[1][players[1]]) for name, masks in groups.items()}
         return assess(*scores, adversary=adversary, groups=chosen, epsilon=epsilon, delta=delta, seed=seed)
 
-    # Among the others of a member is not the member itself.
-    itself = known.scale * of_members.squares[1]
-    attacks = {
-        "noised_tables": game(KNOWS_NOBODY, [of_members.ratios[0], of_controls.ratios[0]]),
-        "noised_tables_others_known": game(KNOWS_OTHERS, [of_members.ratios[1] + itself, of_controls.ratios[1]]),
-    }
-    if not any(True for _ in _measured(releases, study)):
+    expected = _generated(releases, study, seed, device)
+    surprising = [
+        _surprises(side.take(chosen), expected, releases, study)
+        for side, chosen in zip((members, controls), playing, strict=True)
+    ]
+    attacks = {"noised_tables": game(KNOWS_NOBODY, playing, surprising)}
+    if not expected:
         attacks["noised_tables"] = unmeasured(KNOWS_NOBODY, (EVERYONE, *groups), _NO_TABLES)
-    return attacks
+    solved = _solve(members, controls.take(sought[1]), sought[0], releases, study)
+    return attacks | {"noised_tables_others_known": game(KNOWS_OTHERS, sought, solved)}
 
 
 @dataclass(frozen=True)
@@ -135,35 +138,6 @@ class _Table:
 
     counts: np.ndarray
     variance: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Others:
-    """What is known of everybody else.
-
-    scale: share of those whose counts are known that is in the releases. means, variances: by table, of the counts that
-    they add, beside the noise; a variance may be infinite, where nothing is known.
-    """
-
-    scale: float
-    means: list[np.ndarray]
-    variances: list[np.ndarray]
-
-    @classmethod
-    def known(cls, tables: list[_Table], sums: list[np.ndarray]) -> "_Others":
-        """Those with these sums, of whom some are in the releases, and nobody knows who."""
-        scale = min(1.0, _scale(tables, sums))
-        return cls(scale, [scale * own for own in sums], [scale * (1 - scale) * own for own in sums])
-
-    @classmethod
-    def drawn(cls, tables: list[_Table], means: list[np.ndarray]) -> "_Others":
-        """As many as the generator was made from, drawn anew from it; nothing of one-way tables, which come first."""
-        unknown = tables[: len(tables) - len(means)]
-        return cls(
-            1.0,
-            [*[np.zeros_like(table.counts) for table in unknown], *means],
-            [*[np.full_like(table.counts, np.inf) for table in unknown], *means],
-        )
 
 
 @torch.no_grad()
@@ -192,27 +166,44 @@ def _scale(tables: list[_Table], sums: list[np.ndarray]) -> float:
     return max(0.0, along / square) if square > 0 else 0.0
 
 
-@dataclass(frozen=True)
-class _Ratios:
-    """By adversary and unit: the logarithm of the ratio of likelihoods, and the sum of c^2 / (s + v)."""
+def _surprises(people: Population, expected: list[np.ndarray], releases: Releases, study: Study) -> np.ndarray:
+    """Likelihood ratios for who knows nobody, (units,), from the last tables, of which so much is expected."""
+    scores = np.zeros(people.count)
+    tables = list(_tables(releases, study))
+    first = len(tables) - len(expected)
+    contributions = itertools.islice(_contributions(people, releases, study), first, None)
+    for table, mean, own in zip(tables[first:], expected, contributions, strict=True):
+        variance = table.variance + mean
+        scores += own @ ((table.counts - mean) / variance) - own.power(2) @ (1 / variance) / 2
+    return scores
 
-    ratios: np.ndarray
-    squares: np.ndarray
+
+def _solve(
+    members: Population, controls: Population, sought: np.ndarray, releases: Releases, study: Study
+) -> list[np.ndarray]:
+    """Scores for who knows all members but those that are sought; of these, and of the controls."""
+    inside, tables = members.take(sought), list(_tables(releases, study))
+    everybody = _sums(members, releases, study)
+    trained = min(1.0, _scale(tables, everybody))
+    units = len(sought) + controls.count
+    products, along = np.zeros((units, units)), np.zeros(units)
+    sides = (_contributions(side, releases, study) for side in (inside, controls))
+    for table, together, *own in zip(tables, everybody, *sides, strict=True):
+        known = together - own[0].sum(axis=0)
+        # Who of the known ones did not train is left open.
+        variance = table.variance + trained * (1 - trained) * np.maximum(known, 0.0)
+        candidates = vstack(own, format="csr")
+        weighted = candidates * (1 / variance)
+        products += (weighted @ candidates.T).toarray()
+        along += weighted @ (table.counts - trained * known)
+    scores = canary_scores(products, along)
+    return [scores[: len(sought)], scores[len(sought) :]]
 
 
-def _ratios(
-    people: Population, tables: list[_Table], adversaries: tuple[_Others, ...], releases: Releases, study: Study
-) -> _Ratios:
-    ratios, squares = (np.zeros((len(adversaries), people.count)) for _ in range(2))
-    for at, (table, hit) in enumerate(zip(tables, _hits(people, releases, study), strict=True)):
-        own = csr_array((hit.shares, (hit.units, hit.cells)), shape=(people.count, len(table.counts)))
-        own.sum_duplicates()
-        for adversary, others in enumerate(adversaries):
-            variance = table.variance + others.variances[at]
-            square = own.power(2) @ (1 / variance)
-            squares[adversary] += square
-            ratios[adversary] += own @ ((table.counts - others.means[at]) / variance) - square / 2
-    return _Ratios(ratios, squares)
+def _contributions(people: Population, releases: Releases, study: Study) -> Iterator[csr_array]:
+    """What each unit adds to each table, (units, cells) in units."""
+    for hit in _hits(people, releases, study):
+        yield csr_array((hit.shares, (hit.units, hit.cells)), shape=(people.count, hit.size))
 
 
 def _sums(people: Population, releases: Releases, study: Study) -> list[np.ndarray]:

@@ -501,6 +501,17 @@ def test_charts_say_what_they_show_and_take_colours_from_the_page() -> None:
     assert "currentColor" in _page()
 
 
+def test_the_three_strongest_attacks_are_drawn() -> None:
+    drawn = re.search(r'<desc id="roc-chart-said">(.*?)</desc>', _page())
+    assert drawn is not None
+    names = [said.split(":")[0] for said in drawn[1].split("; ")]
+    areas = {
+        verdict.label(name): attack["populations"]["everyone"]["auc"]
+        for name, attack in _attacks()["membership"].items()
+    }
+    assert names == sorted(areas, key=lambda name: -areas[name]["value"])[:3]
+
+
 def test_tables_have_captions_and_headers() -> None:
     page = _Reader(_page())
     figures = [figure for figure in page.found("figure") if "tabular" in (figure.get("class") or "")]
@@ -680,6 +691,13 @@ def test_a_part_that_access_does_not_name_is_as_private_as_the_most_private_that
     assert "utility" in kept
     del evaluation["attacks"], evaluation["access"]["attacks"]
     assert "fidelity" in open_part(evaluation)[0]
+
+
+@pytest.mark.parametrize("entry", [{"visibility": "everybody"}, {"visibility": None}, {}])
+def test_a_visibility_that_is_not_known_is_that_of_the_site(entry: dict[str, Any]) -> None:
+    evaluation = make_evaluation()
+    evaluation["access"]["utility"] = entry
+    assert "utility" not in open_part(evaluation)[0]
 
 
 def test_a_part_within_a_part_can_stay_at_the_site() -> None:
@@ -865,7 +883,7 @@ def test_numbers_that_are_none_are_a_dash() -> None:
     for nothing in (None, math.nan, math.inf, "text", True):
         assert numerals.number(nothing) == numerals.NOTHING
         assert numerals.percent(nothing) == numerals.NOTHING
-    assert numerals.figure(0.5, None, 0.6) == ("0.500", "")
+    assert numerals.figure(0.5, None, 0.6) == numerals.figure(0.5, math.nan, 0.6) == ("0.500", "")
     assert numerals.figure(-0.0001, -0.2, 0.1)[0] == "0.000"
     assert numerals.figure(0.0, 0.0, 3e-5) == ("0", f"(0-{numerals.number(3e-5)})")
 

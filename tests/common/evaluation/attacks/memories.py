@@ -86,9 +86,9 @@ def draw(study: Study, units: int, seed: int, *, records: int = 1) -> Population
     if study.windows is None:
         return Population(WindowedTable.without_windows(table), owner)
     lengths = np.full(rows, STEPS) if study.windows.layout == "grid" else random.integers(0, STEPS + 1, rows)
-    values = np.stack(
-        [random.integers(0, 5, (rows, STEPS)), random.integers(0, 4, (rows, STEPS))], axis=2
-    ).astype(np.float64)
+    values = np.stack([random.integers(0, 5, (rows, STEPS)), random.integers(0, 4, (rows, STEPS))], axis=2).astype(
+        np.float64
+    )
     values[:, :, 1][random.random((rows, STEPS)) < 0.2] = np.nan
     values[np.arange(STEPS) >= lengths[:, None]] = np.nan
     return Population(WindowedTable(table, values, lengths.astype(np.int64)), owner)
@@ -109,7 +109,7 @@ def shape_for(study: Study, bins: Bins) -> GeneratorShape:
         sequence = SequenceShape(
             kind="paths" if study.windows.layout == "grid" else "states",
             steps=STEPS,
-            blocks=((0, 3), (3, 6)),
+            blocks=tuple(study.windows.blocks),
             sizes=sizes[bins.columns :],
             missing=tuple(grid.column.missing for grid in grids),
             ordered=tuple(grid.is_ordered for grid in grids),
@@ -178,5 +178,3 @@ def remember(study: Study, people: Population, **how: object) -> Published:
     shape = shape_for(study, bins)
     counts = np.bincount(coded.labels, minlength=shape.classes).astype(np.float64)
     return Published(Memory(shape, coded, **how), bins, counts)  # type: ignore[arg-type]
-
-
