@@ -49,6 +49,14 @@ class SiteRecord:
     attestations: Sequence[Attestation]
 
 
+def guarantee_statement(study: Study, *, epsilon: float) -> str:
+    """The guarantee in one sentence: unit, relation, epsilon and delta."""
+    return (
+        f"For every {study.unit.name} present at one site, everything that left the site is ({epsilon:.6g}, "
+        f"{study.privacy.delta:g})-differentially private, add or remove one {study.unit.name} with all its records."
+    )
+
+
 def make_certificate(
     study: Study,
     *,
@@ -73,10 +81,7 @@ def make_certificate(
     delta, masked = study.privacy.delta, study.privacy.noise_trust == "masked"
     entries = {name: _entry(sites[name], study) for name in sorted(sites)}
     worst = max(entry["epsilon"] for entry in entries.values())
-    statement = (
-        f"For every {study.unit.name} present at one site, everything that left the site is ({worst:.6g}, {delta:g})-"
-        f"differentially private, add or remove one {study.unit.name} with all its records."
-    )
+    statement = guarantee_statement(study, epsilon=worst)
     certificate = {
         "schema": CERTIFICATE_SCHEMA,
         "study": {"name": study.name, "digest": study.digest()},

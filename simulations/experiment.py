@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from client.records import parse_text, read_series_text, read_text, read_windows
+from common.certificate import guarantee_statement
 from common.data.units import check_surplus
 from common.data.windows import WindowedTable
 from common.errors import ExitCode, OutputError, ReleaseError, SchemaError, StudyError
@@ -29,6 +30,7 @@ from common.evaluation.figures import Claim, People, Population
 from common.evaluation.gates import beyond_ceiling, gates_of_evaluation, require
 from common.evaluation.page import write_page
 from common.evaluation.report import Level, Subject, draws_of, evaluate
+from common.privacy import budget
 from common.study import Study, load_study
 from server.checkpoints import write_file, write_json
 from server.gates import gates_of
@@ -397,7 +399,33 @@ def _evaluate(
         if made.trained is not None and level in (Level.STANDARD, Level.DEEP):
             on_part("stages")
             measured["stages"] = measure_stages(made.trained, divided, study, seed=options.seed, device=device)
-    return {**measured, **head, "monitor": made.state.monitor}
+    if made.trained is not None:
+        counts = made.trained.targets.label_counts
+        shares = dict(zip(study.label_values, (counts / counts.sum()).tolist(), strict=True))
+        measured["label_shares"] = {"requested": shares, **measured["label_shares"]}
+    return {**measured, **head, "guarantee": _guarantee(study, made.state, claim), "monitor": made.state.monitor}
+
+
+def _guarantee(study: Study, state: RunState, claim: Claim) -> dict[str, Any] | None:
+    """What was promised and spent; None where nothing is, or where the noise is known."""
+    events = [event for own in state.events.values() for event in own]
+    if claim.epsilon is None or not events or any(event.noise != "csprng" for event in events):
+        return None
+    epsilon = max(
+        study.accountant.epsilon(
+            spent=budget.total([study.accountant.spend(event) for event in own if event.account == account]),
+            delta=study.privacy.delta,
+        )
+        for own in state.events.values()
+        for account in ("train", "holdout")
+        if any(event.account == account for event in own)
+    )
+    return {
+        "epsilon": float(epsilon),
+        "delta": study.privacy.delta,
+        "unit": study.unit.name,
+        "statement": guarantee_statement(study, epsilon=float(epsilon)),
+    }
 
 
 def _subject(run: Run, made: Made, claim: Claim, level: Level, device: torch.device) -> Subject:

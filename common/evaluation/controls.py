@@ -49,8 +49,7 @@ def check_evaluator(people: People, study: Study, *, seed: int) -> list[dict[str
     copied, fresh = (_attacked(table, some, people, study, seed) for table in (some.table, people.test.table))
     ruined = shuffle_columns(people.control.table, study, seed=seed)
     shuffled, real = (
-        distinguish(table, people.test, study, seed=seed, most=_COMPARED).auc
-        for table in (ruined, people.control)
+        distinguish(table, people.test, study, seed=seed, most=_COMPARED).auc for table in (ruined, people.control)
     )
     none_found = "interval of the best attack, as wide as all of them need, begins below 0.5"
     no_worse = "AUC of the distinguisher on real rows below that on shuffled ones"

@@ -172,7 +172,9 @@ def outline(
             "channels": len(study.channels),
             "steps": 0 if study.windows is None else study.windows.length,
         },
-        "label_shares": {name: _shares(table, study) for name, table in tables.items()},
+        "label_shares": {
+            "delivered" if name == "synthetic" else name: _shares(table, study) for name, table in tables.items()
+        },
         "positive_share": _shares(people.members.table, study)[study.label.positive],
     }
 

@@ -19,10 +19,10 @@ from common.models.verdicts import one_hot
 _LATENT: Final = 128
 _WIDTH: Final = 256
 _BLOCKS: Final = 2
-_CHANNELS: Final = 128
+_CHANNELS: Final = 64
 """Of the generator's convolutions."""
-_STEP_WIDTH: Final = 64
-"""Of what the critic makes of one step; twice that from its second convolution on."""
+_STEP_WIDTH: Final = 32
+"""Of what the critic makes of one step; twice that after each convolution."""
 _TEMPERATURE: Final = 0.5
 _LEAK: Final = 0.2
 _PENALTY: Final = 0.1

@@ -7,8 +7,8 @@ release shows beyond what the others are expected to add, against what the unit 
 Adversaries differ in what they know of the others. One who knows nobody takes the generator's word for what they add,
 and allows for the chance of who they are; so a unit tells most in cells that few others hit. It reads the tables of the
 catalogue alone: the bins, and with them the generator, were made from the one-way tables and repeat their noise. One
-who knows everybody but those in question has the exact counts of all others, and reads all tables: that is nearly the
-adversary for whom differential privacy is defined, and what it cannot tell, nobody can.
+who knows everybody but those in question has the exact counts of all others, and reads all tables: it comes near to the
+adversary for whom differential privacy is defined, who knows everybody but one.
 
 Embeddings and gradients of a neural critic are not read. What is read are sums over sites: a coordinator that sees each
 site's own release, and guesses the site, has less noise to look through, by up to the square root of the number of

@@ -2,7 +2,8 @@
 
 Model inversion: somebody holds the generator, knows some columns of a person, and reads off the others. Given the known
 ones, the chance of every latent follows by Bayes' rule, and with it that of every value of the others; the best guess
-is the one that is right with the largest chance. No search for a latent does better, up to which latents were drawn.
+is the one that is right with the largest chance. Up to which latents were drawn no search for one does better where
+records are known; what is known of a window is taken as one observation of each channel.
 
 Much that is guessed so is true of people who never were in a table, since that is what a generator is for. The leak is
 what is reconstructed of members beyond that, the excess.
