@@ -24,10 +24,10 @@ from common.data.units import check_surplus
 from common.data.windows import WindowedTable
 from common.errors import ExitCode, OutputError, ReleaseError, SchemaError, StudyError
 from common.evaluation.attacks.coordinator_view import Releases
-from common.evaluation.attacks.suite import Target
+from common.evaluation.attacks.suite import Target, beyond_ceiling
 from common.evaluation.attacks.white_box import Published
 from common.evaluation.figures import Claim, People, Population
-from common.evaluation.gates import beyond_ceiling, gates_of_evaluation, require
+from common.evaluation.gates import gates_of_evaluation, require
 from common.evaluation.page import write_page
 from common.evaluation.report import Level, Subject, draws_of, evaluate
 from common.privacy import budget

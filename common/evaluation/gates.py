@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from common.errors import ReleaseError
-from common.evaluation.attacks.games import widened
-from common.evaluation.figures import Figure
 from common.study import Study
 
 
@@ -90,22 +88,6 @@ def gates_of_evaluation(study: Study, evaluation: Mapping[str, Any]) -> list[Gat
         lows += [attacks["inversion"]["excess"]["low"]] if "inversion" in attacks else []
         found.append(_not_shown("attribute_residual", lows, gates.attribute_residual, rule))
     return found
-
-
-def beyond_ceiling(evaluation: Mapping[str, Any]) -> list[str]:
-    """Attacks that did better than the claimed privacy allows, with their whole interval: a fault of ours.
-
-    Of so many figures some lie far out by chance: each interval is widened for all of them.
-    """
-    figures = {
-        (name, population, statistic): Figure(**figure)
-        for name, one in evaluation.get("attacks", {}).get("membership", {}).items()
-        for population, found in one["populations"].items()
-        for statistic, figure in found.items()
-        if figure["value"] is not None and figure["ceiling"] is not None
-    }
-    lows = {key: widened(figure, key[2], tried=len(figures)).low for key, figure in figures.items()}
-    return [", ".join(key) for key, low in lows.items() if low is not None and low > (figures[key].ceiling or 0.0)]
 
 
 def primary(utility: Mapping[str, Any]) -> str:

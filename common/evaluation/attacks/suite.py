@@ -10,13 +10,13 @@ import torch
 from common.data.windows import WindowedTable
 from common.evaluation.attacks.attributes import infer_attributes
 from common.evaluation.attacks.coordinator_view import Releases, attack_releases
-from common.evaluation.attacks.games import MembershipAttack, strongest
+from common.evaluation.attacks.games import MembershipAttack, strongest, widened
 from common.evaluation.attacks.inversion import extract, invert
 from common.evaluation.attacks.linkability import link
 from common.evaluation.attacks.membership import RARE_CLASS, attack_membership
 from common.evaluation.attacks.singling_out import single_out
 from common.evaluation.attacks.white_box import Published, attack_generator
-from common.evaluation.figures import Claim, People, Population
+from common.evaluation.figures import Claim, Figure, People, Population
 from common.study import Study
 
 
@@ -152,6 +152,22 @@ def attack(
         )
         found["inversion"] = asdict(inverted)
     return found
+
+
+def beyond_ceiling(evaluation: Mapping[str, Any]) -> list[str]:
+    """Attacks that did better than the claimed privacy allows, with their whole interval: a fault of ours.
+
+    Of so many figures some lie far out by chance: each interval is widened for all of them.
+    """
+    figures = {
+        (name, population, statistic): Figure(**figure)
+        for name, one in evaluation.get("attacks", {}).get("membership", {}).items()
+        for population, found in one["populations"].items()
+        for statistic, figure in found.items()
+        if figure["value"] is not None and figure["ceiling"] is not None
+    }
+    lows = {key: widened(figure, key[2], tried=len(figures)).low for key, figure in figures.items()}
+    return [", ".join(key) for key, low in lows.items() if low is not None and low > (figures[key].ceiling or 0.0)]
 
 
 def positive_units(population: Population, study: Study) -> np.ndarray:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from common.errors import ExitCode, ReleaseError, StudyError
-from common.evaluation.gates import at_least, at_most, beyond_ceiling, gates_of_evaluation, primary, require
+from common.evaluation.attacks.suite import beyond_ceiling
+from common.evaluation.gates import at_least, at_most, gates_of_evaluation, primary, require
 from common.study import Study, parse_study
 
 PLAIN: dict[str, Any] = {
