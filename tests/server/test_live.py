@@ -19,6 +19,7 @@ from common.errors import (
     StudyError,
     UnreachableError,
 )
+from common.evaluation.gates import Gate, at_least
 from common.study import load_study
 from server import live
 from server.exchange import Exchange
@@ -224,23 +225,30 @@ class Steps:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[Any] = []
+        self.gates: list[Gate] = []
         monkeypatch.setattr(live, "Coordinator", self._coordinator)
         monkeypatch.setattr(live, "rows_to_publish", lambda trained, study: 5)
         monkeypatch.setattr(live, "draw_units", self._draw)
-        monkeypatch.setattr(live, "publish", lambda trained, study, units, folder: self.done.append((units, folder)))
+        monkeypatch.setattr(live, "gates_of", lambda study, state: self.gates)
+        monkeypatch.setattr(
+            live, "publish", lambda trained, study, units, folder, *, gates: self.done.append((units, folder, gates))
+        )
 
     def _coordinator(self, study: Any, *, run: str, seed: int, folder: Path, **_: Any) -> Any:
         self.done.append((study.digest(), run, seed, folder))
 
+        class Trained:
+            state = "state"
+
         class Runs:
-            def run(self, exchange: Any) -> str:
+            def run(self, exchange: Any) -> type[Trained]:
                 exchange.sites()
-                return "trained"
+                return Trained
 
         return Runs()
 
-    def _draw(self, trained: str, study: Any, *, rows: int, seed: int, device: Any) -> tuple[Any, ...]:
-        return trained, rows, seed, str(device)
+    def _draw(self, trained: Any, study: Any, *, rows: int, seed: int, device: Any) -> tuple[Any, ...]:
+        return trained.state, rows, seed, str(device)
 
 
 def test_a_run_that_comes_to_its_end_is_published_and_that_is_written_down_last(
@@ -250,7 +258,20 @@ def test_a_run_that_comes_to_its_end_is_published_and_that_is_written_down_last(
     ready(fed, folder)
     found = run(fed, folder, Scripted())
     assert found == Outcome(schema="privshare.outcome/1", code=0, message="published")
-    assert steps.done == [(fed.roster.study, "run-1", 7, folder), (("trained", 5, 7, "cpu"), folder)]
+    assert steps.done == [(fed.roster.study, "run-1", 7, folder), (("state", 5, 7, "cpu"), folder, [])]
+
+
+def test_a_gate_that_fails_ends_a_run_unpublished_and_says_so(
+    fed: Federation, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(monkeypatch)
+    steps.gates = [at_least("monitor_auc", 0.6, 0.7, "at least 0.7", "public")]
+    ready(fed, folder)
+    found = run(fed, folder, Scripted())
+    assert found is not None
+    assert found.code == ExitCode.GATE_FAILED
+    assert found.message == "gates.monitor_auc: 0.6, expected at least 0.7; nothing was published"
+    assert len(steps.done) == 1
 
 
 def test_a_run_that_has_ended_is_not_run_again(fed: Federation, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +288,7 @@ def test_a_run_that_has_ended_is_not_run_again(fed: Federation, folder: Path, mo
 def test_a_failure_to_publish_is_written_down(fed: Federation, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Steps(monkeypatch)
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OutputError(f"{folder}: cannot be written (No space left on device)")
 
     monkeypatch.setattr(live, "publish", full)

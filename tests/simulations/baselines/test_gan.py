@@ -1,5 +1,6 @@
 """The federated GAN that privshare is compared with: what it learns, how it is averaged, who refuses to train it."""
 
+import io
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -284,6 +285,16 @@ def test_the_units_of_all_sites_weigh_as_much_as_there_are(finished: RUN) -> Non
     assert sum(weights) == pytest.approx(len(units) - 2, rel=0.01)
     assert done.trained.label_counts.sum() == pytest.approx(len(units) - 2, rel=0.01)
     assert done.trained.rows == round(float(done.trained.label_counts.sum()))
+
+
+def test_a_site_weighs_half_its_share_of_each_class_however_rare(finished: RUN) -> None:
+    weights = [float(reply.facts["units"]) for _, reply in finished(Scenario.ACCOUNTS).answers[:2]]
+    tables = federation(Scenario.ACCOUNTS).tables.values()
+    counts = pd.DataFrame([pd.read_csv(io.StringIO(one["table"]))["risk"].value_counts() for one in tables])
+    of_class = counts / counts.sum(axis=0)
+    expected = of_class.mean(axis=1) * counts.to_numpy().sum()
+    assert weights == pytest.approx(expected.tolist(), rel=0.01)
+    assert weights != pytest.approx(counts.sum(axis=1).tolist(), rel=0.05)
 
 
 def test_the_published_generator_is_a_mean_over_rounds(finished: RUN) -> None:
