@@ -181,6 +181,7 @@ _USEFULNESS_NOTE: Final = (
     "publish the classifier itself. Trees on columns, and on summaries of windows where there are any. Accuracy at a "
     "threshold chosen on the published rows; always guessing the more frequent class has the accuracy in the last row."
 )
+_NOT_AT_THIS_LEVEL: Final = "Not measured in these runs: it needs `--evaluation standard` or `deep`."
 _QUALITY_NOTE: Final = (
     "The embedding is a fixed random network of the schema; a value is compared with its floor (real against real) and "
     "with other methods in the same scenario, never with a distance in another embedding."
@@ -237,6 +238,8 @@ def _comparison(
     """A line a scenario and method, with the paper's figures where it has some."""
     settings = [setting for setting in found if setting.epsilon is None]
     used = [cell for cell in cells if any(summarise(found[one], cell).value is not None for one in settings)]
+    if not used:
+        return f"{title}\n\n{_NOT_AT_THIS_LEVEL}"
     lines = [
         f"| scenario | method | ε | seeds | {' | '.join(cell.title for cell in used)} | paper |",
         "|---|---|---|---|" + "---|" * (len(used) + 1),
@@ -296,6 +299,8 @@ def _table_1(found: Mapping[Setting, Sequence[Mapping[str, Any]]], scenarios: Se
         "The generator as each stage of the noise left it. Discriminator accuracy is that of telling its rows from "
         "real ones, 50 % where they cannot be told. The guarantee is the total at the end; no stage has one of its own."
     )
+    if len(lines) == 2:
+        return f"## Table 1: noise, quality and spending\n\n{_NOT_AT_THIS_LEVEL}"
     return f"## Table 1: noise, quality and spending\n\n{note}\n\n" + "\n".join(lines)
 
 
