@@ -9,7 +9,7 @@ help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 demo: .venv/run.stamp ## Set up, then four simulated banks publish one synthetic table
-	$(BIN)/python simulations/run.py --sites 4
+	$(BIN)/python simulations/run.py --sites 4 --evaluation quick
 
 live-demo: .venv/run.stamp ## Set up, then four sites as processes of their own over TLS, from keys to a published table
 	./deploy/proxy/install.sh

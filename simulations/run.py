@@ -101,7 +101,7 @@ def main(  # noqa: PLR0913 (one parameter an option)
             help="How much is measured: basic is usefulness and fidelity, quick adds attacks on 2,000 units, standard "
             "on 8,000. With --resume, a run that is there is measured again.",
         ),
-    ] = Level.QUICK,
+    ] = Level.BASIC,
     ablation: Annotated[
         int | None,
         typer.Option(

@@ -44,7 +44,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("method", list(Method))
 def test_every_method_ends_in_an_evaluation_and_a_page(method: Method, tmp_path: Path) -> None:
-    result = run(tmp_path, "--method", method)
+    result = run(tmp_path, "--method", method, "--evaluation", "quick")
     assert result.exit_code == 0, result.stderr
     found, folder = evaluation(tmp_path), tmp_path / "run"
     assert found["method"] == method
