@@ -504,13 +504,20 @@ OTHERWISE: dict[str, dict[str, Any]] = {
         "states": 9,
     },
     "release": {"rows": 77},
+    "gates": {
+        "monitor_auc": 0.6,
+        "misfit": 3,
+        "utility_gap": 0.2,
+        "membership_advantage": 0.3,
+        "attribute_residual": 0.4,
+    },
     "columns.age": {"min": -1, "max": 98, **_NUMERIC},
     "columns.dose": {"min": -1, "max": 4, "decimals": 2, **_NUMERIC},
     "columns.ward": {"categories": ["no", "south"], "unlisted": "other", "missing": True},
 }
 _FIXED = {
     *("schema", "draft", "type", "unit", "label", "table", "columns", "windows", "privacy", "discriminators", "critic"),
-    *("noise", "rounds", "model", "release"),
+    *("noise", "rounds", "model", "release", "gates"),
 }
 GRID = {
     "layout": "grid",
