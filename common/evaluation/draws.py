@@ -13,8 +13,7 @@ from scipy.stats import t as student
 from common.data.windows import WindowedTable
 from common.evaluation.figures import CONFIDENCE
 from common.evaluation.scores import MEASURES, Predictions, Scores, point_scores, resample
-from common.evaluation.sequences import predict_windows
-from common.evaluation.utility import predict
+from common.evaluation.sequences import predict_label
 from common.study import Study
 
 _MEASURES: Final = (*MEASURES, "calibration_slope", "calibration_intercept")
@@ -53,7 +52,7 @@ def measure_draws(
     """
     if not draws:
         raise ValueError("draws: expected one or more")
-    by_draw = [_predict(draw, test, study, seed) for draw in draws]
+    by_draw = [predict_label(draw, test, study, seed=seed) for draw in draws]
     return {name: _summarise([found[name] for found in by_draw], seed, units) for name in by_draw[0]}
 
 
@@ -86,12 +85,6 @@ def total_variance(values: np.ndarray, within: float) -> tuple[float, tuple[floa
     half = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(total)
     mean = float(np.mean(values))
     return total, (mean - half, mean + half)
-
-
-def _predict(train: WindowedTable, test: WindowedTable, study: Study, seed: int) -> dict[str, Predictions]:
-    if study.windows is None:
-        return predict(train.records, test.records, study, seed=seed)
-    return predict_windows(train, test, study, study.channels, seed=seed)
 
 
 def _summarise(predicted: Sequence[Predictions], seed: int, units: np.ndarray | None) -> dict[str, Summary]:

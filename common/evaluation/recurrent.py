@@ -15,8 +15,6 @@ from torch.nn import functional
 
 from common.evaluation.windows import Windows, mean_over, spread_of
 
-_CLASSIFIER_UNITS = 8_000
-"""Units that the sequence classifier learns from at most, to bound its time."""
 _HIDDEN = 32
 _EPOCHS = 20
 _BATCH = 64
@@ -130,15 +128,17 @@ def classify(
     truth: np.ndarray,
     static: tuple[np.ndarray, np.ndarray] | None,
     seed: int,
+    *,
+    most: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores in [0, 1] of the units of both, by a recurrent network trained on the first."""
+    """Scores in [0, 1] of the units of both, by a recurrent network trained on the first, `most` of its units drawn."""
     standard = _standard(train)
     inputs = [
         _to_inputs(windows, *standard, None if static is None else static[which])
         for which, windows in enumerate((train, test))
     ]
     is_positive = torch.from_numpy(truth.astype(np.float32))
-    learnt = torch.from_numpy(np.random.default_rng(seed).permutation(len(truth))[:_CLASSIFIER_UNITS])
+    learnt = torch.from_numpy(np.random.default_rng(seed).permutation(len(truth))[:most])
     network = _build(lambda: _Classifier(inputs[0]), seed)
 
     def loss(rows: Tensor) -> Tensor:

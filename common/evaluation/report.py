@@ -22,10 +22,16 @@ from common.evaluation.figures import People, Population
 from common.evaluation.frechet import measure_frechet
 from common.evaluation.gates import primary
 from common.evaluation.neighbours import measure_neighbours
-from common.evaluation.scores import Predictions, score, score_released
-from common.evaluation.sequences import measure_prediction, measure_sequence_fidelity, predict_windows
+from common.evaluation.scores import score, score_released
+from common.evaluation.sequences import (
+    COMPARED,
+    LEARNT,
+    measure_prediction,
+    measure_sequence_fidelity,
+    predict_label,
+)
 from common.evaluation.subgroups import measure_subgroups
-from common.evaluation.utility import is_positive, predict
+from common.evaluation.utility import is_positive
 from common.study import Study
 
 EVALUATION_SCHEMA: Final = "privshare.evaluation/2"
@@ -44,21 +50,35 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class _Size:
-    """attacks: how hard they try. compared: rows whose embeddings are. draws: synthetic tables beside the first.
+    """attacks: how hard they try; None: there are none.
 
-    taught: most rows that classifiers and networks learn from; None for all.
+    compared: rows whose embeddings are. draws: synthetic tables beside the first.
+    taught: most rows that classifiers learn from; None for all.
+    learnt, windows: units that recurrent networks learn a label from, and that they tell apart or forecast.
     """
 
-    attacks: Effort
+    attacks: Effort | None
     compared: int
     draws: int
     taught: int | None = None
+    learnt: int = LEARNT
+    windows: int = COMPARED
 
 
 _SIZES: Final[Mapping[Level, _Size]] = {
-    Level.QUICK: _Size(Effort(attacked=2000, predicates=300, latents=1024, many_secrets=False), 2000, 0, 10_000),
-    Level.STANDARD: _Size(Effort(attacked=8000, predicates=1000, latents=4096), 10_000, 4),
-    Level.DEEP: _Size(Effort(attacked=20_000, predicates=5000, latents=16_384, searched=True), 20_000, 9),
+    Level.BASIC: _Size(None, compared=0, draws=0),
+    Level.QUICK: _Size(
+        Effort(attacked=2000, predicates=300, latents=1024, many_secrets=False),
+        compared=2000,
+        draws=0,
+        taught=10_000,
+        learnt=2500,
+        windows=1500,
+    ),
+    Level.STANDARD: _Size(Effort(attacked=8000, predicates=1000, latents=4096), compared=10_000, draws=4),
+    Level.DEEP: _Size(
+        Effort(attacked=20_000, predicates=5000, latents=16_384, searched=True), compared=20_000, draws=9
+    ),
 }
 _REAL_ROWS = "free in a simulation; on real rows it would be a query that no budget pays for"
 ACCESS: Final = {
@@ -90,14 +110,14 @@ class Subject:
     balanced: WindowedTable | None = None
 
 
-def effort_of(level: Level) -> Effort:
-    """How hard attackers try; not at all at the basic level."""
+def effort_of(level: Level) -> Effort | None:
+    """How hard attackers try; None: not at all."""
     return _SIZES[level].attacks
 
 
 def draws_of(level: Level) -> int:
     """How many tables beside the first a level asks for."""
-    return _SIZES[level].draws if level in _SIZES else 0
+    return _SIZES[level].draws
 
 
 def evaluate(
@@ -117,21 +137,21 @@ def evaluate(
         seed: of classifiers, attackers and samples.
         on_part: is told which part comes next.
     """
-    synthetic = subject.target.synthetic
+    synthetic, size = subject.target.synthetic, _SIZES[level]
     report: dict[str, Any] = outline(people, study, level=level, seed=seed, synthetic=synthetic)
     made, real = (taught(table, level, seed) for table in (synthetic, people.members.table))
     on_part("usefulness")
     report["utility"] = {
-        **_utility(made, real, people.test, study, seed),
+        **_utility(made, real, people.test, study, seed, size.learnt),
         **_conditioned(subject, people.test, study, seed),
     }
     on_part("fidelity")
-    report["fidelity"] = _fidelity(synthetic, people, study, level, seed)
+    report["fidelity"] = _fidelity(synthetic, people, study, size.compared, seed)
     if study.windows is not None:
         on_part("windows")
-        report["windows"] = _windows(made, real, people.test.table, study, seed)
-    if level is not Level.BASIC:
-        report["attacks"] = attack(subject.target, people, study, _SIZES[level].attacks, seed=seed, on_part=on_part)
+        report["windows"] = _windows(made, real, people.test.table, study, seed, size.windows)
+    if size.attacks is not None:
+        report["attacks"] = attack(subject.target, people, study, size.attacks, seed=seed, on_part=on_part)
         on_part("controls of the evaluation")
         report["controls"] = check_evaluator(people, study, seed=seed)
     report["access"] = {name: access for name, access in ACCESS.items() if name in report or name == "guarantee"}
@@ -179,33 +199,29 @@ def outline(
     }
 
 
-def utility_of(train: WindowedTable, test: Population, study: Study, *, seed: int) -> dict[str, dict[str, Any]]:
+def utility_of(
+    train: WindowedTable, test: Population, study: Study, *, seed: int, learnt: int = LEARNT
+) -> dict[str, dict[str, Any]]:
     """Scores by classifier: TSTR or TRTR, by what `train` is."""
-    found = _predictions(train, test.table, study, seed)
+    found = predict_label(train, test.table, study, seed=seed, learnt=learnt)
     return {name: asdict(score(one, seed=seed, units=test.units)) for name, one in found.items()}
-
-
-def _predictions(train: WindowedTable, test: WindowedTable, study: Study, seed: int) -> dict[str, Predictions]:
-    if study.windows is None:
-        return predict(train.records, test.records, study, seed=seed)
-    return predict_windows(train, test, study, study.channels, seed=seed)
 
 
 def taught(table: WindowedTable, level: Level, seed: int) -> WindowedTable:
     """The rows that classifiers learn from at a level: all, or at the quick one a random part of a large table."""
-    most = _SIZES[level].taught if level in _SIZES else None
+    most = _SIZES[level].taught
     if most is None or len(table.records) <= most:
         return table
     return table.take(np.random.default_rng([seed, 9]).permutation(len(table.records))[:most])
 
 
 def _utility(
-    synthetic: WindowedTable, train: WindowedTable, test: Population, study: Study, seed: int
+    synthetic: WindowedTable, train: WindowedTable, test: Population, study: Study, seed: int, learnt: int
 ) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     groups: dict[str, Any] = {}
     for name, table in (("tstr", synthetic), ("trtr", train)):
-        found = _predictions(table, test.table, study, seed)
+        found = predict_label(table, test.table, study, seed=seed, learnt=learnt)
         scores[name] = {which: asdict(score(one, seed=seed, units=test.units)) for which, one in found.items()}
         chosen = found[primary({"tstr": found})]
         groups[name] = measure_subgroups(chosen, test.table.records, study, seed=seed, units=test.units)
@@ -227,7 +243,7 @@ def _conditioned(subject: Subject, test: Population, study: Study, seed: int) ->
         found["controlled"] = {
             which: {
                 name: asdict(score_released(one.scores, truth, share=share, seed=seed, units=test.units))
-                for name, one in _predictions(table, test.table, study, seed).items()
+                for name, one in predict_label(table, test.table, study, seed=seed).items()
                 if one.scores is not None
             }
             for which, table in (("as_released", subject.target.synthetic), ("equal_classes", subject.balanced))
@@ -236,7 +252,7 @@ def _conditioned(subject: Subject, test: Population, study: Study, seed: int) ->
     return found
 
 
-def _fidelity(synthetic: WindowedTable, people: People, study: Study, level: Level, seed: int) -> dict[str, Any]:
+def _fidelity(synthetic: WindowedTable, people: People, study: Study, most: int, seed: int) -> dict[str, Any]:
     records = synthetic.records
     train, test = people.members.table.records, people.test.table.records
     found: dict[str, Any] = {
@@ -244,8 +260,8 @@ def _fidelity(synthetic: WindowedTable, people: People, study: Study, level: Lev
         "synthetic_vs_holdout": asdict(measure_fidelity(records, test, study, edges_from=train)),
         "floor_train_vs_holdout": asdict(measure_fidelity(train, test, study, edges_from=train)),
     }
-    if level is not Level.BASIC:
-        most, holdout = _SIZES[level].compared, people.test
+    if most:
+        holdout = people.test
         found["frechet"] = asdict(measure_frechet(synthetic, people.members, holdout, study, seed=seed, most=most))
         found["neighbours"] = asdict(
             measure_neighbours(synthetic, people.members, holdout, study, seed=seed, most=most)
@@ -255,16 +271,20 @@ def _fidelity(synthetic: WindowedTable, people: People, study: Study, level: Lev
 
 
 def _windows(
-    synthetic: WindowedTable, train: WindowedTable, test: WindowedTable, study: Study, seed: int
+    synthetic: WindowedTable, train: WindowedTable, test: WindowedTable, study: Study, seed: int, most: int
 ) -> dict[str, Any]:
     channels = study.channels
+
+    def compare(table: WindowedTable) -> dict[str, Any]:
+        return asdict(measure_sequence_fidelity(table, test, study, channels, seed=seed, most=most))
+
+    def foretell(table: WindowedTable) -> dict[str, Any]:
+        return asdict(measure_prediction(table, test, channels, seed=seed, most=most))
+
     return {
-        "synthetic_vs_holdout": asdict(measure_sequence_fidelity(synthetic, test, study, channels, seed=seed)),
-        "floor_train_vs_holdout": asdict(measure_sequence_fidelity(train, test, study, channels, seed=seed)),
-        "prediction": {
-            "tstr": asdict(measure_prediction(synthetic, test, channels, seed=seed)),
-            "trtr": asdict(measure_prediction(train, test, channels, seed=seed)),
-        },
+        "synthetic_vs_holdout": compare(synthetic),
+        "floor_train_vs_holdout": compare(train),
+        "prediction": {"tstr": foretell(synthetic), "trtr": foretell(train)},
     }
 
 

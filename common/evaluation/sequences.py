@@ -10,6 +10,7 @@ Numbers are compared on the schema's scale of their channel throughout.
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,14 @@ from common.data.schema import CategoricalColumn, Column, ContinuousColumn, Inte
 from common.data.windows import WindowedTable
 from common.evaluation.recurrent import classify, foretell
 from common.evaluation.scores import Predictions, Scores, choose_threshold, not_measurable, score
-from common.evaluation.utility import gradient_boosting, is_positive, logistic_regression, to_feature, to_features
+from common.evaluation.utility import (
+    gradient_boosting,
+    is_positive,
+    logistic_regression,
+    predict,
+    to_feature,
+    to_features,
+)
 from common.evaluation.windows import Windows, bounds_on_scale, centre, divide, least, mean_over, read, spread_of
 from common.study import Study
 
@@ -29,7 +37,9 @@ _SHARES = 12
 """Values of a categorical channel whose shares are among the summaries."""
 _FEWEST = 3
 """Units of either table that leave one to hold out."""
-_COMPARED_UNITS = 5_000
+LEARNT: Final = 8_000
+"""Units that the sequence classifier learns from at most, to bound its time."""
+COMPARED: Final = 5_000
 """Units of either table in a discriminator or a forecast at most, to bound its time."""
 
 
@@ -164,8 +174,23 @@ def measure_sequence_utility(
     return {name: score(predictions, seed=seed) for name, predictions in predicted.items()}
 
 
+def predict_label(
+    train: WindowedTable, test: WindowedTable, study: Study, *, seed: int, learnt: int = LEARNT
+) -> dict[str, Predictions]:
+    """What fixed classifiers trained on `train` say of `test`: by `predict`, or with windows by `predict_windows`."""
+    if study.windows is None:
+        return predict(train.records, test.records, study, seed=seed)
+    return predict_windows(train, test, study, study.channels, seed=seed, learnt=learnt)
+
+
 def predict_windows(
-    train: WindowedTable, test: WindowedTable, study: Study, channels: Mapping[str, Column], *, seed: int
+    train: WindowedTable,
+    test: WindowedTable,
+    study: Study,
+    channels: Mapping[str, Column],
+    *,
+    seed: int,
+    learnt: int = LEARNT,
 ) -> dict[str, Predictions]:
     """What three fixed classifiers of the label trained on `train` say of each unit of `test`, by their names.
 
@@ -174,8 +199,8 @@ def predict_windows(
     deviation, least, largest, first and last value, slope, missing share and mean absolute step, of every categorical
     one the shares of its first 12 values, the changes from one step to the next, and the missing share.
     `sequence_classifier` is a recurrent network over standardised numbers, one-hot categories and a mark for each
-    missing value, whose last layer sees the columns too; it learns from at most 8,000 units. Trees, their settings and
-    the decision threshold, chosen on `train` alone, are those of `measure_utility`.
+    missing value, whose last layer sees the columns too; it learns from at most `learnt` units. Trees, their settings
+    and the decision threshold, chosen on `train` alone, are those of `measure_utility`.
 
     Guarantees, edge cases: as of `measure_sequence_utility`; no scores where nothing can be measured.
 
@@ -185,6 +210,7 @@ def predict_windows(
         study: see `measure_sequence_utility`.
         channels: see `measure_sequence_utility`.
         seed: of what the classifiers draw.
+        learnt: units that the network learns from at most.
 
     Raises:
         ValueError: the arrays do not have one shape.
@@ -204,7 +230,9 @@ def predict_windows(
         "gradient_boosting_on_summaries": _boost(
             *both, train_truth, [*as_sets, *[False] * summaries[0].shape[1]], study, seed
         ),
-        "sequence_classifier": classify(train_windows, test_windows, train_truth, _encode(*static, study), seed),
+        "sequence_classifier": classify(
+            train_windows, test_windows, train_truth, _encode(*static, study), seed, most=learnt
+        ),
     }
     return {
         name: Predictions(test_truth, scores[1], choose_threshold(scores[0], train_truth.sum()))
@@ -213,7 +241,13 @@ def predict_windows(
 
 
 def measure_sequence_fidelity(
-    synthetic: WindowedTable, real: WindowedTable, study: Study, channels: Mapping[str, Column], *, seed: int
+    synthetic: WindowedTable,
+    real: WindowedTable,
+    study: Study,
+    channels: Mapping[str, Column],
+    *,
+    seed: int,
+    most: int = COMPARED,
 ) -> SequenceFidelity:
     """How far synthetic windows are from real ones; for the floor, real windows in place of the synthetic ones.
 
@@ -232,8 +266,8 @@ def measure_sequence_fidelity(
         real: to be compared with.
         study: names the columns of the units.
         channels: in the order of the last axis of `values`.
-        seed: of the units drawn for the discriminators, at most 5,000 of each table, of which a third is held out, and
-            of the discriminators.
+        seed: of the units drawn for the discriminators and of these.
+        most: units of each table in a discriminator at most, of which a third is held out.
 
     Raises:
         ValueError: the arrays do not have one shape.
@@ -252,7 +286,7 @@ def measure_sequence_fidelity(
     centred = [centre(windows.numbers, (0, 1)) for windows in (ours, theirs)]
     within = [centre(windows.numbers, (1,)) for windows in (ours, theirs)]
     figures = {
-        **_discriminate(ours, theirs, synthetic.records, real.records, study, seed),
+        **_discriminate(ours, theirs, synthetic.records, real.records, study, seed, most=most),
         "autocorrelation": _difference(*map(_autocorrelations, centred)),
         "autocorrelation_within": _difference(*map(_autocorrelations, within)),
         "agreement": _mean_of(_gap(one.lag_1_synthetic, one.lag_1_real) for one in categorical),
@@ -268,7 +302,7 @@ def measure_sequence_fidelity(
 
 
 def measure_prediction(
-    train: WindowedTable, test: WindowedTable, channels: Mapping[str, Column], *, seed: int
+    train: WindowedTable, test: WindowedTable, channels: Mapping[str, Column], *, seed: int, most: int = COMPARED
 ) -> Prediction:
     """Error of a recurrent network, trained on `train`, that foretells each step of `test` from the steps before it.
 
@@ -281,10 +315,11 @@ def measure_prediction(
     target in `test`, or never a target in `train` -> left out.
 
     Args:
-        train: synthetic or real (TSTR or TRTR); at most 5,000 of its units are used.
-        test: real units that are not in `train` and did not make it; at most 5,000 of them are used.
+        train: synthetic or real (TSTR or TRTR).
+        test: real units that are not in `train` and did not make it.
         channels: in the order of the last axis of `values`.
         seed: of the units drawn and of the network.
+        most: units of each table that are used at most.
 
     Raises:
         ValueError: the arrays do not have one shape.
@@ -295,9 +330,7 @@ def measure_prediction(
         if not len(windows.lengths):
             return Prediction(reason=f"the {which} table has no units")
     random = np.random.default_rng(seed)
-    learnt, foretold = (
-        windows.take(random.permutation(len(windows.lengths))[:_COMPARED_UNITS]) for windows in (learnt, foretold)
-    )
+    learnt, foretold = (windows.take(random.permutation(len(windows.lengths))[:most]) for windows in (learnt, foretold))
     names = [name for name, column in channels.items() if not isinstance(column, CategoricalColumn)]
     is_target = ~np.isnan(foretold.numbers[:, 1:])  # (units, steps - 1, numeric channels)
     spread = spread_of(foretold.numbers)
@@ -496,10 +529,17 @@ def _encode(train: np.ndarray, test: np.ndarray, study: Study) -> tuple[np.ndarr
 
 
 def _discriminate(
-    ours: Windows, theirs: Windows, our_records: pd.DataFrame, their_records: pd.DataFrame, study: Study, seed: int
+    ours: Windows,
+    theirs: Windows,
+    our_records: pd.DataFrame,
+    their_records: pd.DataFrame,
+    study: Study,
+    seed: int,
+    *,
+    most: int,
 ) -> dict[str, float | None]:
     """The three figures of telling synthetic units from as many real ones, on the held-out third."""
-    units = min(len(ours.lengths), len(theirs.lengths), _COMPARED_UNITS)
+    units = min(len(ours.lengths), len(theirs.lengths), most)
     if units < _FEWEST:
         return {"discriminative_score": None, "summaries_auc": None, "joint_auc": None}
     random = np.random.default_rng(seed)

@@ -43,9 +43,9 @@ def evaluate_classifier(
         "tstr": {RELEASED: asdict(scores)},
         "trtr": utility_of(taught(people.members.table, level, seed), test, study, seed=seed),
     }
-    if level is not Level.BASIC:
+    if (effort := effort_of(level)) is not None:
         on_part("attacks")
-        report["attacks"] = _attacks(classifier, people, most=effort_of(level).attacked, seed=seed)
+        report["attacks"] = _attacks(classifier, people, most=effort.attacked, seed=seed)
     report["access"] = {name: access for name, access in ACCESS.items() if name in report or name == "guarantee"}
     report["definitions"] = definitions(study)
     return report

@@ -365,6 +365,13 @@ def test_the_same_seed_draws_the_same_units(finished: RUN, scenario: Scenario) -
     assert not one.records.equals(other.records)
 
 
+def test_another_seed_draws_other_bins_and_not_only_other_values_inside_them(finished: RUN) -> None:
+    trained = finished(Scenario.BANK).trained
+    # Of one class, so that the order of labels is no difference; a category is a bin.
+    one, other = (trained.draw(50, seed, label_counts=np.array([1.0, 0.0])).records["channel"] for seed in (3, 4))
+    assert not one.equals(other)
+
+
 class Stopped(Exception):  # noqa: N818 (not an error)
     """Stops a run."""
 
