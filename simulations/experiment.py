@@ -47,6 +47,8 @@ from simulations.stages import measure_stages
 _STUDIES = Path(__file__).parent / "studies"
 _ASIDE: Final = (0.08, 0.08, 0.04)
 """Shares of all units that no site has: test, control, reference."""
+_STAGED: Final = (Level.STANDARD, Level.DEEP)
+"""Levels at which the generator is measured at every stage."""
 _QUICK: Final = {"count": 3, "refine_steps": 40, "local_steps": 5}
 
 OnStep = Callable[[dict[str, Any]], None]
@@ -188,7 +190,14 @@ class Results:
 
 
 def execute(
-    run: Run, engine: Engine, device: torch.device, on_step: OnStep, *, level: Level, gated: bool = True
+    run: Run,
+    engine: Engine,
+    device: torch.device,
+    on_step: OnStep,
+    *,
+    level: Level,
+    gated: bool = True,
+    staged: bool = False,
 ) -> Results:
     """Run a federation from the tables to the published folder.
 
@@ -199,6 +208,7 @@ def execute(
         on_step: is told of every step.
         level: how much is measured of what was made.
         gated: whether a gate that fails stops publication; a comparison goes on, and says so.
+        staged: whether every stage is measured at any level, and not from the standard one on.
 
     Raises:
         ReleaseError: a gate failed; the evaluation and the report are there.
@@ -209,7 +219,7 @@ def execute(
     divided = divide(run)
     open_folder(run)
     made = _make(run, method, divided, engine, device, on_step)
-    evaluation = _evaluate(run, made, divided, level, device, on_step)
+    evaluation = _evaluate(run, made, divided, level, device, on_step, staged=staged or level in _STAGED)
     gates = [*gates_of(study, made.state), *gates_of_evaluation(study, evaluation)] if method in PRIVATE else []
     evaluation["gates"] = [gate.as_dict() for gate in gates]
     certificate = None
@@ -375,7 +385,7 @@ def _site_folders(divided: Divided, run: Run, private: Path, *, witnesses: int |
 
 
 def _evaluate(
-    run: Run, made: Made, divided: Divided, level: Level, device: torch.device, on_step: OnStep
+    run: Run, made: Made, divided: Divided, level: Level, device: torch.device, on_step: OnStep, *, staged: bool
 ) -> dict[str, Any]:
     """What was made, measured; the parts that say what it is of come first."""
     study, options = run.study, run.options
@@ -396,7 +406,7 @@ def _evaluate(
     else:
         subject = _subject(run, made, claim, level, device)
         measured = evaluate(subject, divided, study, level=level, seed=options.seed, on_part=on_part)
-        if made.trained is not None and level in (Level.STANDARD, Level.DEEP):
+        if made.trained is not None and staged:
             on_part("stages")
             measured["stages"] = measure_stages(made.trained, divided, study, seed=options.seed, device=device)
     if made.trained is not None:
@@ -443,7 +453,7 @@ def _subject(run: Run, made: Made, claim: Claim, level: Level, device: torch.dev
             releases=Releases(trained.state.releases["one_way"], trained.targets, bins, generator),
         )
     more = [made.draw(seed + 1 + number, None) for number in range(draws)]
-    return Subject(target, more, made.draw(seed, equal) if draws else None)
+    return Subject(target, more, None if level is Level.BASIC else made.draw(seed, equal))
 
 
 def _make(run: Run, method: Method, divided: Divided, engine: Engine, device: torch.device, on_step: OnStep) -> Made:

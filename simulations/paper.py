@@ -168,7 +168,7 @@ def run_all(
         path = folder / "evaluation.json"
         if not path.exists():
             on_run(f"{setting.folder}, seed {seed}")
-            execute(run, engine, device, lambda _: None, level=plan.level, gated=False)
+            execute(run, engine, device, lambda _: None, level=plan.level, gated=False, staged=True)
         evaluation: dict[str, Any] = json.loads(path.read_bytes())
         if evaluation["study"] != run.study.digest():
             raise CheckpointError(f"{folder}: holds a run of another study; choose another --out")

@@ -99,7 +99,7 @@ def main(  # noqa: PLR0913 (one parameter an option)
         typer.Option(
             "--evaluation",
             help="How much is measured: basic is usefulness and fidelity, quick adds attacks on 2,000 units, standard "
-            "on 8,000. With --resume, a run that is there is measured again.",
+            "on 5,000. With --resume, a run that is there is measured again.",
         ),
     ] = Level.BASIC,
     ablation: Annotated[

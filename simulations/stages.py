@@ -38,8 +38,8 @@ def measure_stages(
     """
     found = []
     for number, stage in enumerate(trained.stages, start=1):
-        table = draw_units(stage, study, rows=min(rows_to_publish(trained, study), 5 * _MOST), seed=seed, device=device)
-        scores = utility_of(table, people.test, study, seed=seed)
+        table = draw_units(stage, study, rows=min(rows_to_publish(trained, study), 2 * _MOST), seed=seed, device=device)
+        scores = utility_of(table, people.test, study, seed=seed, learnt=_MOST)
         found.append(
             {
                 "stage": number,

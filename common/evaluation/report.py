@@ -75,7 +75,7 @@ _SIZES: Final[Mapping[Level, _Size]] = {
         learnt=2500,
         windows=1500,
     ),
-    Level.STANDARD: _Size(Effort(attacked=8000, predicates=1000, latents=4096), compared=10_000, draws=4),
+    Level.STANDARD: _Size(Effort(attacked=5000, predicates=1000, latents=4096), compared=10_000, draws=4),
     Level.DEEP: _Size(
         Effort(attacked=20_000, predicates=5000, latents=16_384, searched=True), compared=20_000, draws=9
     ),
@@ -141,10 +141,19 @@ def evaluate(
     report: dict[str, Any] = outline(people, study, level=level, seed=seed, synthetic=synthetic)
     made, real = (taught(table, level, seed) for table in (synthetic, people.members.table))
     on_part("usefulness")
-    report["utility"] = {
-        **_utility(made, real, people.test, study, seed, size.learnt),
-        **_conditioned(subject, people.test, study, seed),
-    }
+    equal = None if subject.balanced is None else taught(subject.balanced, level, seed)
+    learning = {"tstr": made, "trtr": real, "equal_classes": equal}
+    report["utility"] = _utility(
+        {name: table for name, table in learning.items() if table is not None},
+        people.test,
+        study,
+        seed,
+        learnt=size.learnt,
+    )
+    if subject.draws:
+        report["utility"]["draws"] = measure_draws(
+            subject.draws, people.test.table, study, seed=seed, units=people.test.units
+        )
     on_part("fidelity")
     report["fidelity"] = _fidelity(synthetic, people, study, size.compared, seed)
     if study.windows is not None:
@@ -216,40 +225,38 @@ def taught(table: WindowedTable, level: Level, seed: int) -> WindowedTable:
 
 
 def _utility(
-    synthetic: WindowedTable, train: WindowedTable, test: Population, study: Study, seed: int, learnt: int
+    learning: Mapping[str, WindowedTable], test: Population, study: Study, seed: int, *, learnt: int
 ) -> dict[str, Any]:
-    scores: dict[str, Any] = {}
-    groups: dict[str, Any] = {}
-    for name, table in (("tstr", synthetic), ("trtr", train)):
-        found = predict_label(table, test.table, study, seed=seed, learnt=learnt)
-        scores[name] = {which: asdict(score(one, seed=seed, units=test.units)) for which, one in found.items()}
-        chosen = found[primary({"tstr": found})]
-        groups[name] = measure_subgroups(chosen, test.table.records, study, seed=seed, units=test.units)
-    return {**scores, "subgroups": groups}
+    """What each table teaches; of two of them in groups of people as well; and what one with equal classes is worth.
 
-
-def _conditioned(subject: Subject, test: Population, study: Study, seed: int) -> dict[str, Any]:
-    """What several draws say, and what a table with equal classes teaches of the rare one (paper, section 4.4).
-
-    Both are read at the share of positives that the plain table has: a classifier that learned from equal classes
-    calls more rows positive, which by itself finds more of them.
+    The latter is read at the share of positives that the plain table has (paper, section 4.4): a classifier that
+    learned from equal classes calls more rows positive, which by itself finds more of them.
     """
-    found: dict[str, Any] = {}
-    if subject.draws:
-        found["draws"] = measure_draws(subject.draws, test.table, study, seed=seed, units=test.units)
-    if subject.balanced is not None:
-        share = float(is_positive(subject.target.synthetic.records, study).mean())
+    found = {
+        name: predict_label(table, test.table, study, seed=seed, learnt=learnt) for name, table in learning.items()
+    }
+    scores: dict[str, Any] = {
+        name: {which: asdict(score(one, seed=seed, units=test.units)) for which, one in predicted.items()}
+        for name, predicted in found.items()
+    }
+    scores["subgroups"] = {
+        name: measure_subgroups(
+            found[name][primary({"tstr": found[name]})], test.table.records, study, seed=seed, units=test.units
+        )
+        for name in ("tstr", "trtr")
+    }
+    if "equal_classes" in found:
+        share = float(is_positive(learning["tstr"].records, study).mean())
         truth = is_positive(test.table.records, study)
-        found["controlled"] = {
-            which: {
-                name: asdict(score_released(one.scores, truth, share=share, seed=seed, units=test.units))
-                for name, one in predict_label(table, test.table, study, seed=seed).items()
+        scores["controlled"] = {
+            shown: {
+                which: asdict(score_released(one.scores, truth, share=share, seed=seed, units=test.units))
+                for which, one in found[name].items()
                 if one.scores is not None
             }
-            for which, table in (("as_released", subject.target.synthetic), ("equal_classes", subject.balanced))
+            for shown, name in (("as_released", "tstr"), ("equal_classes", "equal_classes"))
         }
-        found["equal_classes"] = utility_of(subject.balanced, test, study, seed=seed)
-    return found
+    return scores
 
 
 def _fidelity(synthetic: WindowedTable, people: People, study: Study, most: int, seed: int) -> dict[str, Any]:
