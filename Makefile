@@ -16,7 +16,7 @@ live-demo: .venv/run.stamp ## Set up, then four sites as processes of their own 
 	$(BIN)/python simulations/live.py --sites 4
 
 test: .venv/dev.stamp ## Set up, then all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder
 
 mutants: .venv/dev.stamp ## Break privacy in a copy of the code, in each of many ways: a test must see it
 	$(BIN)/python -m tests.mutants.run

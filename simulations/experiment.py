@@ -29,7 +29,7 @@ from common.evaluation.attacks.white_box import Published
 from common.evaluation.figures import Claim, People, Population
 from common.evaluation.gates import gates_of_evaluation, require
 from common.evaluation.page import write_page
-from common.evaluation.report import Level, Subject, draws_of, evaluate
+from common.evaluation.report import Level, Subject, draws_of, evaluate, rows_taught
 from common.privacy import budget
 from common.study import Study, load_study
 from server.checkpoints import write_file, write_json
@@ -219,7 +219,10 @@ def execute(
     divided = divide(run)
     open_folder(run)
     made = _make(run, method, divided, engine, device, on_step)
-    evaluation = _evaluate(run, made, divided, level, device, on_step, staged=staged or level in _STAGED)
+    units = None if made.draw is None else made.draw(made.rows, options.seed, None)
+    evaluation = _evaluate(
+        run, made, units, divided, level, device=device, on_step=on_step, staged=staged or level in _STAGED
+    )
     gates = [*gates_of(study, made.state), *gates_of_evaluation(study, evaluation)] if method in PRIVATE else []
     evaluation["gates"] = [gate.as_dict() for gate in gates]
     certificate = None
@@ -228,8 +231,7 @@ def execute(
             raise ReleaseError(f"attacks beyond what epsilon allows: {'; '.join(beyond)}", ExitCode.AUDIT_CONTRADICTED)
         if gated:
             require(gates)
-        if made.trained is not None and made.draw is not None:
-            units = made.draw(options.seed, None)
+        if made.trained is not None and units is not None:
             certificate = publish(made.trained, study, units, folder, gates=gates)
     finally:
         write_json(folder / "evaluation.json", evaluation)
@@ -385,7 +387,15 @@ def _site_folders(divided: Divided, run: Run, private: Path, *, witnesses: int |
 
 
 def _evaluate(
-    run: Run, made: Made, divided: Divided, level: Level, device: torch.device, on_step: OnStep, *, staged: bool
+    run: Run,
+    made: Made,
+    units: WindowedTable | None,
+    divided: Divided,
+    level: Level,
+    *,
+    device: torch.device,
+    on_step: OnStep,
+    staged: bool,
 ) -> dict[str, Any]:
     """What was made, measured; the parts that say what it is of come first."""
     study, options = run.study, run.options
@@ -401,10 +411,11 @@ def _evaluate(
     def on_part(part: str) -> None:
         on_step({"step": f"evaluating {part}", "budget_used": made.state.budget_used})
 
-    if made.classifier is not None:
+    if units is None:
+        assert made.classifier is not None
         measured = evaluate_classifier(made.classifier, divided, level=level, seed=options.seed, on_part=on_part)
     else:
-        subject = _subject(run, made, claim, level, device)
+        subject = _subject(run, made, units, claim, level, device)
         measured = evaluate(subject, divided, study, level=level, seed=options.seed, on_part=on_part)
         if made.trained is not None and staged:
             on_part("stages")
@@ -438,13 +449,12 @@ def _guarantee(study: Study, state: RunState, claim: Claim) -> dict[str, Any] | 
     }
 
 
-def _subject(run: Run, made: Made, claim: Claim, level: Level, device: torch.device) -> Subject:
+def _subject(run: Run, made: Made, units: WindowedTable, claim: Claim, level: Level, device: torch.device) -> Subject:
     """What an attacker and a data consumer get, and what the coordinator saw."""
     assert made.draw is not None
-    seed, draws = run.options.seed, draws_of(level)
-    equal = np.ones(len(run.study.label_values))
+    seed, equal = run.options.seed, np.ones(len(run.study.label_values))
     trained = made.trained
-    target = Target(made.draw(seed, None), claim, device=str(device))
+    target = Target(units, claim, device=str(device))
     if trained is not None:
         generator, bins = trained.generator, trained.bins
         target = replace(
@@ -452,8 +462,9 @@ def _subject(run: Run, made: Made, claim: Claim, level: Level, device: torch.dev
             published=Published(generator, bins, trained.targets.label_counts),
             releases=Releases(trained.state.releases["one_way"], trained.targets, bins, generator),
         )
-    more = [made.draw(seed + 1 + number, None) for number in range(draws)]
-    return Subject(target, more, None if level is Level.BASIC else made.draw(seed, equal))
+    more = [made.draw(made.rows, seed + 1 + number, None) for number in range(draws_of(level))]
+    balanced = None if level is Level.BASIC else made.draw(rows_taught(made.rows, level), seed, equal)
+    return Subject(target, more, balanced)
 
 
 def _make(run: Run, method: Method, divided: Divided, engine: Engine, device: torch.device, on_step: OnStep) -> Made:
@@ -481,12 +492,12 @@ def _as_they_are(run: Run, divided: Divided) -> Made:
     members, seed = divided.members.table, run.options.seed
     rows = len(members.records)
 
-    def draw(number: int, counts: np.ndarray | None) -> WindowedTable:
+    def draw(size: int, number: int, counts: np.ndarray | None) -> WindowedTable:
         random = np.random.default_rng([seed, number, 5])
         if counts is None:
-            return members.take(random.permutation(rows))
+            return members.take(random.permutation(rows)[:size])
         labels = members.records[run.study.label.column].cat.codes.to_numpy()
-        wanted = whole_shares(counts, rows)
+        wanted = whole_shares(counts, size)
         chosen = [random.choice(np.flatnonzero(labels == label), size) for label, size in enumerate(wanted)]
         return members.take(random.permutation(np.concatenate(chosen)))
 

@@ -63,14 +63,14 @@ class Made:
 
     state: of the run.
     rows: how many units are published; 0 of a classifier.
-    draw: that many synthetic units by seed, and with the label's classes in other shares if such are given.
+    draw: synthetic units, by their number and a seed, and with the label's classes in other shares if such are given.
     trained: of privshare, all that it learned and learned from.
     classifier: of the methods that publish one.
     """
 
     state: RunState
     rows: int = 0
-    draw: Callable[[int, np.ndarray | None], WindowedTable] | None = None
+    draw: Callable[[int, int, np.ndarray | None], WindowedTable] | None = None
     trained: Trained | None = None
     classifier: TrainedClassifier | None = None
 
@@ -127,14 +127,13 @@ def conduct(
     }
     if method is Method.GAN:
         made = over(GanCoordinator(study, **start), GanSite)
-        return Made(made.state, made.rows, lambda seed, counts: made.draw(made.rows, seed, label_counts=counts))
+        return Made(made.state, made.rows, lambda rows, seed, counts: made.draw(rows, seed, label_counts=counts))
     if method in CLASSIFIERS:
         classifier = over(ClassifierCoordinator(study, method=method.value, **start), ClassifierSite)
         return Made(classifier.state, classifier=classifier)
     trained = over(Coordinator(study, **start), Site)
-    rows = rows_to_publish(trained, study)
 
-    def draw(seed: int, counts: np.ndarray | None) -> WindowedTable:
+    def draw(rows: int, seed: int, counts: np.ndarray | None) -> WindowedTable:
         return draw_units(trained, study, rows=rows, seed=seed, device=device, label_counts=counts)
 
-    return Made(trained.state, rows, draw, trained)
+    return Made(trained.state, rows_to_publish(trained, study), draw, trained)

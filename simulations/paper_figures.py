@@ -49,8 +49,11 @@ def _noise(found: Found, scenario: str, left: Axes, right: Axes) -> None:
     for one in found.get(Setting(scenario, Method.PRIVSHARE), []):
         stages = one.get("stages", [])
         numbers = [stage["stage"] for stage in stages]
-        left.plot(numbers, [stage["noise_multiplier"] for stage in stages], color="#1b6ca8", marker="o", linewidth=1)
-        distances = [stage["frechet"]["distance"]["value"] for stage in stages]
+        multipliers, distances = (
+            np.array([at(stage, path) for stage in stages], dtype=np.float64)
+            for path in ("noise_multiplier", "frechet/distance/value")
+        )
+        left.plot(numbers, multipliers, color="#1b6ca8", marker="o", linewidth=1)
         right.plot(numbers, distances, color="#c0392b", marker="o", linewidth=1)
     left.set(title=f"{scenario}: noise", xlabel="stage", ylabel="noise multiplier")
     right.set(title=f"{scenario}: distance to real rows", xlabel="stage", ylabel="Fréchet distance")

@@ -59,15 +59,15 @@ def _stage_of(name: str) -> int:
     return next((int(part) for part in last[1:] if part.isdigit()), 0)
 
 
-def _noise(trained: Trained, stage: int) -> float:
-    """The mean noise multiplier of the stage's releases over sites."""
+def _noise(trained: Trained, stage: int) -> float | None:
+    """The mean noise multiplier of the stage's releases over sites; None where it has none."""
     multipliers = [
         event.noise_stddev / event.squared_sensitivity**0.5
         for name, release in trained.state.releases.items()
         for event in release.events.values()
         if _stage_of(name) == stage and event.account == "train"
     ]
-    return float(np.mean(multipliers))
+    return float(np.mean(multipliers)) if multipliers else None
 
 
 def _epsilon(trained: Trained, study: Study, stage: int) -> float:

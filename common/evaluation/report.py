@@ -72,8 +72,8 @@ _SIZES: Final[Mapping[Level, _Size]] = {
         compared=2000,
         draws=0,
         taught=10_000,
-        learnt=2500,
-        windows=1500,
+        learnt=1500,
+        windows=1000,
     ),
     Level.STANDARD: _Size(Effort(attacked=5000, predicates=1000, latents=4096), compared=10_000, draws=4),
     Level.DEEP: _Size(
@@ -218,10 +218,14 @@ def utility_of(
 
 def taught(table: WindowedTable, level: Level, seed: int) -> WindowedTable:
     """The rows that classifiers learn from at a level: all, or at the quick one a random part of a large table."""
-    most = _SIZES[level].taught
-    if most is None or len(table.records) <= most:
-        return table
-    return table.take(np.random.default_rng([seed, 9]).permutation(len(table.records))[:most])
+    rows = len(table.records)
+    most = rows_taught(rows, level)
+    return table if most == rows else table.take(np.random.default_rng([seed, 9]).permutation(rows)[:most])
+
+
+def rows_taught(rows: int, level: Level) -> int:
+    """Of so many rows, how many classifiers learn from at a level."""
+    return min(rows, _SIZES[level].taught or rows)
 
 
 def _utility(
