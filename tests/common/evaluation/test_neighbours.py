@@ -176,6 +176,16 @@ def test_fresh_rows_are_above_half_shuffled_ones_then_shuffled_ones_then_noise(
     assert order[0] > order[1] + 0.05
 
 
+def test_figures_are_means_of_what_is_counted(measured: dict[str, Neighbours]) -> None:
+    embedding = FrozenEmbedding(STUDY)
+    counts = count_neighbours(embedding.embed(FRESH), embedding.embed(HOLDOUT), k=5)
+    found = measured["fresh"].synthetic
+    assert value(found.precision) == pytest.approx((counts.balls > 0).mean())
+    assert value(found.recall) == pytest.approx(counts.recalled.mean())
+    assert value(found.density) == pytest.approx(counts.balls.mean() / 5)
+    assert value(found.coverage) == pytest.approx(counts.covered.mean())
+
+
 @pytest.mark.parametrize("which", ["precision", "recall", "density", "coverage"])
 def test_fresh_rows_and_copies_are_at_the_floor(measured: dict[str, Neighbours], which: str) -> None:
     for name in ("fresh", "copy"):

@@ -258,3 +258,33 @@ def test_without_units_whatever_is_null_of_windows_has_its_reason(broken: str) -
     assert any(entry["reason"] is not None for entry in measured)
     for entry in measured:
         assert (None in [value for key, value in entry.items() if key != "reason"]) == (entry["reason"] is not None)
+
+
+def noisy(n: int, seed: int, *, share: float) -> WindowedTable:
+    """So large a share is ill, and older on average; the ages overlap."""
+    random = np.random.default_rng(seed)
+    ill = np.arange(n) < share * n
+    age = np.clip(random.normal(np.where(ill, 60, 45), 15), 0, 100).round().astype(int)
+    text = {"colour": np.full(n, "red"), "age": age.astype(str), "ill": np.where(ill, "yes", "no")}
+    return WindowedTable.without_windows(parse_table(pd.DataFrame(text, dtype="str"), STUDY.columns))
+
+
+def test_what_equal_classes_teach_is_read_at_the_share_of_positives_of_the_plain_table() -> None:
+    plain, equal, test = noisy(600, 1, share=0.1), noisy(600, 2, share=0.5), noisy(500, 3, share=0.1)
+    people = People(*map(everybody, (noisy(600, 4, share=0.1), test, test, test)))
+    subject = Subject(Target(plain, Claim(1.0, 1e-6)), balanced=equal)
+    utility = evaluate(subject, people, STUDY, level=Level.BASIC, seed=0)["utility"]
+    taught = measure(equal, *[people.members.table, test])["utility"]["tstr"]
+    assert utility["equal_classes"] == taught
+    for name in ("logistic_regression", "gradient_boosting"):
+        # Taught by equal classes as they are, a classifier calls many more rows positive.
+        assert utility["equal_classes"][name]["recall"] > utility["tstr"][name]["recall"] + 0.2
+        for which, scores in (("as_released", utility["tstr"]), ("equal_classes", taught)):
+            controlled = utility["controlled"][which][name]
+            assert controlled["auc"] == scores[name]["auc"]
+            # As many are called positive as are: precision is recall.
+            assert abs(controlled["precision"] - controlled["recall"]) < 0.1
+
+
+def test_tables_that_are_not_given_are_not_measured() -> None:
+    assert not {"draws", "controlled", "equal_classes"} & set(measure(SYNTHETIC, TRAIN, HOLDOUT)["utility"])
