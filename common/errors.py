@@ -9,6 +9,8 @@ PrivShareError
   UnreachableError the coordinator cannot be reached
   PolicyError      the site said no
   ReleaseError     a gate failed before publication
+  ReleaseFileError the folder of a release is not what it should be
+  ConditionError   rows were asked for that a release cannot give
   CheckpointError  a run cannot be resumed from what is on disk
   OutputError      a result cannot be written
 
@@ -23,7 +25,7 @@ class ExitCode(IntEnum):
     """What a command ends with. The number is stable; Flower's own codes (0-3, 100-800) are avoided above 2.
 
     10-19 the study, 20-29 privacy and policy, 30-49 the table, 50-59 the run, 60-67 windows, 68 a kit,
-    70 a fault of ours.
+    70 a fault of ours, 71-79 a release and rows from it.
     """
 
     OK = 0
@@ -76,6 +78,9 @@ class ExitCode(IntEnum):
     TIME_UNSORTED = 66
     TIME_REPEATED = 67
     KIT_INVALID = 68
+    RELEASE_INVALID = 71
+    CONDITION_INVALID = 72
+    CONDITION_UNSUPPORTED = 73
     INTERNAL = 70
 
 
@@ -159,6 +164,18 @@ class ReleaseError(PrivShareError):
     """A gate failed before publication: what was made stays unpublished."""
 
     code = ExitCode.GATE_FAILED
+
+
+class ReleaseFileError(PrivShareError):
+    """The folder of a release cannot be read, or is not what it should be."""
+
+    code = ExitCode.RELEASE_INVALID
+
+
+class ConditionError(PrivShareError):
+    """Rows were asked for that a release cannot give."""
+
+    code = ExitCode.CONDITION_INVALID
 
 
 class CheckpointError(PrivShareError):

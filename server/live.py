@@ -19,11 +19,12 @@ from common.data.schema import Number, Section, Text, Whole
 from common.errors import CheckpointError, ExitCode, OutputError, PrivShareError
 from common.evaluation.gates import require
 from common.study import explain, load_study
+from common.synthesis.rows import draw_units
 from server.checkpoints import write_json
 from server.exchange import Credentials, Exchange
 from server.gates import gates_of
 from server.provision import coordinator_key, read_roster
-from server.publish import draw_units, publish, rows_to_publish
+from server.publish import publish, release_of, rows_to_publish
 from server.rounds import Coordinator
 
 START_SCHEMA: Final = "privshare.start/1"
@@ -123,7 +124,7 @@ def _conduct(folder: Path, exchange: Exchange, credentials: Credentials, start: 
     trained = coordinator.run(exchange)
     gates = gates_of(study, trained.state)
     require(gates)
-    units = draw_units(trained, study, rows=rows_to_publish(trained, study), seed=start.seed, device=device)
+    units = draw_units(release_of(trained, study), rows=rows_to_publish(trained, study), seed=start.seed, device=device)
     publish(trained, study, units, folder, gates=gates)
 
 

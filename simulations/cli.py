@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import ExitCode, PrivShareError, StudyError
+from common.synthesis.cli import app as consumer
 from server.cli import app as coordinator
 
 _MOST_SEED = 2**32 - 1
@@ -22,6 +23,7 @@ app = typer.Typer(
     help=coordinator.info.help,
 )
 app.add_typer(coordinator)
+app.add_typer(consumer)
 _err = Console(stderr=True, emoji=False)
 
 

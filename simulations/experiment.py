@@ -32,9 +32,10 @@ from common.evaluation.page import write_page
 from common.evaluation.report import Level, Subject, draws_of, evaluate, rows_taught
 from common.privacy import budget
 from common.study import Study, load_study
+from common.synthesis.latents import whole_shares
 from server.checkpoints import write_file, write_json
 from server.gates import gates_of
-from server.publish import publish, whole_shares
+from server.publish import publish
 from server.run_state import RunState
 from simulations.baselines.released import evaluate_classifier
 from simulations.federation import Engine, SiteFolder, make_site_folder

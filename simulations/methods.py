@@ -16,8 +16,9 @@ import torch
 from client.site import Site
 from common.data.windows import WindowedTable
 from common.study import Study
+from common.synthesis.rows import draw_units
 from server.conductor import Conductor
-from server.publish import draw_units, rows_to_publish
+from server.publish import release_of, rows_to_publish
 from server.rounds import Coordinator, Trained
 from server.run_state import RunState
 from simulations.baselines import classifiers, gan
@@ -133,7 +134,9 @@ def conduct(
         return Made(classifier.state, classifier=classifier)
     trained = over(Coordinator(study, **start), Site)
 
+    release = release_of(trained, study)
+
     def draw(rows: int, seed: int, counts: np.ndarray | None) -> WindowedTable:
-        return draw_units(trained, study, rows=rows, seed=seed, device=device, label_counts=counts)
+        return draw_units(release, rows=rows, seed=seed, device=device, label_counts=counts)
 
     return Made(trained.state, rows_to_publish(trained, study), draw, trained)

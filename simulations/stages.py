@@ -13,7 +13,8 @@ from common.evaluation.frechet import measure_frechet
 from common.evaluation.report import utility_of
 from common.privacy import budget
 from common.study import Study
-from server.publish import draw_units, rows_to_publish
+from common.synthesis.rows import draw_units
+from server.publish import release_of, rows_to_publish
 from server.rounds import Trained
 
 _MOST = 4000
@@ -38,7 +39,9 @@ def measure_stages(
     """
     found = []
     for number, stage in enumerate(trained.stages, start=1):
-        table = draw_units(stage, study, rows=min(rows_to_publish(trained, study), 2 * _MOST), seed=seed, device=device)
+        table = draw_units(
+            release_of(stage, study), rows=min(rows_to_publish(trained, study), 2 * _MOST), seed=seed, device=device
+        )
         scores = utility_of(table, people.test, study, seed=seed, learnt=_MOST)
         found.append(
             {

@@ -277,11 +277,12 @@ def test_the_scan_for_noise_sees_it(line: str, use: str) -> None:
         ("draw", {"common/privacy/mechanism.py"}),
         ("GaussianNoise", {"client/site.py", "simulations/bench/release.py"}),
         ("SeededNoise", {"simulations/federation.py", "client/worker.py"}),
-        # The key of the noise, a site's own secret, the nonces that peers and sites sign for, and what lets a program
-        # in at the coordinator.
+        # The key of the noise, a site's own secret, the nonces that peers and sites sign for, what lets a program in
+        # at the coordinator, and the seed of rows that nobody named.
         (
             "entropy",
             {
+                "common/synthesis/synthesizer.py",
                 "common/privacy/noise.py",
                 "common/wire/envelopes.py",
                 "client/keys.py",

@@ -143,11 +143,7 @@ class Generator(nn.Module):
         """
         latent, course = noise[:, : self.shape.latent], noise[:, self.shape.latent :]
         hidden = self.features(latent, labels)
-        logits = self.heads(hidden)
-        # One softmax over a padded (rows, columns, widest column) cube is far cheaper than one a column.
-        cube = logits.new_full((len(logits), len(self.shape.sizes), max(self.shape.sizes)), -torch.inf)
-        cube[:, self.column_of_bin, self.bin_in_column] = logits
-        records = torch.softmax(cube, dim=2)[:, self.column_of_bin, self.bin_in_column]
+        records = self._records(hidden)
         if self.sequence is None:
             return Outcome(records, None, self.shape)
         column = self.shape.length_column
@@ -155,10 +151,21 @@ class Generator(nn.Module):
         weights = weights_of(self._lengths(records), counted=counted)
         return Outcome(records, self.sequence(hidden, course, weights), self.shape)
 
+    def records(self, latent: Tensor, labels: Tensor) -> Tensor:
+        """The records of `forward` alone, (rows, record bins); latent: (rows, latent), standard normal."""
+        return self._records(self.features(latent, labels))
+
     def features(self, latent: Tensor, labels: Tensor) -> Tensor:
         """What record and window are made of, (rows, wide); latent: (rows, latent), standard normal."""
         features: Tensor = self.body(torch.cat([latent, self.label_embedding(labels)], dim=1))
         return features
+
+    def _records(self, hidden: Tensor) -> Tensor:
+        logits = self.heads(hidden)
+        # One softmax over a padded (rows, columns, widest column) cube is far cheaper than one a column.
+        cube = logits.new_full((len(logits), len(self.shape.sizes), max(self.shape.sizes)), -torch.inf)
+        cube[:, self.column_of_bin, self.bin_in_column] = logits
+        return torch.softmax(cube, dim=2)[:, self.column_of_bin, self.bin_in_column]
 
     def _lengths(self, records: Tensor) -> Tensor:
         """Chance of each number of steps, (rows, steps + 1)."""
@@ -208,10 +215,10 @@ def draw_bins(
     if shape.sequence is None:
         return np.concatenate(records), None
     empty = np.empty((0, shape.sequence.steps, len(shape.sequence.sizes)), dtype=np.int64)
-    return np.concatenate(records), _cut(np.concatenate([empty, *windows]), np.concatenate(records), shape)
+    return np.concatenate(records), cut_windows(np.concatenate([empty, *windows]), np.concatenate(records), shape)
 
 
-def _cut(windows: np.ndarray, records: np.ndarray, shape: GeneratorShape) -> np.ndarray:
+def cut_windows(windows: np.ndarray, records: np.ndarray, shape: GeneratorShape) -> np.ndarray:
     """-1 beyond the number of steps that the record says."""
     if shape.length_column is not None:
         lengths = records[:, shape.length_column] + shape.fewest

@@ -21,12 +21,13 @@ from common.errors import CheckpointError, PolicyError, ProtocolError
 from common.models.releases import Bins
 from common.models.training import Stretch
 from common.study import Study
+from common.synthesis.decoder import Decoder
+from common.synthesis.latents import whole_shares
 from common.wire.messages import Reply, Request
 from common.wire.packing import CRITIC, GENERATOR, pack, pack_bins, shape_of
 from server.aggregation import REACH
 from server.conductor import Conductor
 from server.exchange import Roster
-from server.publish import decode_units, whole_shares
 from server.run_state import RunState
 from simulations.baselines.gan_model import (
     Gan,
@@ -134,7 +135,7 @@ class TrainedGan:
         counts = self.label_counts if label_counts is None else label_counts
         labels = random.permutation(np.repeat(np.arange(len(counts)), whole_shares(counts, rows)))
         records, windows = draw(self.generator, labels, seed=seed, device=self.device)
-        return decode_units(records, windows, labels, self.bins, self.study, random)
+        return Decoder(self.study, self.bins.binnings, self.bins.moves).decode(records, windows, labels, random)
 
 
 class GanCoordinator(Conductor[TrainedGan]):

@@ -228,6 +228,7 @@ class Steps:
         self.gates: list[Gate] = []
         monkeypatch.setattr(live, "Coordinator", self._coordinator)
         monkeypatch.setattr(live, "rows_to_publish", lambda trained, study: 5)
+        monkeypatch.setattr(live, "release_of", lambda trained, study: trained)
         monkeypatch.setattr(live, "draw_units", self._draw)
         monkeypatch.setattr(live, "gates_of", lambda study, state: self.gates)
         monkeypatch.setattr(
@@ -247,7 +248,7 @@ class Steps:
 
         return Runs()
 
-    def _draw(self, trained: Any, study: Any, *, rows: int, seed: int, device: Any) -> tuple[Any, ...]:
+    def _draw(self, trained: Any, *, rows: int, seed: int, device: Any) -> tuple[Any, ...]:
         return trained.state, rows, seed, str(device)
 
 

@@ -19,11 +19,12 @@ from common.privacy.noise import SeededNoise
 from common.privacy.signatures import SigningKey
 from common.privacy.witness import Statement, state_head
 from common.study import Study, load_study
+from common.synthesis.rows import draw_units
 from common.wire.envelopes import Order, answer_to
 from common.wire.messages import Reply, Request, refusal
 from common.wire.packing import GENERATOR
 from server.exchange import Credentials
-from server.publish import draw_units, publish
+from server.publish import publish, release_of
 from server.rounds import Coordinator, Trained
 from simulations.federation import credentials_of, make_site_folder
 
@@ -142,7 +143,7 @@ class Federation:
     def publish(self) -> dict[str, Any]:
         """Run to the end; the certificate."""
         trained = self.run()
-        units = draw_units(trained, self.study, rows=20, seed=SEED, device=torch.device("cpu"))
+        units = draw_units(release_of(trained, self.study), rows=20, seed=SEED, device=torch.device("cpu"))
         return publish(trained, self.study, units, self.folder, gates=[])
 
     def lines(self, step: str = "rejected") -> list[dict[str, Any]]:

@@ -22,9 +22,9 @@ from common.models.generator import GeneratorShape
 from common.models.sequences import SequenceShape
 from common.models.training import Stretch
 from common.study import Study
+from common.synthesis.rows import tables_of
 from common.wire.messages import Reply, Request
 from common.wire.packing import CRITIC, GENERATOR, pack
-from server.publish import tables_of
 from simulations.baselines.gan import (
     GanCoordinator,
     GanSite,

@@ -1,0 +1,1 @@
+"""Rows on demand from a released generator: needs the release alone, and no data."""

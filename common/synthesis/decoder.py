@@ -1,0 +1,56 @@
+"""Synthetic units from bins, in the study's column order and dtypes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from common.data.binning import Binning, decode_table
+from common.data.encoding import make_grids
+from common.data.trajectories import decode_windows
+from common.data.windows import WindowedTable
+from common.study import Study
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What a value needs beside its bin.
+
+    study: names the columns and channels.
+    binnings: of the measured columns, then of the channels.
+    moves: (channels, classes, buckets), the noised tables of moves.
+    """
+
+    study: Study
+    binnings: Sequence[Binning]
+    moves: np.ndarray
+
+    def decode(
+        self, records: np.ndarray, windows: np.ndarray | None, labels: np.ndarray, random: np.random.Generator
+    ) -> WindowedTable:
+        """Units from bins.
+
+        Args:
+            records: (units, columns) int64 bins of the measured columns.
+            windows: (units, steps, channels) int64 bins, -1 beyond a unit's last step; None without windows.
+            labels: (units,) int64.
+            random: of the values inside bins.
+        """
+        grids = make_grids(self.study.measured)
+        table = decode_table(records, labels, grids, self.binnings[: len(grids)], random)
+        return self.complete(table, windows, labels, random)
+
+    def complete(
+        self, table: pd.DataFrame, windows: np.ndarray | None, labels: np.ndarray, random: np.random.Generator
+    ) -> WindowedTable:
+        """Units whose measured columns are values already; arguments as of `decode`."""
+        study = self.study
+        dtype = pd.CategoricalDtype(list(study.label_values))
+        table[study.label.column] = pd.Categorical.from_codes(labels, dtype=dtype)
+        table = table[list(study.columns)]
+        if windows is None:
+            return WindowedTable.without_windows(table)
+        binnings = self.binnings[len(study.measured) :]
+        values = decode_windows(windows, labels, make_grids(study.channels), binnings, self.moves, random)
+        return WindowedTable(table, values, (windows[:, :, 0] >= 0).sum(axis=1))

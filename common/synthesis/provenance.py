@@ -1,0 +1,38 @@
+"""Where rows are from: which release, which seed, what was asked for and what was delivered."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from common.synthesis.release import FACTS, WEIGHTS
+from common.synthesis.synthesizer import Sample
+
+PROVENANCE_SCHEMA: Final = "privshare.provenance/1"
+
+
+def describe(
+    folder: Path, drawn: Sample, *, rows: int, where: Sequence[str], proportions: Sequence[str]
+) -> dict[str, Any]:
+    """Plain values for JSON.
+
+    Args:
+        folder: of the release.
+        drawn: that was iterated to its end.
+        rows: that there were.
+        where: conditions as they were asked for.
+        proportions: likewise.
+    """
+    return {
+        "schema": PROVENANCE_SCHEMA,
+        "release": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (WEIGHTS, FACTS)},
+        "seed": drawn.seed,
+        "rows": rows,
+        "where": list(where),
+        "proportions": list(proportions),
+        "delivered": [asdict(one) for one in drawn.delivered()],
+        "effective_latents": None if math.isinf(drawn.effective) else drawn.effective,
+        "chance": drawn.chance,
+    }

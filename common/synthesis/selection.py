@@ -1,0 +1,262 @@
+"""Which values of a column are wanted: parsed, joined, weighed against the cells of its grid, and drawn.
+
+A selection is a set of public values: categories, or closed intervals of numbers; and whether missing is one of them.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from common.data.encoding import Grid
+from common.data.schema import CategoricalColumn
+from common.errors import ConditionError
+
+Interval = tuple[float, float]
+"""Both ends included; in steps of the column where it has steps, as numbers else."""
+
+_RELATIONS: Final = ("!=", "<=", ">=", "=", "<", ">")
+_BETWEEN: Final = ".."
+_DIGITS: Final = 6
+"""Decimals of a step within which a number that was asked for is a whole number of steps."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Values of one column.
+
+    grid: of the column.
+    categories: (values,) bool, of a categorical column; None of a numeric one.
+    intervals: of a numeric column, disjoint and rising; empty of a categorical one.
+    missing: whether a missing value is wanted.
+    """
+
+    grid: Grid
+    categories: np.ndarray | None
+    intervals: tuple[Interval, ...]
+    missing: bool
+
+    def both(self, other: "Selection") -> "Selection":
+        """What is in this one and in another of the same column."""
+        categories = None
+        if self.categories is not None and other.categories is not None:
+            categories = self.categories & other.categories
+        crossed = [
+            (max(low, other_low), min(high, other_high))
+            for low, high in self.intervals
+            for other_low, other_high in other.intervals
+        ]
+        intervals = tuple(sorted(one for one in crossed if one[0] <= one[1]))
+        return Selection(self.grid, categories, intervals, self.missing and other.missing)
+
+    def either(self, other: "Selection") -> "Selection":
+        """What is in this one or in another of the same column."""
+        categories = None
+        if self.categories is not None and other.categories is not None:
+            categories = self.categories | other.categories
+        intervals: list[Interval] = []
+        for low, high in sorted((*self.intervals, *other.intervals)):
+            if intervals and low <= intervals[-1][1]:
+                intervals[-1] = (intervals[-1][0], max(high, intervals[-1][1]))
+            else:
+                intervals.append((low, high))
+        return Selection(self.grid, categories, tuple(intervals), self.missing or other.missing)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no such value."""
+        return not self.shares().any()
+
+    def shares(self) -> np.ndarray:
+        """Share of each cell's values that are wanted, (cells,) in [0, 1]."""
+        grid = self.grid
+        shares = np.zeros(grid.n_cells)
+        if self.categories is not None:
+            shares[: grid.n_values] = self.categories
+        else:
+            begin, end = _ends(grid)
+            inside = sum((_overlap(begin, end, one, grid) for one in self.intervals), start=np.zeros(grid.n_values))
+            shares[: grid.n_values] = inside / (end - begin)
+        if grid.column.missing:
+            shares[-1] = self.missing
+        return shares
+
+    def holds(self, values: pd.Series) -> np.ndarray:
+        """Whether each value of a column in the schema's dtype is in it, (rows,) bool."""
+        absent = values.isna().to_numpy(dtype=bool)
+        if self.categories is not None:
+            codes = values.cat.codes.to_numpy()
+            return np.where(absent, self.missing, self.categories[np.where(absent, 0, codes)])
+        numbers, steps = values.to_numpy(np.float64, na_value=np.nan), _steps(self.grid)
+        marks = numbers if steps is None else np.rint(numbers * steps)
+        inside = np.zeros(len(numbers), dtype=bool)
+        for low, high in self.intervals:
+            inside |= (marks >= low) & (marks <= high)
+        return np.where(absent, self.missing, inside)
+
+    def draw(self, cells: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """A wanted number inside each cell of a numeric column, (rows,) float64, NaN for the missing cell.
+
+        Args:
+            cells: (rows,) int64, each with a share above 0.
+            generator: of the draws; uniform over what is wanted of a cell.
+        """
+        grid, absent = self.grid, cells == self.grid.n_values
+        begin, end = (side[np.where(absent, 0, cells)] for side in _ends(grid))
+        sizes = np.column_stack([_overlap(begin, end, one, grid) for one in self.intervals] or [np.ones(len(cells))])
+        point = generator.random(len(cells)) * sizes.sum(axis=1)
+        before = np.cumsum(sizes, axis=1) - sizes
+        which = (point[:, None] >= before).sum(axis=1) - 1
+        rows = np.arange(len(cells))
+        lows, highs = np.array(self.intervals or [(0.0, 0.0)]).T
+        start = np.maximum(begin, lows[which])
+        offset = np.clip(point - before[rows, which], 0.0, np.nextafter(sizes[rows, which], 0.0))
+        steps = _steps(grid)
+        # A sum may be rounded up, beyond what is wanted.
+        marks = np.minimum(start + (offset if steps is None else np.floor(offset)), highs[which])
+        numbers = marks if steps is None else marks / steps
+        return np.where(absent, np.nan, numbers)
+
+
+def parse_condition(text: str, find: Callable[[str], Grid]) -> tuple[str, Selection]:
+    """A condition such as `age>=65`, `diagnosis=sepsis`, `stay=3..7`, `weight!=` (is not missing).
+
+    Args:
+        text: column, relation, value.
+        find: the grid of a column by its name; raises ConditionError for a name that it does not know.
+
+    Returns:
+        The column and what is wanted of it. A relation other than `=` with nothing behind it wants no missing value.
+
+    Raises:
+        ConditionError: it cannot be read, or names a value that the column cannot hold.
+    """
+    found = re.search("|".join(map(re.escape, _RELATIONS)), text)
+    if found is None:
+        raise ConditionError(f"{text}: expected a column, one of {' '.join(_RELATIONS)}, and a value")
+    name, relation, value = text[: found.start()].strip(), found.group(), text[found.end() :].strip()
+    grid = find(name)
+    if relation in ("=", "!="):
+        wanted = parse_value(value, grid, name)
+        return name, wanted if relation == "=" else _all_but(wanted, value)
+    if isinstance(grid.column, CategoricalColumn):
+        raise ConditionError(f"{name}{relation}: categories have no order; use = or !=")
+    low, high = _bounds(grid)
+    mark = _mark(value, grid, name)
+    if relation == "<=":
+        high = min(high, _down(mark, grid))
+    elif relation == "<":
+        high = min(high, _before(_up(mark, grid), grid))
+    elif relation == ">=":
+        low = max(low, _up(mark, grid))
+    else:
+        low = max(low, _after(_down(mark, grid), grid))
+    return name, _numbers(grid, [(low, high)], text)
+
+
+def parse_value(text: str, grid: Grid, name: str) -> Selection:
+    """A value, a range `low..high` with one end or both, or nothing for missing.
+
+    Raises:
+        ConditionError: the column cannot hold it.
+    """
+    if not text:
+        if not grid.column.missing:
+            raise ConditionError(f"{name}: the column has no missing values")
+        categories = np.zeros(grid.n_values, dtype=bool) if isinstance(grid.column, CategoricalColumn) else None
+        return Selection(grid, categories, (), missing=True)
+    if isinstance(grid.column, CategoricalColumn):
+        if text not in grid.column.values:
+            raise ConditionError(f"{name}={text}: no such category; there are {', '.join(grid.column.values)}")
+        return Selection(grid, np.array([value == text for value in grid.column.values]), (), missing=False)
+    low, high = _bounds(grid)
+    first, between, last = (part.strip() for part in text.partition(_BETWEEN))
+    if not between:
+        mark = _mark(first, grid, name)
+        # What is written with more digits than the column has lies between two of its values.
+        return _numbers(grid, [(max(low, _up(mark, grid)), min(high, _down(mark, grid)))], f"{name}={text}")
+    low = max(low, _up(_mark(first, grid, name), grid)) if first else low
+    high = min(high, _down(_mark(last, grid, name), grid)) if last else high
+    return _numbers(grid, [(low, high)], f"{name}={text}")
+
+
+def _numbers(grid: Grid, intervals: Sequence[Interval], text: str) -> Selection:
+    kept = tuple((low, high) for low, high in intervals if low <= high)
+    if not kept:
+        raise ConditionError(f"{text}: the column holds no such value")
+    return Selection(grid, None, kept, missing=False)
+
+
+def _all_but(wanted: Selection, value: str) -> Selection:
+    """The other values that are present; `!=` nothing wants whatever is present."""
+    grid = wanted.grid
+    if wanted.categories is not None:
+        return Selection(grid, ~wanted.categories, (), missing=False)
+    if not value:
+        return Selection(grid, None, (_bounds(grid),), missing=False)
+    (low, high), (first, last) = _bounds(grid), wanted.intervals[0]
+    return _numbers(grid, [(low, _before(first, grid)), (_after(last, grid), high)], f"{grid.name}!={value}")
+
+
+def disjoint(groups: Sequence[Selection]) -> bool:
+    """Whether no value is in two of the groups."""
+    return all(groups[one].both(groups[other]).is_empty for other in range(len(groups)) for one in range(other))
+
+
+def _steps(grid: Grid) -> int | None:
+    """Numbers in one unit; None for a categorical column, and for one that holds all floats."""
+    return None if isinstance(grid.column, CategoricalColumn) else grid.column.steps
+
+
+def _mark(text: str, grid: Grid, name: str) -> float:
+    """A number, in steps where the column has some."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise ConditionError(f"{name}: expected a number, not {text!r}") from None
+    if not math.isfinite(number):
+        raise ConditionError(f"{name}: expected a finite number")
+    steps = _steps(grid)
+    # 0.29 * 100 is not quite 29.
+    return number if steps is None else round(number * steps, _DIGITS)
+
+
+def _up(mark: float, grid: Grid) -> float:
+    return mark if _steps(grid) is None else math.ceil(mark)
+
+
+def _down(mark: float, grid: Grid) -> float:
+    return mark if _steps(grid) is None else math.floor(mark)
+
+
+def _before(mark: float, grid: Grid) -> float:
+    return float(np.nextafter(mark, -np.inf)) if _steps(grid) is None else mark - 1
+
+
+def _after(mark: float, grid: Grid) -> float:
+    return float(np.nextafter(mark, np.inf)) if _steps(grid) is None else mark + 1
+
+
+def _bounds(grid: Grid) -> Interval:
+    """The public bounds of a numeric column, in its steps where it has some."""
+    assert not isinstance(grid.column, CategoricalColumn)
+    low, high, steps = float(grid.column.min), float(grid.column.max), _steps(grid)
+    return (low, high) if steps is None else (round(low * steps), round(high * steps))
+
+
+def _ends(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """First value of each cell of a numeric column, and that of the next one; in steps where it has some."""
+    assert grid.edges is not None
+    steps = _steps(grid)
+    edges = grid.edges if steps is None else np.rint(grid.edges * steps)
+    return edges[:-1], edges[1:]
+
+
+def _overlap(begin: np.ndarray, end: np.ndarray, interval: Interval, grid: Grid) -> np.ndarray:
+    """How much of [begin, end) an interval holds: numbers of steps, or a length."""
+    low, high = interval
+    return np.asarray(np.maximum(np.minimum(end, _after(high, grid)) - np.maximum(begin, low), 0.0))

@@ -1,0 +1,134 @@
+"""`Synthesizer`: rows on demand, as a data consumer's program asks for them."""
+
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from common.data.schema import Column
+from common.data.windows import WindowedTable
+from common.errors import ConditionError
+from common.synthesis.release import Release, load_release
+from common.synthesis.request import Conditions, Plan, Proportions, Request, make_plan, parse_request
+from common.synthesis.rows import draw_planned
+
+_MOST_ROWS = 10**9
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """One group of rows that was asked for: its share of all rows, and the share that it has."""
+
+    group: str
+    requested: float
+    delivered: float
+
+
+class Sample:
+    """Rows that were asked for, some at a time, and how well they are what was asked for.
+
+    Iterate it once for the rows; `delivered` counts what went by.
+
+    effective: effective latents of the part of the request that has the fewest; see `make_plan`.
+    chance: that a row of the generator is what was asked for.
+    """
+
+    def __init__(self, release: Release, request: Request, plan: Plan, *, seed: int, device: torch.device) -> None:
+        self.seed = seed
+        self.effective, self.chance = plan.effective, plan.chance
+        self._parts = draw_planned(release, plan, seed=seed, device=device)
+        self._request = request
+        self._counts = {name: np.zeros(len(groups), dtype=np.int64) for name, groups in request.proportions.items()}
+        self._fulfilled = dict.fromkeys(request.conditions, 0)
+        self._rows = 0
+
+    def __iter__(self) -> Iterator[WindowedTable]:
+        """The rows, some at a time."""
+        for units in self._parts:
+            self._rows += len(units.records)
+            for name, selection in self._request.conditions.items():
+                self._fulfilled[name] += int(selection.holds(units.records[name]).sum())
+            for name, groups in self._request.proportions.items():
+                held = [group.selection.holds(units.records[name]).sum() for group in groups]
+                self._counts[name] += np.array(held, dtype=np.int64)
+            yield units
+
+    def delivered(self) -> list[Delivered]:
+        """Of every condition and group, counted on the rows that went by."""
+        rows = max(1, self._rows)
+        found = [Delivered(self._request.texts[name], 1.0, count / rows) for name, count in self._fulfilled.items()]
+        for name, groups in self._request.proportions.items():
+            counts = self._counts[name].tolist()
+            found += [
+                Delivered(group.text, group.share, count / rows) for group, count in zip(groups, counts, strict=True)
+            ]
+        return found
+
+
+@dataclass(frozen=True)
+class Synthesizer:
+    """A released generator that rows are drawn from.
+
+    release: the generator and what belongs to it.
+    device: that it computes on.
+    """
+
+    release: Release
+    device: torch.device
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "cpu") -> "Synthesizer":
+        """Read a release folder. Nothing in it is executed.
+
+        Raises:
+            ReleaseFileError, StudyError: it is not what it should be.
+        """
+        return cls(load_release(Path(folder)), torch.device(device))
+
+    @property
+    def schema(self) -> Mapping[str, Column]:
+        """The columns of the records, in order."""
+        return self.release.study.columns
+
+    def sample(
+        self, n: int, *, conditions: Conditions = (), proportions: Proportions = (), seed: int | None = None
+    ) -> pd.DataFrame:
+        """Records, in the study's column order and dtypes.
+
+        Args:
+            n: how many, at least 1.
+            conditions: what every row fulfils; see `parse_request`.
+            proportions: shares of groups of rows; see `parse_request`.
+            seed: the same seed gives the same rows; None: one that nobody knows.
+
+        Raises:
+            ConditionError: it cannot be read, or the generator does not support it.
+        """
+        return self.sample_units(n, conditions=conditions, proportions=proportions, seed=seed).records
+
+    def sample_units(
+        self, n: int, *, conditions: Conditions = (), proportions: Proportions = (), seed: int | None = None
+    ) -> WindowedTable:
+        """Records and windows; arguments and errors as of `sample`."""
+        parts = list(self.stream(n, conditions=conditions, proportions=proportions, seed=seed))
+        return replace(
+            parts[0],
+            records=pd.concat([part.records for part in parts], ignore_index=True),
+            values=np.concatenate([part.values for part in parts]),
+            lengths=np.concatenate([part.lengths for part in parts]),
+        )
+
+    def stream(
+        self, n: int, *, conditions: Conditions = (), proportions: Proportions = (), seed: int | None = None
+    ) -> Sample:
+        """The same rows, some at a time: for tables that memory does not hold. Arguments and errors as of `sample`."""
+        if not 1 <= n <= _MOST_ROWS:
+            raise ConditionError(f"n={n}: expected from 1 to {_MOST_ROWS}")
+        seed = secrets.randbelow(2**32) if seed is None else seed
+        request = parse_request(self.release.study, where=conditions, proportions=proportions)
+        plan = make_plan(self.release, request, rows=n, seed=seed, device=self.device)
+        return Sample(self.release, request, plan, seed=seed, device=self.device)

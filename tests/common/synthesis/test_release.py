@@ -1,0 +1,105 @@
+"""A release comes back from its files as it was, and files that are not what they should be are refused in one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import load, save
+
+from common.errors import ExitCode, PrivShareError
+from common.synthesis.release import FACTS, WEIGHTS, Release, load_release
+from common.synthesis.rows import draw_units
+from tests.common.synthesis.releases import WINDOWS, make_release, study_of
+
+
+def written(release: Release, folder: Path) -> Path:
+    for name, body in release.files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(body)
+    return folder
+
+
+@pytest.mark.parametrize("windows", [None, WINDOWS])
+def test_a_release_comes_back_as_it_was(windows: Any, tmp_path: Path) -> None:
+    release = make_release(study_of(windows=windows))
+    again = load_release(written(release, tmp_path))
+    assert again.study == release.study
+    assert again.files() == release.files()
+    units, same = (draw_units(one, rows=50, seed=1, device=torch.device("cpu")) for one in (release, again))
+    pd.testing.assert_frame_equal(units.records, same.records)
+    assert np.array_equal(units.values, same.values, equal_nan=True)
+
+
+def change_facts(how: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        facts = json.loads((folder / FACTS).read_text())
+        how(facts)
+        (folder / FACTS).write_text(json.dumps(facts))
+
+    return change
+
+
+def change_arrays(how: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        arrays = load((folder / WEIGHTS).read_bytes())
+        how(arrays)
+        (folder / WEIGHTS).write_bytes(save({name: np.ascontiguousarray(one) for name, one in arrays.items()}))
+
+    return change
+
+
+def spoil(name: str, value: float) -> Callable[[dict[str, np.ndarray]], None]:
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        arrays[name] = arrays[name].copy()
+        arrays[name].flat[0] = value
+
+    return change
+
+
+CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "cannot be read"),
+    "no facts": (lambda folder: (folder / FACTS).unlink(), "cannot be read"),
+    "cut weights": (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-9]), "safetensors"),
+    "a pickle": (lambda folder: (folder / WEIGHTS).write_bytes(b"\x80\x04K\x01."), "is not a safetensors file"),
+    "text": (lambda folder: (folder / FACTS).write_text("{"), "is not JSON"),
+    "a list": (lambda folder: (folder / FACTS).write_text("[]"), "schema: expected privshare.generator/1"),
+    "next version": (change_facts(lambda facts: facts.update(schema="privshare.generator/2")), "schema: expected"),
+    "no study": (change_facts(lambda facts: facts.pop("study")), "study: expected an object"),
+    "no shape": (change_facts(lambda facts: facts.pop("shape")), "shape: expected an object"),
+    "another shape": (change_facts(lambda facts: facts["shape"].update(width=9)), "shape: does not follow"),
+    "a study with a new key": (change_facts(lambda facts: facts["study"].update(run="rm")), "run: unknown key"),
+    "fewer bins": (change_arrays(lambda arrays: arrays.pop("bins.0")), "bins.0: is missing"),
+    "a bin too far": (change_arrays(spoil("bins.1", 40)), "bins.1: expected the bin of each cell"),
+    "a negative bin": (change_arrays(spoil("bins.1", -1)), "bins.1: expected the bin of each cell"),
+    "shares above 1": (change_arrays(spoil("within.2", 5.0)), "within.2: expected shares"),
+    "no moves": (change_arrays(lambda arrays: arrays.pop("moves")), "moves: is missing"),
+    "counts below 0": (change_arrays(spoil("label_counts", -1.0)), "label_counts: expected one for each class"),
+    "nan counts": (change_arrays(spoil("label_counts", np.nan)), "label_counts: expected one for each class"),
+    "no weight of the heads": (
+        change_arrays(lambda arrays: arrays.pop("heads.bias")),
+        "other parameters than expected",
+    ),
+    "one parameter more": (change_arrays(lambda arrays: arrays.update(more=np.ones(2))), "other parameters"),
+    "doubles": (
+        change_arrays(lambda arrays: arrays.update({"heads.bias": arrays["heads.bias"].astype(np.float64)})),
+        "another shape or type",
+    ),
+    "nan weights": (change_arrays(spoil("heads.bias", np.nan)), "a parameter of the generator is not finite"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_files_that_are_not_what_they_should_be_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    folder = written(make_release(), tmp_path)
+    change, says = CHANGES[name]
+    change(folder)
+    with pytest.raises(PrivShareError) as caught:
+        load_release(folder)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.code in {ExitCode.RELEASE_INVALID, ExitCode.STUDY_INVALID}
