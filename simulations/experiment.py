@@ -42,12 +42,13 @@ from simulations.federation import Engine, SiteFolder, make_site_folder
 from simulations.methods import DESCRIPTIONS, PRIVATE, Made, Method, adapt, conduct
 from simulations.scenarios.bank import MOST_BANKS, simulate_accounts, simulate_transactions
 from simulations.scenarios.icu import MOST_HOSPITALS, simulate_stays
-from simulations.splits import Units, set_aside, split, units_of
+from simulations.splits import Units, resembling, set_aside, split, units_of
 from simulations.stages import measure_stages
 
 _STUDIES = Path(__file__).parent / "studies"
 _ASIDE: Final = (0.08, 0.08, 0.04)
 """Shares of all units that no site has: test, control, reference."""
+_CONTROL: Final = 2
 _STAGED: Final = (Level.STANDARD, Level.DEEP)
 """Levels at which the generator is measured at every stage."""
 _QUICK: Final = {"count": 3, "refine_steps": 40, "local_steps": 5}
@@ -175,7 +176,22 @@ def divide(run: Run) -> Divided:
     members, test, control, reference = map(everybody.take, in_part)
     if options.method == Method.LOCAL_ONLY:
         name, rows = list(zip(sites, positions, strict=True))[options.seed % len(sites)]
-        return Divided(members.take(np.unique(members.units[rows])), test, control, reference, {name: sites[name]})
+        # At one bank alone members are its customers, and so must those be whom an attack is to tell from them.
+        alike = resembling(
+            tables.records,
+            study,
+            own=np.flatnonzero(part_of == 0)[rows],
+            others=np.flatnonzero(part_of == _CONTROL),
+            how=options.split,
+            seed=options.seed,
+        )
+        return Divided(
+            members.take(np.unique(members.units[rows])),
+            test,
+            everybody.take(np.unique(tables.units.number[alike])),
+            reference,
+            {name: sites[name]},
+        )
     return Divided(members, test, control, reference, sites)
 
 

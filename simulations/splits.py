@@ -73,6 +73,40 @@ def split(text: pd.DataFrame, study: Study, *, sites: int, how: str, seed: int) 
     return [np.flatnonzero(site_of[units.number] == site) for site in range(sites)]
 
 
+def resembling(
+    text: pd.DataFrame, study: Study, *, own: np.ndarray, others: np.ndarray, how: str, seed: int
+) -> np.ndarray:
+    """Other records of units that the same rule could as well have given to a site, as positions.
+
+    Who is to be told from a site's units must differ from them in nothing but that: not in the bank that they are at.
+
+    Edge cases: "dirichlet:A" -> as many units of each label class as make the site's shares of them, drawn.
+
+    Args:
+        text: table of text, of all.
+        study: with unit key and label.
+        own: records of the site, as positions.
+        others: records to choose from, as positions.
+        how: see `split`.
+        seed: of the draw.
+    """
+    if how.startswith("column:"):
+        column = text[how.removeprefix("column:")].to_numpy()
+        return np.asarray(others[np.isin(column[others], np.unique(column[own]))])
+    if not _DIRICHLET.fullmatch(how):
+        return others
+    units = units_of(text, study)
+    labels = text[study.label.column].to_numpy()[_first_of_unit(units)]
+    mine, theirs = (np.unique(units.number[rows]) for rows in (own, others))
+    shares = {label: float((labels[mine] == label).mean()) for label in np.unique(labels[mine])}
+    most = min(int((labels[theirs] == label).sum()) / share for label, share in shares.items())
+    random = np.random.default_rng([seed, 3])
+    chosen = [
+        random.permutation(theirs[labels[theirs] == label])[: round(most * share)] for label, share in shares.items()
+    ]
+    return np.asarray(others[np.isin(units.number[others], np.concatenate(chosen))])
+
+
 def _concentration(text: str) -> float:
     try:
         value = float(text)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner, Result
 from common.privacy.ledger import read_ledger
 from simulations import methods
 from simulations.baselines import gan
+from simulations.experiment import Scenario, choose, divide
 from simulations.methods import CLASSIFIERS, PRIVATE, Method
 from simulations.run import app
 from tests.simulations.test_bad_windows import EVENTS, STUDY, records, series
@@ -73,6 +75,27 @@ def test_one_site_alone_is_one_site_and_attacked_as_such(tmp_path: Path) -> None
     assert [path.name for path in (tmp_path / "run" / "sites").iterdir()] == ["site_02"]
     found = evaluation(tmp_path)
     assert found["units"]["train"] == 24
+
+
+def test_one_site_alone_is_attacked_beside_others_of_the_same_site(tmp_path: Path) -> None:
+    base = choose(
+        scenario=Scenario.BANK,
+        study=None,
+        data=None,
+        series=None,
+        units=800,
+        sites=4,
+        seed=1,
+        method=Method.LOCAL_ONLY,
+        out=tmp_path,
+    )
+    divided, whole = divide(base), divide(replace(base, options=replace(base.options, method="privshare")))
+    assert list(divided.sites) == ["site_02"]
+    share = divided.members.count / whole.members.count
+    assert 0.1 < share < 0.45
+    assert divided.control.count / whole.control.count == pytest.approx(share, rel=0.5)
+    # It is measured by how well it serves everybody.
+    assert divided.test.count == whole.test.count == 64
 
 
 def test_the_level_says_how_much_is_measured(tmp_path: Path) -> None:

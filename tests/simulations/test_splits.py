@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from common.errors import ExitCode, PrivShareError, SchemaError, StudyError
 from common.study import Study, parse_study
-from simulations.splits import set_aside, split, units_of
+from simulations.splits import resembling, set_aside, split, units_of
 
 LABELS = ("bad", "good", "new")
 REGIONS = ("east", "north", "south", "west")
@@ -240,3 +240,36 @@ def test_a_split_that_cannot_be_is_refused_by_name(
         split(even_table(40), KEYED, sites=sites, how=how, seed=0)
     assert refused.value.code == code
     assert ("sites=41" if sites == 41 else f"split={how}:") in str(refused.value)
+
+
+# --- who resembles a site's units
+
+
+def test_others_that_resemble_a_site_are_of_its_values_where_a_column_split() -> None:
+    table = even_table(80)
+    own, others = np.arange(100), np.arange(100, 160)
+    site = own[np.isin(table["region"][own], ["north", "west"])]
+    found = resembling(table, KEYED, own=site, others=others, how="column:region", seed=0)
+    assert set(table["region"][found]) == {"north", "west"}
+    assert len(found) == 30
+
+
+def test_all_others_resemble_a_site_where_units_were_dealt_by_chance() -> None:
+    others = np.arange(100, 160)
+    found = resembling(even_table(80), KEYED, own=np.arange(40), others=others, how="iid", seed=0)
+    assert found.tolist() == others.tolist()
+
+
+def test_others_that_resemble_a_site_have_its_label_shares_where_labels_split() -> None:
+    table = even_table(300)
+    own, others = np.arange(400), np.arange(400, 600)
+    labels = table["outcome"][own]
+    site = np.concatenate([own[labels == "bad"], own[labels == "good"][:66]])  # 2 to 1, and nobody new
+    found = resembling(table, KEYED, own=site, others=others, how="dirichlet:0.5", seed=0)
+    counts = table["outcome"][found].value_counts()
+    assert set(counts.index) == {"bad", "good"}
+    assert counts["bad"] > 50
+    assert abs(counts["bad"] - 2 * counts["good"]) <= 4
+    assert set(np.unique(table["person"][found], return_counts=True)[1]) == {2}  # units are whole
+    again = resembling(table, KEYED, own=site, others=others, how="dirichlet:0.5", seed=0)
+    assert again.tolist() == found.tolist()
