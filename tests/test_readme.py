@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,9 +26,16 @@ def test_the_commands_for_a_table_of_ones_own_lead_to_a_synthetic_table(tmp_path
     assert "REPLACE" in draft.read_text()
     draft.write_text(draft.read_text().replace("draft: true\n", ""))
     assert "valid" in _type(check, tmp_path)
-    _type([*run, "--quick", "--out", "run"], tmp_path)
+    _type([*run, "--quick"], tmp_path)
 
     assert (tmp_path / "run" / "synthetic.csv").read_text().startswith("age,sex,ill\n")
+    block = re.search(r"### Rows on demand\n\n```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    _type(shlex.split(block[1]), tmp_path)
+    wanted = pd.read_csv(tmp_path / "wanted.csv")
+    assert len(wanted) == 5000
+    assert wanted["age"].min() >= 40
+    assert (wanted["ill"] == "y").sum() == 2500
 
 
 def test_the_test_command_of_the_readme_is_what_continuous_integration_runs() -> None:
