@@ -184,14 +184,16 @@ _USEFULNESS_NOTE: Final = (
 _NOT_AT_THIS_LEVEL: Final = "Not measured in these runs: it needs `--evaluation standard` or `deep`."
 _QUALITY_NOTE: Final = (
     "The embedding is a fixed random network of the schema; a value is compared with its floor (real against real) and "
-    "with other methods in the same scenario, never with a distance in another embedding."
+    "with other methods in the same scenario, never with a distance in another embedding. n/a: the method publishes a "
+    "classifier, and no rows."
 )
 _ATTACKS_NOTE: Final = (
     "MIA as printed in the paper's table 3 is the accuracy of telling synthetic from real rows: chance 50 %, and a "
     "matter of quality. MIA success is the largest of all attacks on everyone: chance 10 %. AIA guesses the label of "
     "members from all else; what is guessed of controls as well is no leak. Inversion: hidden columns from known ones. "
     "The largest of many attacks lies above chance even where nothing leaks; the row of `real` is what publishing the "
-    "rows themselves would give."
+    "rows themselves would give. n/a: a classifier is no table that could be told from real rows; `gan` and `real` "
+    "publish no chances to invert."
 )
 _CONTROL_NOTE: Final = (
     "Both tables teach the same classifier, which calls as many test units positive as the plain table has positives: "
