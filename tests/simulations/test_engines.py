@@ -65,7 +65,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
+        timeout=450,
     )
 
 
