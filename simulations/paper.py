@@ -20,6 +20,7 @@ from common.errors import CheckpointError, ExitCode, StudyError
 from common.evaluation.figures import Figure, over_seeds
 from common.evaluation.gates import primary
 from common.evaluation.report import Level
+from common.models.devices import device_named
 from server.checkpoints import write_file
 from simulations.experiment import Run, Scenario, choose, execute
 from simulations.federation import Engine
@@ -127,10 +128,11 @@ def plan_of(  # noqa: PLR0913 (one parameter an option of the command)
 
 def run_tables(plan: Plan, out: Path, *, device: str, threads: int, on_run: Callable[[str], None]) -> str:
     """Make the runs of a plan, and the tables of all that is in them; the Markdown."""
+    chosen = device_named(device)
     out.mkdir(parents=True, exist_ok=True)
     with threadpool_limits(threads):
         engine = Engine("process", device, threads)
-        found = run_all(plan, out, engine, torch.device(device), on_run)
+        found = run_all(plan, out, engine, chosen, on_run)
     return write_tables(found, out, command=_command_of(plan))
 
 

@@ -7,7 +7,6 @@ is published and measured. Without a table of your own it simulates cross-bank t
 import functools
 import json
 import logging
-import re
 import sys
 import time
 import traceback
@@ -24,8 +23,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from common.errors import CheckpointError, ExitCode, OutputError, PrivShareError, StudyError
+from common.errors import CheckpointError, ExitCode, OutputError, PrivShareError
 from common.evaluation.report import Level
+from common.models.devices import device_named
 from common.study import Study, load_study
 from simulations.ablation import ablate
 from simulations.experiment import Options, Results, Run, Scenario, choose, digest_of, execute
@@ -147,7 +147,7 @@ def main(  # noqa: PLR0913 (one parameter an option)
         # torch has its own setting; this binds the classifiers of the evaluation.
         with threadpool_limits(threads):
             started = time.monotonic()
-            chosen = _device(device)
+            chosen = device_named(device)
             if ablation is not None:
                 on_run = functools.partial(err.print, style="dim", markup=False)
                 table = ablate(
@@ -186,17 +186,6 @@ def _resumed(folder: Path) -> Run:
         if digest_of(Path(path)) not in ("", digest):
             raise CheckpointError(f"{path}: the table was changed since the run began")
     return Run(load_study(folder / "study.lock.yaml"), options, folder, is_new=False)
-
-
-def _device(name: str) -> torch.device:
-    usable = re.fullmatch(r"cpu|cuda(:\d+)?", name) is not None
-    try:
-        torch.zeros(1, device=name if usable else "cpu")
-    except (RuntimeError, AssertionError):
-        usable = False
-    if not usable:
-        raise StudyError(f"device={name}: not a device of this machine; expected cpu, cuda or cuda:N", ExitCode.USAGE)
-    return torch.device(name)
 
 
 def _engine(kind: EngineKind, device: torch.device, threads: int, options: Options) -> Engine:

@@ -18,7 +18,9 @@ _err = Console(stderr=True, emoji=False)
 
 @app.command()
 def sample(
-    release: Annotated[Path, typer.Argument(help="Release folder: of a run, with generator/ in it.")],
+    release: Annotated[
+        Path, typer.Argument(help="Release folder: of a run, with generator/ in it.", show_default=False)
+    ],
     *,
     n: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 10_000,
     where: Annotated[
@@ -40,7 +42,7 @@ def sample(
     it is from, is in a file beside the table that ends in .provenance.json; windows are in a second table, -windows.
     """
     # torch takes seconds to import, and most other commands do without.
-    from common.synthesis.provenance import describe  # noqa: PLC0415
+    from common.synthesis.provenance import describe, write_provenance  # noqa: PLC0415
     from common.synthesis.rows import tables_of  # noqa: PLC0415
     from common.synthesis.synthesizer import Synthesizer  # noqa: PLC0415
     from common.synthesis.tables import TableFile  # noqa: PLC0415
@@ -58,7 +60,7 @@ def sample(
                     file.write(table)
                 begin += len(units.records)
         facts = describe(release, drawn, rows=begin, where=where or [], proportions=proportions or [])
-        out.with_name(f"{out.name}.provenance.json").write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n")
+        write_provenance(out, facts)
     except PrivShareError as error:
         _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(int(error.code)) from None

@@ -1,12 +1,15 @@
 """Where rows are from: which release, which seed, what was asked for and what was delivered."""
 
 import hashlib
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from common.errors import OutputError
+from common.files import write_durably
 from common.synthesis.release import FACTS, WEIGHTS
 from common.synthesis.synthesizer import Sample
 
@@ -36,3 +39,16 @@ def describe(
         "effective_latents": None if math.isinf(drawn.effective) else drawn.effective,
         "chance": drawn.chance,
     }
+
+
+def write_provenance(table: Path, facts: Mapping[str, Any]) -> None:
+    """Write what `describe` says beside a table.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = table.with_name(f"{table.name}.provenance.json")
+    try:
+        write_durably(path, (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None

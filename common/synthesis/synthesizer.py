@@ -12,10 +12,12 @@ import torch
 from common.data.schema import Column
 from common.data.windows import WindowedTable
 from common.errors import ConditionError
+from common.models.devices import device_named
 from common.synthesis.release import Release, load_release
 from common.synthesis.request import Conditions, Plan, Proportions, Request, make_plan, parse_request
 from common.synthesis.rows import draw_planned
 
+MOST_SEED = 2**32 - 1
 _MOST_ROWS = 10**9
 
 
@@ -85,9 +87,9 @@ class Synthesizer:
         """Read a release folder. Nothing in it is executed.
 
         Raises:
-            ReleaseFileError, StudyError: it is not what it should be.
+            ReleaseFileError, StudyError: it is not what it should be, or the machine has no such device.
         """
-        return cls(load_release(Path(folder)), torch.device(device))
+        return cls(load_release(Path(folder)), device_named(device))
 
     @property
     def schema(self) -> Mapping[str, Column]:
@@ -128,7 +130,9 @@ class Synthesizer:
         """The same rows, some at a time: for tables that memory does not hold. Arguments and errors as of `sample`."""
         if not 1 <= n <= _MOST_ROWS:
             raise ConditionError(f"n={n}: expected from 1 to {_MOST_ROWS}")
-        seed = secrets.randbelow(2**32) if seed is None else seed
+        seed = secrets.randbelow(MOST_SEED + 1) if seed is None else seed
+        if not 0 <= seed <= MOST_SEED:
+            raise ConditionError(f"seed={seed}: expected from 0 to {MOST_SEED}")
         request = parse_request(self.release.study, where=conditions, proportions=proportions)
         plan = make_plan(self.release, request, rows=n, seed=seed, device=self.device)
         return Sample(self.release, request, plan, seed=seed, device=self.device)

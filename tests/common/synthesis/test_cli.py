@@ -65,6 +65,8 @@ def test_windows_are_a_second_table_with_the_same_keys(tmp_path: Path) -> None:
     [
         (["--where", "age>=200"], ExitCode.CONDITION_INVALID, "error: age>=200: the column holds no such value"),
         (["--proportions", "ill=yes:0.5"], ExitCode.CONDITION_INVALID, "error: ill: the shares add up to 0.5"),
+        (["--device", "abacus"], ExitCode.USAGE, "error: device=abacus: not a device of this machine"),
+        (["--seed", str(2**70)], ExitCode.CONDITION_INVALID, "expected from 0 to 4294967295"),
         (["-o", "a.xlsx"], ExitCode.OUTPUT_NOT_WRITABLE, "error: a.xlsx: expected a name that ends in"),
     ],
 )
