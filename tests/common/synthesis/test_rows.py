@@ -12,7 +12,7 @@ import torch
 
 from common.data.windows import WindowedTable
 from common.errors import ConditionError, ExitCode
-from common.synthesis.latents import effective, resample, whole_shares
+from common.synthesis.latents import Latents, effective, resample, whole_shares
 from common.synthesis.release import Release
 from common.synthesis.request import FLOOR, make_plan, parse_request
 from common.synthesis.rows import draw_units
@@ -185,6 +185,21 @@ def test_what_the_generator_hardly_makes_is_refused_and_what_it_makes_is_named()
     assert caught.value.code is ExitCode.CONDITION_UNSUPPORTED
     assert "effective latents" in str(caught.value)
     assert "supported" in str(caught.value)
+
+
+def test_shares_that_no_rows_could_have_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = Latents.measure
+
+    def never_both(self: Latents, numbers: Mapping[str, int]) -> tuple[float, float]:
+        """As if red came with the one label alone, and green with the other."""
+        return measure(self, numbers) if numbers["colour"] == numbers["ill"] else (0.0, 0.0)
+
+    monkeypatch.setattr(Latents, "measure", never_both)
+    colours = "colour=red:0.75,green:0.25"
+    table = SYNTHESIZER.sample(100, proportions=[colours, "ill=no:0.75,yes:0.25"], seed=0)
+    assert (table.ill[table.colour == "red"] == "no").all()
+    with pytest.raises(ConditionError, match="colour, ill: these proportions cannot be met together"):
+        SYNTHESIZER.sample(100, proportions=[colours, "ill=no:0.25,yes:0.75"], seed=0)
 
 
 def test_a_share_that_a_condition_excludes_is_refused() -> None:
