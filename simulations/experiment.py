@@ -238,7 +238,15 @@ def execute(
     made = _make(run, method, divided, engine, device, on_step)
     units = None if made.draw is None else made.draw(made.rows, options.seed, None)
     evaluation = _evaluate(
-        run, made, units, divided, level, device=device, on_step=on_step, staged=staged or level in _STAGED
+        run,
+        made,
+        units,
+        divided,
+        level,
+        device=device,
+        processes=engine.threads,
+        on_step=on_step,
+        staged=staged or level in _STAGED,
     )
     gates = [*gates_of(study, made.state), *gates_of_evaluation(study, evaluation)] if method in PRIVATE else []
     evaluation["gates"] = [gate.as_dict() for gate in gates]
@@ -411,10 +419,11 @@ def _evaluate(
     level: Level,
     *,
     device: torch.device,
+    processes: int,
     on_step: OnStep,
     staged: bool,
 ) -> dict[str, Any]:
-    """What was made, measured; the parts that say what it is of come first."""
+    """What was made, measured; the parts that say what it is of come last."""
     study, options = run.study, run.options
     method = Method(options.method)
     claim = Claim(study.privacy.epsilon if method in PRIVATE else None, study.privacy.delta)
@@ -426,17 +435,27 @@ def _evaluate(
     }
 
     def on_part(part: str) -> None:
-        on_step({"step": f"evaluating {part}", "budget_used": made.state.budget_used})
+        on_step({"step": f"measured {part}", "budget_used": made.state.budget_used})
 
+    on_step({"step": "measuring what was made", "budget_used": made.state.budget_used})
     if units is None:
         assert made.classifier is not None
         measured = evaluate_classifier(made.classifier, divided, level=level, seed=options.seed, on_part=on_part)
     else:
         subject = _subject(run, made, units, claim, level, device)
-        measured = evaluate(subject, divided, study, level=level, seed=options.seed, on_part=on_part)
+        measured = evaluate(
+            subject, divided, study, level=level, seed=options.seed, processes=processes, on_part=on_part
+        )
         if made.trained is not None and staged:
-            on_part("stages")
-            measured["stages"] = measure_stages(made.trained, divided, study, seed=options.seed, device=device)
+            measured["stages"] = measure_stages(
+                made.trained,
+                divided,
+                study,
+                seed=options.seed,
+                device=device,
+                processes=processes,
+                on_part=on_part,
+            )
     if made.trained is not None:
         counts = made.trained.targets.label_counts
         shares = dict(zip(study.label_values, (counts / counts.sum()).tolist(), strict=True))

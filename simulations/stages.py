@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from common.evaluation.distinguisher import distinguish
 from common.evaluation.figures import People
 from common.evaluation.frechet import measure_frechet
-from common.evaluation.report import utility_of
+from common.evaluation.parts import compute
+from common.evaluation.report import OnPart, utility_of
 from common.privacy import budget
 from common.study import Study
+from common.synthesis.release import Release
 from common.synthesis.rows import draw_units
 from server.publish import release_of, rows_to_publish
 from server.rounds import Trained
@@ -22,7 +25,7 @@ _MOST = 4000
 
 
 def measure_stages(
-    trained: Trained, people: People, study: Study, *, seed: int, device: torch.device
+    trained: Trained, people: People, study: Study, *, seed: int, device: torch.device, processes: int, on_part: OnPart
 ) -> list[dict[str, Any]]:
     """The generator as each stage left it, beside what had been spent by then.
 
@@ -32,28 +35,39 @@ def measure_stages(
         study: of the run.
         seed: of rows and classifiers.
         device: of the generator.
+        processes: that measure.
+        on_part: is told which stage has been measured.
 
     Returns:
         of each stage: the noise of its releases as a multiple of their sensitivity, the epsilon that the stages so far
         add up to at the worst site, and what rows of the generator are worth.
     """
-    found = []
-    for number, stage in enumerate(trained.stages, start=1):
-        table = draw_units(
-            release_of(stage, study), rows=min(rows_to_publish(trained, study), 2 * _MOST), seed=seed, device=device
-        )
-        scores = utility_of(table, people.test, study, seed=seed, learnt=_MOST)
-        found.append(
-            {
-                "stage": number,
-                "noise_multiplier": _noise(trained, number),
-                "epsilon": _epsilon(trained, study, number),
-                "frechet": asdict(measure_frechet(table, people.members, people.test, study, seed=seed, most=_MOST)),
-                "distinguisher": asdict(distinguish(table, people.test, study, seed=seed, most=_MOST)),
-                "utility": scores,
-            }
-        )
-    return found
+    rows = min(rows_to_publish(trained, study), 2 * _MOST)
+    parts = {
+        f"stage {number}": partial(_measure, release_of(stage, study), people, study, rows, seed, device)
+        for number, stage in enumerate(trained.stages, start=1)
+    }
+    done = compute(parts, processes=processes, on_part=on_part)
+    return [
+        {
+            "stage": number,
+            "noise_multiplier": _noise(trained, number),
+            "epsilon": _epsilon(trained, study, number),
+            **measured,
+        }
+        for number, measured in enumerate(done.values(), start=1)
+    ]
+
+
+def _measure(
+    release: Release, people: People, study: Study, rows: int, seed: int, device: torch.device
+) -> dict[str, Any]:
+    table = draw_units(release, rows=rows, seed=seed, device=device)
+    return {
+        "frechet": asdict(measure_frechet(table, people.members, people.test, study, seed=seed, most=_MOST)),
+        "distinguisher": asdict(distinguish(table, people.test, study, seed=seed, most=_MOST)),
+        "utility": utility_of(table, people.test, study, seed=seed, learnt=_MOST),
+    }
 
 
 def _stage_of(name: str) -> int:

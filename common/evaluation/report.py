@@ -7,12 +7,13 @@ benchmarks; it does not leave a site. `ACCESS` says of each part who may see it,
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
 from common.data.windows import WindowedTable
-from common.evaluation.attacks.suite import Effort, Target, attack
+from common.evaluation.attacks.suite import Effort, Target, findings, parts_of_attack
 from common.evaluation.controls import check_evaluator
 from common.evaluation.definitions import DEFINITIONS, WINDOW_DEFINITIONS
 from common.evaluation.distinguisher import distinguish
@@ -22,7 +23,8 @@ from common.evaluation.figures import People, Population
 from common.evaluation.frechet import measure_frechet
 from common.evaluation.gates import primary
 from common.evaluation.neighbours import measure_neighbours
-from common.evaluation.scores import score, score_released
+from common.evaluation.parts import Part, compute
+from common.evaluation.scores import Predictions, score, score_released
 from common.evaluation.sequences import (
     COMPARED,
     LEARNT,
@@ -120,13 +122,25 @@ def draws_of(level: Level) -> int:
     return _SIZES[level].draws
 
 
+def learnt_of(level: Level) -> int:
+    """Units that recurrent networks learn a label from at most."""
+    return _SIZES[level].learnt
+
+
 def evaluate(
-    subject: Subject, people: People, study: Study, *, level: Level, seed: int, on_part: OnPart = lambda _: None
+    subject: Subject,
+    people: People,
+    study: Study,
+    *,
+    level: Level,
+    seed: int,
+    processes: int = 1,
+    on_part: OnPart = lambda _: None,
 ) -> dict[str, Any]:
     """All measurements of one synthetic table, ready for JSON.
 
     Guarantees: plain dicts, lists, str, bool, int, finite float and None alone; whatever is None has its reason beside
-    it; the same tables, level and seed give the same content.
+    it; the same tables, level and seed give the same content, for any number of processes.
     Edge cases: an empty table, or one without both sides of the label -> None and the reason, for what needs it.
 
     Args:
@@ -135,34 +149,31 @@ def evaluate(
         study: of all; without windows, records alone are looked at.
         level: how much is measured.
         seed: of classifiers, attackers and samples.
-        on_part: is told which part comes next.
+        processes: that measure, see `compute`.
+        on_part: is told which part has been measured.
     """
     synthetic, size = subject.target.synthetic, _SIZES[level]
     report: dict[str, Any] = outline(people, study, level=level, seed=seed, synthetic=synthetic)
-    made, real = (taught(table, level, seed) for table in (synthetic, people.members.table))
-    on_part("usefulness")
-    equal = None if subject.balanced is None else taught(subject.balanced, level, seed)
-    learning = {"tstr": made, "trtr": real, "equal_classes": equal}
+    learning = {"tstr": synthetic, "trtr": people.members.table, "equal_classes": subject.balanced}
+    taught_by = {name: taught(table, level, seed) for name, table in learning.items() if table is not None}
+    attacks = {} if size.attacks is None else parts_of_attack(subject.target, people, study, size.attacks, seed=seed)
+    usefulness = _parts_of_utility(taught_by, subject.draws, people.test, study, seed, size)
+    windows = _parts_of_windows(taught_by, people.test.table, study, seed, size.windows)
+    fidelity = _parts_of_fidelity(synthetic, people, study, size.compared, seed)
+    controls: dict[str, Part] = {"controls": partial(check_evaluator, people, study, seed=seed)} if attacks else {}
+    parts: dict[str, Part] = {**attacks, **usefulness, **windows, **fidelity, **controls}
+    done = compute(parts, processes=processes, on_part=on_part)
     report["utility"] = _utility(
-        {name: table for name, table in learning.items() if table is not None},
-        people.test,
-        study,
-        seed,
-        learnt=size.learnt,
+        {name: done[_teaching(name)] for name in taught_by}, taught_by, people.test, study, seed
     )
     if subject.draws:
-        report["utility"]["draws"] = measure_draws(
-            subject.draws, people.test.table, study, seed=seed, units=people.test.units
-        )
-    on_part("fidelity")
-    report["fidelity"] = _fidelity(synthetic, people, study, size.compared, seed)
-    if study.windows is not None:
-        on_part("windows")
-        report["windows"] = _windows(made, real, people.test.table, study, seed, size.windows)
-    if size.attacks is not None:
-        report["attacks"] = attack(subject.target, people, study, size.attacks, seed=seed, on_part=on_part)
-        on_part("controls of the evaluation")
-        report["controls"] = check_evaluator(people, study, seed=seed)
+        report["utility"]["draws"] = done[_DRAWS]
+    report["fidelity"] = {name: asdict(done[name]) for name in fidelity}
+    if windows:
+        report["windows"] = _windows(done)
+    if attacks:
+        report["attacks"] = findings(done)
+        report["controls"] = done["controls"]
     report["access"] = {name: access for name, access in ACCESS.items() if name in report or name == "guarantee"}
     report["definitions"] = definitions(study)
     return report
@@ -228,17 +239,43 @@ def rows_taught(rows: int, level: Level) -> int:
     return min(rows, _SIZES[level].taught or rows)
 
 
+_DRAWS: Final = "usefulness of more draws"
+
+
+def _teaching(name: str) -> str:
+    return f"usefulness, {name.replace('_', ' ')}"
+
+
+def _parts_of_utility(
+    learning: Mapping[str, WindowedTable],
+    draws: Sequence[WindowedTable],
+    test: Population,
+    study: Study,
+    seed: int,
+    size: _Size,
+) -> dict[str, Part]:
+    """What classifiers that learn from each table say of the test rows, and from several draws."""
+    parts: dict[str, Part] = {
+        _teaching(name): partial(predict_label, table, test.table, study, seed=seed, learnt=size.learnt)
+        for name, table in learning.items()
+    }
+    if draws:
+        parts[_DRAWS] = partial(measure_draws, draws, test.table, study, seed=seed, units=test.units)
+    return parts
+
+
 def _utility(
-    learning: Mapping[str, WindowedTable], test: Population, study: Study, seed: int, *, learnt: int
+    found: Mapping[str, dict[str, Predictions]],
+    learning: Mapping[str, WindowedTable],
+    test: Population,
+    study: Study,
+    seed: int,
 ) -> dict[str, Any]:
     """What each table teaches; of two of them in groups of people as well; and what one with equal classes is worth.
 
     The latter is read at the share of positives that the plain table has (paper, section 4.4): a classifier that
     learned from equal classes calls more rows positive, which by itself finds more of them.
     """
-    found = {
-        name: predict_label(table, test.table, study, seed=seed, learnt=learnt) for name, table in learning.items()
-    }
     scores: dict[str, Any] = {
         name: {which: asdict(score(one, seed=seed, units=test.units)) for which, one in predicted.items()}
         for name, predicted in found.items()
@@ -263,39 +300,48 @@ def _utility(
     return scores
 
 
-def _fidelity(synthetic: WindowedTable, people: People, study: Study, most: int, seed: int) -> dict[str, Any]:
+def _parts_of_fidelity(synthetic: WindowedTable, people: People, study: Study, most: int, seed: int) -> dict[str, Part]:
     records = synthetic.records
     train, test = people.members.table.records, people.test.table.records
-    found: dict[str, Any] = {
-        "synthetic_vs_train": asdict(measure_fidelity(records, train, study, edges_from=train)),
-        "synthetic_vs_holdout": asdict(measure_fidelity(records, test, study, edges_from=train)),
-        "floor_train_vs_holdout": asdict(measure_fidelity(train, test, study, edges_from=train)),
+    parts: dict[str, Part] = {
+        "synthetic_vs_train": partial(measure_fidelity, records, train, study, edges_from=train),
+        "synthetic_vs_holdout": partial(measure_fidelity, records, test, study, edges_from=train),
+        "floor_train_vs_holdout": partial(measure_fidelity, train, test, study, edges_from=train),
     }
     if most:
-        holdout = people.test
-        found["frechet"] = asdict(measure_frechet(synthetic, people.members, holdout, study, seed=seed, most=most))
-        found["neighbours"] = asdict(
-            measure_neighbours(synthetic, people.members, holdout, study, seed=seed, most=most)
+        parts["frechet"] = partial(measure_frechet, synthetic, people.members, people.test, study, seed=seed, most=most)
+        parts["neighbours"] = partial(
+            measure_neighbours, synthetic, people.members, people.test, study, seed=seed, most=most
         )
-        found["distinguisher"] = asdict(distinguish(synthetic, holdout, study, seed=seed, most=most))
-    return found
+        parts["distinguisher"] = partial(distinguish, synthetic, people.test, study, seed=seed, most=most)
+    return parts
 
 
-def _windows(
-    synthetic: WindowedTable, train: WindowedTable, test: WindowedTable, study: Study, seed: int, most: int
-) -> dict[str, Any]:
-    channels = study.channels
+_COMPARISON: Final = "windows, synthetic"
+_FLOOR: Final = "windows, real"
+_FORECAST: Final = "forecast, synthetic"
+_REAL_FORECAST: Final = "forecast, real"
 
-    def compare(table: WindowedTable) -> dict[str, Any]:
-        return asdict(measure_sequence_fidelity(table, test, study, channels, seed=seed, most=most))
 
-    def foretell(table: WindowedTable) -> dict[str, Any]:
-        return asdict(measure_prediction(table, test, channels, seed=seed, most=most))
-
+def _parts_of_windows(
+    taught_by: Mapping[str, WindowedTable], test: WindowedTable, study: Study, seed: int, most: int
+) -> dict[str, Part]:
+    if study.windows is None:
+        return {}
+    channels, synthetic, train = study.channels, taught_by["tstr"], taught_by["trtr"]
     return {
-        "synthetic_vs_holdout": compare(synthetic),
-        "floor_train_vs_holdout": compare(train),
-        "prediction": {"tstr": foretell(synthetic), "trtr": foretell(train)},
+        _COMPARISON: partial(measure_sequence_fidelity, synthetic, test, study, channels, seed=seed, most=most),
+        _FLOOR: partial(measure_sequence_fidelity, train, test, study, channels, seed=seed, most=most),
+        _FORECAST: partial(measure_prediction, synthetic, test, channels, seed=seed, most=most),
+        _REAL_FORECAST: partial(measure_prediction, train, test, channels, seed=seed, most=most),
+    }
+
+
+def _windows(done: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "synthetic_vs_holdout": asdict(done[_COMPARISON]),
+        "floor_train_vs_holdout": asdict(done[_FLOOR]),
+        "prediction": {"tstr": asdict(done[_FORECAST]), "trtr": asdict(done[_REAL_FORECAST])},
     }
 
 

@@ -8,7 +8,17 @@ from common.evaluation.attacks.games import MembershipAttack, strongest
 from common.evaluation.attacks.membership import RARE_CLASS
 from common.evaluation.attacks.suite import positive_units
 from common.evaluation.figures import People
-from common.evaluation.report import ACCESS, Level, OnPart, definitions, effort_of, outline, taught, utility_of
+from common.evaluation.report import (
+    ACCESS,
+    Level,
+    OnPart,
+    definitions,
+    effort_of,
+    learnt_of,
+    outline,
+    taught,
+    utility_of,
+)
 from common.evaluation.scores import score_released
 from common.evaluation.utility import is_positive
 from simulations.baselines.classifier_attacks import attack_classifier, infer_secrets, invert_classifier
@@ -27,11 +37,10 @@ def evaluate_classifier(
         people: real units.
         level: how much is measured.
         seed: of classifiers, attackers and samples.
-        on_part: is told which part comes next.
+        on_part: is told which part has been measured.
     """
     study, test = classifier.study, people.test
     report = outline(people, study, level=level, seed=seed, synthetic=None)
-    on_part("usefulness")
     scores = score_released(
         classifier.predict(test.table),
         is_positive(test.table.records, study),
@@ -41,11 +50,12 @@ def evaluate_classifier(
     )
     report["utility"] = {
         "tstr": {RELEASED: asdict(scores)},
-        "trtr": utility_of(taught(people.members.table, level, seed), test, study, seed=seed),
+        "trtr": utility_of(taught(people.members.table, level, seed), test, study, seed=seed, learnt=learnt_of(level)),
     }
+    on_part("usefulness")
     if (effort := effort_of(level)) is not None:
-        on_part("attacks")
         report["attacks"] = _attacks(classifier, people, most=effort.attacked, seed=seed)
+        on_part("attacks")
     report["access"] = {name: access for name, access in ACCESS.items() if name in report or name == "guarantee"}
     report["definitions"] = definitions(study)
     return report

@@ -1,8 +1,9 @@
 """All attacks on one subject, each in the words of evaluation.json."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,7 +18,17 @@ from common.evaluation.attacks.membership import RARE_CLASS, attack_membership
 from common.evaluation.attacks.singling_out import single_out
 from common.evaluation.attacks.white_box import Published, attack_generator
 from common.evaluation.figures import Claim, Figure, People, Population
+from common.evaluation.parts import Part
 from common.study import Study
+
+_MEMBERSHIP: Final = "membership"
+_WHITE_BOX: Final = "the released generator"
+_INVERSION: Final = "inversion"
+_COORDINATOR: Final = "what the coordinator saw"
+_ATTRIBUTES: Final = "attributes"
+_SINGLING_OUT: Final = "singling out"
+_LINKS: Final = "links"
+_EXTRACTION: Final = "extraction"
 
 
 @dataclass(frozen=True)
@@ -56,10 +67,8 @@ class Effort:
     searched: bool = False
 
 
-def attack(
-    target: Target, people: People, study: Study, effort: Effort, *, seed: int, on_part: Callable[[str], None]
-) -> dict[str, Any]:
-    """Every attack, ready for JSON.
+def parts_of_attack(target: Target, people: People, study: Study, effort: Effort, *, seed: int) -> dict[str, Part]:
+    """Every attack as a part of its own, for `findings`.
 
     Args:
         target: what attackers have.
@@ -67,90 +76,62 @@ def attack(
         study: of all.
         effort: how hard they try.
         seed: of their choices.
-        on_part: is told which attack comes next.
     """
-    members, controls, reference = people.members, people.control, people.reference
-    epsilon, delta = target.claim.epsilon, target.claim.delta
-    on_part("membership")
-    suite = attack_membership(
-        target.synthetic,
-        members,
-        controls,
-        reference,
-        study,
-        epsilon=epsilon,
-        delta=delta,
-        seed=seed,
-        most=effort.attacked,
-    )
-    attacks: dict[str, MembershipAttack] = dict(suite.attacks)
-    groups = {RARE_CLASS: (positive_units(members, study), positive_units(controls, study))}
-    found: dict[str, Any] = {}
+    sides: dict[str, Any] = {"members": people.members, "controls": people.control}
+    table: dict[str, Any] = {"synthetic": target.synthetic, **sides, "study": study, "seed": seed}
+    most = effort.attacked
+    claim: dict[str, Any] = {"epsilon": target.claim.epsilon, "delta": target.claim.delta}
+    groups = {RARE_CLASS: (positive_units(people.members, study), positive_units(people.control, study))}
+    aimed: dict[str, Any] = {
+        **sides,
+        "study": study,
+        "seed": seed,
+        "most": most,
+        **claim,
+        "device": torch.device(target.device),
+    }
+    parts: dict[str, Part] = {
+        _MEMBERSHIP: partial(attack_membership, **table, reference=people.reference, most=most, **claim),
+    }
     if target.published is not None:
-        on_part("the released generator")
-        attacks |= attack_generator(
+        parts[_WHITE_BOX] = partial(
+            attack_generator,
             target.published,
-            members,
-            controls,
-            reference,
-            study,
+            **aimed,
+            reference=people.reference,
             groups=groups,
-            epsilon=epsilon,
-            delta=delta,
-            seed=seed,
-            most=effort.attacked,
             latents=effort.latents,
-            device=torch.device(target.device),
             deep=effort.searched,
         )
+        parts[_INVERSION] = partial(invert, target.published, **aimed, latents=effort.latents)
     if target.releases is not None:
-        on_part("what the coordinator saw")
-        attacks |= attack_releases(
-            target.releases,
-            members,
-            controls,
-            study,
-            groups=groups,
-            epsilon=epsilon,
-            delta=delta,
-            seed=seed,
-            most=effort.attacked,
-            device=torch.device(target.device),
-        )
+        parts[_COORDINATOR] = partial(attack_releases, target.releases, **aimed, groups=groups)
+    secrets = None if effort.many_secrets else [study.label.column]
+    return parts | {
+        _ATTRIBUTES: partial(infer_attributes, **table, reference=people.reference, most=most, secrets=secrets),
+        _SINGLING_OUT: partial(single_out, **table, predicates=effort.predicates),
+        _LINKS: partial(link, **table, most=most),
+        _EXTRACTION: partial(extract, **table),
+    }
+
+
+def findings(done: Mapping[str, Any]) -> dict[str, Any]:
+    """What the parts of an attack found, ready for JSON."""
+    suite = done[_MEMBERSHIP]
+    attacks: dict[str, MembershipAttack] = {**suite.attacks, **done.get(_WHITE_BOX, {}), **done.get(_COORDINATOR, {})}
     name, figure = strongest(attacks)
-    found |= {
+    found = {
         "membership": {which: asdict(one) for which, one in attacks.items()},
         "strongest": {"attack": name, "tried": len(attacks), "tpr_at_10": asdict(figure)},
         "duplicates": suite.duplicates,
         "attacked": suite.members,
+        "attributes": _plain(done[_ATTRIBUTES]),
+        "singling_out": _plain(done[_SINGLING_OUT]),
+        "linkability": _plain(done[_LINKS]),
+        "extraction": _plain(done[_EXTRACTION]),
     }
-    on_part("attributes")
-    most = effort.attacked
-    secrets = None if effort.many_secrets else [study.label.column]
-    found["attributes"] = _plain(
-        infer_attributes(target.synthetic, members, controls, reference, study, seed=seed, most=most, secrets=secrets)
-    )
-    on_part("singling out and links")
-    found["singling_out"] = _plain(
-        single_out(target.synthetic, members, controls, study, seed=seed, predicates=effort.predicates)
-    )
-    found["linkability"] = _plain(link(target.synthetic, members, controls, study, seed=seed, most=most))
-    found["extraction"] = _plain(extract(target.synthetic, members, controls, study, seed=seed))
-    if target.published is not None:
-        on_part("inversion")
-        inverted = invert(
-            target.published,
-            members,
-            controls,
-            study,
-            epsilon=epsilon,
-            delta=delta,
-            seed=seed,
-            most=most,
-            latents=effort.latents,
-            device=torch.device(target.device),
-        )
-        found["inversion"] = asdict(inverted)
+    if _INVERSION in done:
+        found["inversion"] = asdict(done[_INVERSION])
     return found
 
 

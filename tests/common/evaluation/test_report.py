@@ -57,9 +57,11 @@ def measure(
     seed: int = 0,
     study: Study = STUDY,
     level: Level = Level.BASIC,
+    processes: int = 1,
 ) -> dict[str, Any]:
     people = People(*map(everybody, (train, holdout, holdout, holdout)))
-    return evaluate(Subject(Target(synthetic, Claim(1.0, 1e-6))), people, study, level=level, seed=seed)
+    subject = Subject(Target(synthetic, Claim(1.0, 1e-6)))
+    return evaluate(subject, people, study, level=level, seed=seed, processes=processes)
 
 
 def write(
@@ -80,6 +82,12 @@ def aged(table: WindowedTable, ages: np.ndarray | int) -> WindowedTable:
 
 def test_it_is_json_without_nan_and_comes_back_as_it_went() -> None:
     assert read(SYNTHETIC, TRAIN, HOLDOUT) == measure(SYNTHETIC, TRAIN, HOLDOUT)
+
+
+def test_several_processes_measure_the_same() -> None:
+    alone = measure(SYNTHETIC, TRAIN, HOLDOUT, level=Level.QUICK)
+    assert measure(SYNTHETIC, TRAIN, HOLDOUT, level=Level.QUICK, processes=2) == alone
+    assert {"attacks", "controls"} <= alone.keys()
 
 
 def test_it_says_what_was_compared() -> None:
