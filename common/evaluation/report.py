@@ -161,7 +161,7 @@ def evaluate(
     windows = _parts_of_windows(taught_by, people.test.table, study, seed, size.windows)
     fidelity = _parts_of_fidelity(synthetic, people, study, size.compared, seed)
     controls: dict[str, Part] = {"controls": partial(check_evaluator, people, study, seed=seed)} if attacks else {}
-    parts: dict[str, Part] = {**attacks, **usefulness, **windows, **fidelity, **controls}
+    parts: dict[str, Part] = {**controls, **attacks, **usefulness, **windows, **fidelity}
     done = compute(parts, processes=processes, on_part=on_part)
     report["utility"] = _utility(
         {name: done[_teaching(name)] for name in taught_by}, taught_by, people.test, study, seed
