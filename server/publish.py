@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from common.certificate import SiteRecord, make_certificate
 from common.data.windows import WindowedTable
 from common.evaluation.gates import Gate
 from common.study import Study
 from common.synthesis.release import Release
 from common.synthesis.rows import tables_of
+from common.synthesis.tables import as_csv
 from server.checkpoints import write_file, write_json
 from server.rounds import Trained
 
@@ -44,7 +43,10 @@ def publish(
         OutputError: the folder cannot be written.
     """
     files = {
-        **{name: _as_csv(table) for name, table in tables_of(units, study).items()},
+        **{
+            name: as_csv(table, study.columns | study.channels).encode()
+            for name, table in tables_of(units, study).items()
+        },
         **release_of(trained, study).files(),
     }
     for name, body in files.items():
@@ -62,7 +64,3 @@ def publish(
     )
     write_json(folder / "certificate.json", certificate)
     return certificate
-
-
-def _as_csv(table: pd.DataFrame) -> bytes:
-    return table.to_csv(index=False, lineterminator="\n").encode()

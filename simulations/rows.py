@@ -12,7 +12,14 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from common.data.schema import CategoricalColumn, Column, ContinuousColumn, IntegerColumn
+from common.data.schema import (
+    CategoricalColumn,
+    Column,
+    ContinuousColumn,
+    IntegerColumn,
+    NumericColumn,
+    WholeColumn,
+)
 from common.data.windows import Windows
 from common.errors import StudyError
 from common.study import Study
@@ -111,7 +118,7 @@ def _half(units: int, random: np.random.Generator) -> np.ndarray:
 def _gaps(windows: Windows, steps: int, random: np.random.Generator) -> np.ndarray:
     """Times between events that their channel allows, all above 0: ties may be refused."""
     column = windows.channels[str(windows.gap)]
-    assert not isinstance(column, CategoricalColumn)
+    assert isinstance(column, IntegerColumn | ContinuousColumn)
     least, most = (float(bound) for bound in (column.min, column.max))
     if isinstance(column, IntegerColumn):
         least = max(least, 1.0)
@@ -150,14 +157,18 @@ def _raw_values(column: CategoricalColumn) -> np.ndarray:
     return np.array([*raw, *(["other"] if column.unlisted == "other" else [])], dtype=object)
 
 
-def _numbers(column: IntegerColumn | ContinuousColumn, rows: int, random: np.random.Generator) -> np.ndarray:
+def _numbers(column: NumericColumn, rows: int, random: np.random.Generator) -> np.ndarray:
     ends = column.to_scale(np.array([column.min, column.max], dtype=np.float64), column.min)
     values = column.from_scale(ends[0] + random.random(rows) * (ends[1] - ends[0]), column.min)
     if column.special:
         chosen = np.array(column.special)[random.integers(len(column.special), size=rows)]
         values = np.where(random.random(rows) < _RARE, chosen, values)
     values = np.clip(values, column.min, column.max)
-    if isinstance(column, IntegerColumn):
-        return np.array([str(round(float(value))) for value in values], dtype=object)
+    if isinstance(column, WholeColumn):
+        # Rounding may pass a bound that a float does not hold.
+        whole = np.array([min(max(round(float(value)), column.min), column.max) for value in values], dtype=np.int64)
+        if isinstance(column, IntegerColumn):
+            return whole.astype(str).astype(object)
+        return column.write(column.from_whole(whole, np.zeros(rows, dtype=bool))).to_numpy(dtype=object)
     decimals = column.decimals
     return np.array([repr(float(one)) if decimals is None else f"{one:.{decimals}f}" for one in values], dtype=object)

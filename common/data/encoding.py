@@ -10,28 +10,32 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from common.data.schema import CategoricalColumn, Column, ContinuousColumn
+from common.data.schema import CategoricalColumn, Column, ContinuousColumn, IntegerColumn, NumericColumn, WholeColumn
+
+_EXACT = 2**53
+"""Up to here a float holds every whole number."""
 
 
 @dataclass(frozen=True)
 class Grid:
     """The fine cells of one column.
 
-    `edges` (cells + 1,) bounds the cells of a numeric column: cell k holds [edges[k], edges[k + 1]), the last one its
-    upper edge too. None for a categorical column, whose cells are its values.
+    `starts` (cells,) is the least value of each cell of a numeric column: int64 where values are whole numbers, float64
+    else. Cell k ends where k + 1 starts, the last one at the maximum. None for a categorical column, whose cells are
+    its values.
     """
 
     name: str
     column: Column
-    edges: np.ndarray | None
+    starts: np.ndarray | None
 
     @property
     def n_values(self) -> int:
         """Cells that are not the missing one."""
         if isinstance(self.column, CategoricalColumn):
             return len(self.column.values)
-        assert self.edges is not None
-        return len(self.edges) - 1
+        assert self.starts is not None
+        return len(self.starts)
 
     @property
     def n_cells(self) -> int:
@@ -41,7 +45,28 @@ class Grid:
     @property
     def is_ordered(self) -> bool:
         """Whether neighbouring cells are neighbouring values."""
-        return self.edges is not None
+        return self.starts is not None
+
+    @property
+    def edges(self) -> np.ndarray | None:
+        """Bounds of the cells of a numeric column, (cells + 1,) float64: cell k holds [edges[k], edges[k + 1]).
+
+        The last cell of a column that holds all floats has its upper edge too. Whole numbers beyond 2^53 are rounded.
+        None for a categorical column.
+        """
+        if isinstance(self.column, CategoricalColumn):
+            return None
+        assert self.starts is not None
+        top, steps = self.column.max, self.column.steps
+        end = float(top) if steps is None else (round(top * steps) + 1) / steps
+        return np.asarray(np.append(self.starts.astype(np.float64), end))
+
+    @property
+    def lasts(self) -> np.ndarray:
+        """The greatest value of each cell of a column of whole numbers, (cells,) int64."""
+        assert isinstance(self.column, WholeColumn)
+        assert self.starts is not None
+        return np.asarray(np.append(self.starts[1:] - 1, np.int64(self.column.max)))
 
     def encode(self, values: pd.Series) -> np.ndarray:
         """Cell of each value, (records,) int64."""
@@ -49,9 +74,12 @@ class Grid:
         if isinstance(self.column, CategoricalColumn):
             codes = values.cat.codes.to_numpy().astype(np.int64)
         else:
-            assert self.edges is not None
-            numbers = values.astype("float64").fillna(self.column.min).to_numpy()
-            codes = np.searchsorted(self.edges, numbers, side="right").astype(np.int64) - 1
+            assert self.starts is not None
+            if isinstance(self.column, ContinuousColumn):
+                numbers = values.astype("float64").fillna(self.column.min).to_numpy()
+            else:
+                numbers = self.column.to_whole(values)
+            codes = np.searchsorted(self.starts, numbers, side="right").astype(np.int64) - 1
             codes = np.clip(codes, 0, self.n_values - 1)
         codes[absent] = self.n_values
         return codes
@@ -62,21 +90,32 @@ class Grid:
         if isinstance(self.column, CategoricalColumn):
             dtype = pd.CategoricalDtype(list(self.column.values))
             return pd.Series(pd.Categorical.from_codes(np.where(absent, -1, cells), dtype=dtype), name=self.name)
+        assert self.starts is not None
         assert self.edges is not None
         inside = np.where(absent, 0, cells)
+        if isinstance(self.column, WholeColumn):
+            return self.typed(generator.integers(self.starts[inside], self.lasts[inside], endpoint=True), absent)
         lower, upper = self.edges[inside], self.edges[inside + 1]
         steps = self.column.steps
         if steps is None:
             # Rounding may reach the upper edge, which belongs to the next cell. A special value's cell is one float
             # wide: the value itself, not one beside it.
             values = lower + (upper - lower) * generator.random(len(cells))
-            values = np.clip(values, lower, np.nextafter(upper, -np.inf))
-            return pd.Series(np.where(absent, np.nan, values), name=self.name)
+            return self.typed(np.clip(values, lower, np.nextafter(upper, -np.inf)), absent)
         drawn = generator.integers(np.rint(lower * steps).astype(np.int64), np.rint(upper * steps).astype(np.int64))
-        if isinstance(self.column, ContinuousColumn):
-            return pd.Series(np.where(absent, np.nan, drawn / steps), name=self.name)
-        whole = pd.Series(drawn, name=self.name)
-        return whole.astype("Int64").mask(absent) if self.column.missing else whole
+        return self.typed(drawn / steps, absent)
+
+    def typed(self, numbers: np.ndarray, absent: np.ndarray) -> pd.Series:
+        """A numeric column in the schema's dtype.
+
+        Args:
+            numbers: (rows,), int64 where the column holds whole numbers (units since the minimum where it holds
+                moments), float64 else.
+            absent: (rows,) bool, where a value is missing.
+        """
+        if isinstance(self.column, WholeColumn):
+            return self.column.from_whole(numbers, absent).rename(self.name)
+        return pd.Series(np.where(absent, np.nan, numbers), name=self.name)
 
 
 def make_grid(name: str, column: Column) -> Grid:
@@ -84,22 +123,51 @@ def make_grid(name: str, column: Column) -> Grid:
     if isinstance(column, CategoricalColumn):
         return Grid(name, column, None)
     minimum, top = float(column.min), float(column.max)
+    if column.steps is None:
+        special = np.array(column.special, dtype=np.float64)
+        apart = np.concatenate([special, np.nextafter(special, np.inf)])
+        starts = np.unique(np.minimum(np.concatenate([_edges(column, minimum, top), apart]), top))
+        return Grid(name, column, starts[:-1])
+    # Whole numbers, of steps where decimals are fixed: every cell starts at one, and the last ends after the maximum.
+    # Where the scale has room for each number to have a cell of its own, it has.
+    if isinstance(column, IntegerColumn) and max(abs(column.min), abs(column.max)) >= _EXACT:
+        return Grid(name, column, _far_starts(column))
+    low, high = round(minimum * column.steps), round(top * column.steps)
+    if high - low < column.cells:
+        whole = np.arange(low, high + 1)
+    else:
+        marks = np.rint(np.array(column.special, dtype=np.float64) * column.steps)
+        between = np.clip(np.ceil(_edges(column, minimum, top)[1:-1] * column.steps), low, high)
+        whole = np.unique(np.concatenate([[low], between, marks, np.minimum(marks + 1, high)]))
+    return Grid(name, column, whole.astype(np.int64) if isinstance(column, WholeColumn) else whole / column.steps)
+
+
+def _edges(column: NumericColumn, minimum: float, top: float) -> np.ndarray:
+    """Evenly spaced on the column's scale, (cells + 1,) float64."""
     ends = column.to_scale(np.array([minimum, top]), minimum)
     edges = column.from_scale(np.linspace(ends[0], ends[1], column.cells + 1), minimum)
     edges[0], edges[-1] = minimum, top
     # Far from the centre of a bent scale, rounding puts edges beyond a bound.
-    edges = np.clip(edges, minimum, top)
-    special = np.array(column.special, dtype=np.float64)
-    if column.steps is None:
-        apart = np.concatenate([special, np.nextafter(special, np.inf)])
-        return Grid(name, column, np.unique(np.minimum(np.concatenate([edges, apart]), top)))
-    # Whole numbers, of steps where decimals are fixed: every cell starts at one, and the last ends after the maximum.
-    # Where the scale has room for each number to have a cell of its own, it has.
-    low, high, marks = round(minimum * column.steps), round(top * column.steps), np.rint(special * column.steps)
-    if high - low < column.cells:
-        return Grid(name, column, np.arange(low, high + 2) / column.steps)
-    starts = np.clip(np.ceil(edges[1:-1] * column.steps), low, high)
-    return Grid(name, column, np.unique(np.concatenate([[low], starts, marks, marks + 1, [high + 1]])) / column.steps)
+    return np.asarray(np.clip(edges, minimum, top))
+
+
+def _far_starts(column: IntegerColumn) -> np.ndarray:
+    """Starts of the cells where a float no longer tells whole numbers apart, (cells,) int64.
+
+    They are reckoned from the minimum on, but for the scale around 0, and rounded only where a cell is so wide that it
+    does not matter.
+    """
+    low, high, cells = column.min, column.max, column.cells
+    if high - low < cells:
+        return np.array(range(low, high + 1), dtype=np.int64)
+    if column.scale == "linear":
+        between = [low - (low - high) * cell // cells for cell in range(1, cells)]
+    else:
+        origin = 0 if column.scale == "asinh" else low
+        edges = _edges(column, float(low - origin), float(high - origin))[1:-1]
+        between = [origin + int(edge) for edge in np.ceil(edges)]
+    starts = {low, *between, *column.special, *(mark + 1 for mark in column.special)}
+    return np.array(sorted(start for start in starts if low <= start <= high), dtype=np.int64)
 
 
 def make_grids(columns: Mapping[str, Column]) -> tuple[Grid, ...]:

@@ -8,12 +8,14 @@ import itertools
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from decimal import Decimal, DecimalException
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
 
+from common.data.moments import Clock, make_clock
 from common.errors import ExitCode, SchemaError
 
 OTHER = "other"
@@ -21,6 +23,10 @@ OTHER = "other"
 
 MAX_CELLS = 4096
 """More cells than this in one column cannot carry a signal and only cost memory."""
+
+LEAST_WHOLE: Final = -(2**63)
+MOST_WHOLE: Final = 2**63 - 1
+"""What int64 holds, and so a whole number of a table."""
 
 
 def _text(value: Any) -> Any:
@@ -38,9 +44,26 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
+def _whole(value: Any) -> Any:
+    value = _not_bool(value)
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError("expected whole numbers")
+    return value
+
+
 Text = Annotated[str, BeforeValidator(_text)]
 Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
 Whole = Annotated[int, BeforeValidator(_not_bool)]
+
+
+_FORMULA: Final = re.compile(r"[=+\-@\t\r]")
+_FORMULA_NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def defused(category: str) -> str:
+    """A category as a CSV file has it: with an apostrophe before what a spreadsheet would run as a formula."""
+    is_formula = _FORMULA.match(category) and not _FORMULA_NUMBER.fullmatch(category)
+    return f"'{category}" if is_formula else category
 
 
 class Section(BaseModel):
@@ -71,6 +94,8 @@ class CategoricalColumn(Section):
             raise ValueError("categories: a category is listed twice")
         if OTHER in named and self.unlisted == "other":
             raise ValueError(f"categories: {OTHER!r} is reserved when unlisted is 'other'")
+        if any(defused(value) != value and defused(value) in named for value in named):
+            raise ValueError("categories: one is another with an apostrophe, which a CSV file puts before a formula")
         _check_groups(self.groups or {})
         if len(self.values) < 2 and not self.missing:
             raise ValueError("categories: at least two values are needed, a column with one value carries nothing")
@@ -107,12 +132,15 @@ def _check_groups(groups: Mapping[str, tuple[str, ...]]) -> None:
             raise ValueError(f"groups: the ranges up to {before[1]} and from {after[0]} overlap")
 
 
+# 128 cells: finer ones drown in the noise of one release at epsilon 1 and 10^4 units.
+_Cells = Annotated[Whole, Field(ge=2, le=MAX_CELLS)]
+
+
 class _NumericColumn(Section):
     scale: Literal["linear", "log", "asinh"] = "linear"
     # Below this many units from its centre a log or asinh scale is nearly linear.
     scale_unit: Annotated[Number, Field(gt=0)] = 1.0
-    # 128 cells: finer ones drown in the noise of one release at epsilon 1 and 10^4 units.
-    cells: Annotated[Whole, Field(ge=2, le=MAX_CELLS)] = 128
+    cells: _Cells = 128
     # Values with a meaning of their own (0 for "none", 999 for "never"): each has a cell to itself.
     special: tuple[Number, ...] = ()
     # Most cells hold few units (heavy tails, many zeros): count them on coarser cells too. By default where the scale
@@ -142,11 +170,16 @@ class _NumericColumn(Section):
             return np.asarray(np.sinh(values) * self.scale_unit)
         return values
 
+    def to_numbers(self, values: pd.Series) -> np.ndarray:
+        """(rows,) float64, NaN where missing; whole numbers beyond 2^53 are rounded."""
+        return np.asarray(values.to_numpy(dtype=np.float64, na_value=np.nan))
+
 
 class IntegerColumn(_NumericColumn):
-    """A whole number between public bounds, both included."""
+    """A whole number between public bounds, both included; up to what int64 holds, and exact everywhere."""
 
     type: Literal["integer"]
+    special: tuple[Annotated[int, BeforeValidator(_whole)], ...] = ()
     min: Whole
     max: Whole
 
@@ -154,11 +187,8 @@ class IntegerColumn(_NumericColumn):
     def _check(self) -> Self:
         if self.max <= self.min:
             raise ValueError(f"max={self.max}: expected > min={self.min}")
-        # 2^53 itself is what a text of 2^53 + 1 is read as.
-        if max(abs(self.min), abs(self.max)) >= 2**53:
-            raise ValueError("min, max: expected between -2^53 and 2^53, both excluded")
-        if any(value != int(value) for value in self.special):
-            raise ValueError("special: expected whole numbers")
+        if self.min < LEAST_WHOLE or self.max > MOST_WHOLE:
+            raise ValueError("min, max: expected between -2^63 and 2^63 - 1, both included")
         _check_special(self)
         return self
 
@@ -166,6 +196,190 @@ class IntegerColumn(_NumericColumn):
     def steps(self) -> int:
         """Numbers in one unit."""
         return 1
+
+    @property
+    def dtype(self) -> str:
+        """Of the typed column."""
+        return "Int64" if self.missing else "int64"
+
+    @property
+    def bounds(self) -> str:
+        """Both public bounds, for an error."""
+        return f"min={self.min}, max={self.max}"
+
+    def to_whole(self, values: pd.Series) -> np.ndarray:
+        """(rows,) int64, exact; the minimum where missing, the number below where values are floats."""
+        if pd.api.types.is_float_dtype(values.dtype):
+            return np.asarray(np.floor(values.astype("float64").fillna(self.min).to_numpy()).astype(np.int64))
+        return np.asarray(values.fillna(self.min).to_numpy(dtype=np.int64))
+
+    def from_whole(self, numbers: np.ndarray, absent: np.ndarray) -> pd.Series:
+        """The typed column of numbers, (rows,) int64; missing where `absent`, (rows,) bool."""
+        return pd.Series(pd.array(numbers, dtype="Int64")).mask(absent) if self.missing else pd.Series(numbers)
+
+    def read(self, text: str) -> int:
+        """The number that a text stands for, of any size; see `parse_table`.
+
+        Raises:
+            SchemaError: it is no whole number; the message is the rule alone.
+        """
+        return _read_whole(text)
+
+
+class DatetimeColumn(Section):
+    """A moment between public bounds, both included, in whole days, hours, minutes or seconds.
+
+    Everything that counts sees whole numbers: units since the minimum, so that `min` is 0. With a `timezone` a day is
+    one of the zone's calendar, and a moment is the same wherever it is read; without one, nobody knows where the clock
+    hangs. The typed column is datetime64[ms], which Parquet keeps, with the zone where there is one.
+    """
+
+    type: Literal["datetime"]
+    first: Text = Field(alias="min")
+    last: Text = Field(alias="max")
+    unit: Literal["day", "hour", "minute", "second"] = "day"
+    # Of the IANA database. None: local times of no zone.
+    timezone: Text | None = None
+    cells: _Cells = 128
+    # Moments with a meaning of their own (9999-12-31 for "never"): each has a cell to itself.
+    marks: tuple[Text, ...] = Field((), alias="special")
+    sparse: bool | None = None
+    outside: Literal["refuse", "clip"] = "refuse"
+    # A moment that is not a whole unit: refuse the table, or take the unit that it is in.
+    finer: Literal["refuse", "floor"] = "refuse"
+    missing: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            clock = self.clock
+        except ValueError as error:
+            where = "timezone" if "IANA" in str(error) else "min"
+            raise ValueError(f"{where}: {error}") from None
+        for name, text in (("max", self.last), *(("special", one) for one in self.marks)):
+            try:
+                is_whole = clock.position(text).denominator == 1
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            if not is_whole:
+                raise ValueError(f"{name}: expected a whole {self.unit}")
+        if self.max <= 0:
+            raise ValueError(f"max={self.last}: expected > min={self.first}")
+        clock.check(self._second(self.last))
+        if any(not 0 <= one <= self.max for one in self.special):
+            raise ValueError("special: expected values from min to max")
+        if len(set(self.special)) != len(self.special):
+            raise ValueError("special: a value is listed twice")
+        return self
+
+    @field_serializer("first", "last")
+    def _written(self, text: str) -> str:
+        """As a table would have it, so that studies which mean the same are written alike."""
+        return self.clock.written(self._second(text))
+
+    @field_serializer("marks")
+    def _written_marks(self, texts: tuple[str, ...]) -> list[str]:
+        return [self._written(text) for text in texts]
+
+    def _second(self, text: str) -> int:
+        return int(self.clock.seconds(np.array([int(self.clock.position(text))]))[0])
+
+    @property
+    def clock(self) -> Clock:
+        """Numbers moments from the minimum on."""
+        return make_clock(self.first, self.unit, self.timezone)
+
+    @property
+    def min(self) -> int:
+        """Units since the minimum."""
+        return 0
+
+    @property
+    def max(self) -> int:
+        """Units between the bounds."""
+        return int(self.clock.position(self.last))
+
+    @property
+    def special(self) -> tuple[int, ...]:
+        """Units since the minimum, of each special moment."""
+        return tuple(int(self.clock.position(one)) for one in self.marks)
+
+    @property
+    def steps(self) -> int:
+        """Numbers in one unit."""
+        return 1
+
+    @property
+    def scale(self) -> Literal["linear"]:
+        """Cells are equally long."""
+        return "linear"
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether coarser cells are counted too."""
+        return bool(self.sparse)
+
+    @property
+    def dtype(self) -> Any:
+        """Of the typed column."""
+        return np.dtype("datetime64[ms]") if self.timezone is None else pd.DatetimeTZDtype("ms", self.timezone)
+
+    @property
+    def bounds(self) -> str:
+        """Both public bounds, for an error."""
+        return f"min={self.first}, max={self.last}"
+
+    def to_scale(self, values: np.ndarray, minimum: float) -> np.ndarray:
+        """The same: the axis is linear."""
+        del minimum
+        return values
+
+    def from_scale(self, values: np.ndarray, minimum: float) -> np.ndarray:
+        """The same."""
+        del minimum
+        return values
+
+    def to_numbers(self, values: pd.Series) -> np.ndarray:
+        """Units since the minimum, (rows,) float64, NaN where missing."""
+        return np.where(values.isna(), np.nan, self.to_whole(values))
+
+    def to_whole(self, values: pd.Series) -> np.ndarray:
+        """Units since the minimum, (rows,) int64; 0 where missing. Floats are such numbers already."""
+        if pd.api.types.is_float_dtype(values.dtype):
+            return np.asarray(np.floor(values.fillna(0.0).to_numpy()).astype(np.int64))
+        if isinstance(values.dtype, pd.DatetimeTZDtype):
+            values = values.dt.tz_convert("UTC").dt.tz_localize(None)
+        absent = values.isna().to_numpy()
+        seconds = values.to_numpy(dtype="datetime64[s]").astype(np.int64)
+        return self.clock.numbers(np.where(absent, self.clock.first, seconds))
+
+    def from_whole(self, numbers: np.ndarray, absent: np.ndarray) -> pd.Series:
+        """The typed column of units since the minimum, (rows,) int64; missing where `absent`, (rows,) bool."""
+        moments = self.clock.seconds(np.where(absent, 0, numbers)).astype("datetime64[s]").astype("datetime64[ms]")
+        moments[absent] = np.datetime64("NaT")
+        values = pd.Series(moments)
+        return values if self.timezone is None else values.dt.tz_localize("UTC").astype(self.dtype)
+
+    def read(self, text: str) -> int:
+        """Units since the minimum, negative before it, of a moment that a text stands for; see `parse_table`.
+
+        Raises:
+            SchemaError: it is no such moment; the message is the rule alone.
+        """
+        try:
+            position = self.clock.position(text)
+        except ValueError as error:
+            raise SchemaError(str(error), ExitCode.NOT_A_TIME) from None
+        if position.denominator != 1 and self.finer == "refuse":
+            raise SchemaError(f"a value is not a whole {self.unit}; or set `finer: floor`", ExitCode.NOT_A_TIME)
+        return math.floor(position)
+
+    def write(self, values: pd.Series) -> pd.Series:
+        """Text of a typed column, that `parse_table` reads as the same values; empty where missing."""
+        codes, distinct = pd.factorize(self.to_whole(values))
+        texts = np.array([self.clock.written(one) for one in self.clock.seconds(distinct).tolist()], dtype=object)
+        written = texts[codes] if len(codes) else np.empty(0, dtype=object)
+        return pd.Series(np.where(values.isna(), "", written), index=values.index, name=values.name, dtype="str")
 
 
 class ContinuousColumn(_NumericColumn):
@@ -190,6 +404,16 @@ class ContinuousColumn(_NumericColumn):
         """Numbers in one unit; None for all that a float holds."""
         return None if self.decimals is None else 10**self.decimals
 
+    @property
+    def dtype(self) -> str:
+        """Of the typed column."""
+        return "float64"
+
+    @property
+    def bounds(self) -> str:
+        """Both public bounds, for an error."""
+        return f"min={self.min}, max={self.max}"
+
 
 def _check_decimals(column: "ContinuousColumn", steps: int) -> None:
     if max(abs(column.min), abs(column.max)) * steps >= 2**53:
@@ -211,8 +435,16 @@ def _check_special(column: IntegerColumn | ContinuousColumn) -> None:
         raise ValueError("special: a value is listed twice")
 
 
-Column = Annotated[CategoricalColumn | IntegerColumn | ContinuousColumn, Field(discriminator="type")]
-COLUMN_TYPES = {"categorical": CategoricalColumn, "integer": IntegerColumn, "continuous": ContinuousColumn}
+WholeColumn = IntegerColumn | DatetimeColumn
+"""Columns whose values are whole numbers to whatever counts them."""
+NumericColumn = WholeColumn | ContinuousColumn
+Column = Annotated[CategoricalColumn | IntegerColumn | ContinuousColumn | DatetimeColumn, Field(discriminator="type")]
+COLUMN_TYPES = {
+    "categorical": CategoricalColumn,
+    "integer": IntegerColumn,
+    "continuous": ContinuousColumn,
+    "datetime": DatetimeColumn,
+}
 
 
 class FileLayout(Section):
@@ -236,7 +468,12 @@ def parse_table(
     """Typed columns from a table of text, in the schema's order, the unit key (text) first when there is one.
 
     Categorical columns become pandas categoricals over the public values, integer columns int64 (Int64 when missing is
-    allowed), continuous ones float64. A cell that is empty or a missing marker is missing.
+    allowed), continuous ones float64, datetime ones datetime64[ms] with the column's zone. A cell that is empty or a
+    missing marker is missing.
+
+    A whole number may be written as 1e3 or 5.0, and is never rounded. A category may have the apostrophe before it that
+    keeps a spreadsheet from running it. A moment is ISO 8601: with an offset, or, in a column with a timezone, as that
+    zone's clock shows it exactly once; a date alone is its first moment.
 
     Raises:
         SchemaError: a value breaks its column's rule; the message names the column and the rule alone.
@@ -257,8 +494,10 @@ def parse_table(
             )
         if isinstance(column, CategoricalColumn):
             parsed[name] = _parse_categories(name, column, raw, absent)
-        else:
+        elif isinstance(column, ContinuousColumn):
             parsed[name] = _parse_numbers(name, column, raw, absent)
+        else:
+            parsed[name] = _parse_whole(name, column, raw, absent)
     return pd.DataFrame(parsed)
 
 
@@ -279,6 +518,9 @@ def _category(column: CategoricalColumn, value: str) -> str | None:
     if column.groups is None:
         if value in column.categories:
             return value
+        bare = value.removeprefix("'")
+        if bare in column.categories and defused(bare) == value:
+            return bare
     else:
         for group, members in column.groups.items():
             if value in members or any(_in_code_range(value, member) for member in members):
@@ -299,30 +541,68 @@ def _in_code_range(value: str, member: str) -> bool:
     )
 
 
-def _parse_numbers(name: str, column: IntegerColumn | ContinuousColumn, raw: pd.Series, absent: pd.Series) -> pd.Series:
+def _parse_numbers(name: str, column: ContinuousColumn, raw: pd.Series, absent: pd.Series) -> pd.Series:
     present = raw[~absent]
     # pandas reads "nan", "inf" and their kin as numbers: they are named for what they are.
     numbers = pd.to_numeric(present, errors="coerce").astype("float64")
-    not_finite = present.str.fullmatch(r"[+-]?(?:nan|inf|infinity)", case=False).astype(bool)
+    not_finite = present.str.fullmatch(_NOT_FINITE).astype(bool)
     if bool(not_finite.any()) or bool(np.isinf(numbers).any()):
-        raise SchemaError(f"{name}: a value is NaN or infinite; expected a finite number", ExitCode.NOT_FINITE)
+        raise SchemaError(f"{name}: {_SAY_NOT_FINITE}", ExitCode.NOT_FINITE)
     if bool(numbers.isna().any()):
-        raise SchemaError(f"{name}: a value is not a number", ExitCode.NOT_A_NUMBER)
-    if isinstance(column, IntegerColumn) and bool((numbers != np.floor(numbers)).any()):
-        raise SchemaError(f"{name}: a value is not a whole number", ExitCode.NOT_A_NUMBER)
+        raise SchemaError(f"{name}: {_SAY_NO_NUMBER}", ExitCode.NOT_A_NUMBER)
     if column.outside == "clip":
         numbers = numbers.clip(column.min, column.max)
     elif bool(((numbers < column.min) | (numbers > column.max)).any()):
-        raise SchemaError(
-            f"{name}: a value is outside min={column.min}, max={column.max}; widen the public bounds, or set "
-            "`outside: clip`",
-            ExitCode.OUT_OF_BOUNDS,
-        )
-    if isinstance(column, ContinuousColumn):
-        return numbers.reindex(raw.index)
-    if column.missing:
-        return numbers.astype("Int64").reindex(raw.index)
-    return numbers.astype("int64")
+        raise _out_of_bounds(name, column)
+    return numbers.reindex(raw.index)
+
+
+def _parse_whole(name: str, column: WholeColumn, raw: pd.Series, absent: pd.Series) -> pd.Series:
+    codes, distinct = pd.factorize(raw.where(~absent))
+    try:
+        read = [column.read(text) for text in distinct]
+    except SchemaError as error:
+        raise SchemaError(f"{name}: {error}", error.code) from None
+    if column.outside == "clip":
+        read = [min(max(number, column.min), column.max) for number in read]
+    elif any(not column.min <= number <= column.max for number in read):
+        raise _out_of_bounds(name, column)
+    # Code -1, which stands for missing, takes the last.
+    numbers = np.array([*read, column.min], dtype=np.int64)[codes]
+    return column.from_whole(numbers, absent.to_numpy(dtype=bool)).set_axis(raw.index)
+
+
+def _out_of_bounds(name: str, column: NumericColumn) -> SchemaError:
+    return SchemaError(
+        f"{name}: a value is outside {column.bounds}; widen the public bounds, or set `outside: clip`",
+        ExitCode.OUT_OF_BOUNDS,
+    )
+
+
+_NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
+_SAY_NOT_FINITE = "a value is NaN or infinite; expected a finite number"
+_SAY_NO_NUMBER = "a value is not a number"
+_SHORT_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+
+
+def _read_whole(text: str) -> int:
+    if _SHORT_WHOLE.fullmatch(text):
+        return int(text)
+    is_number = _DECIMAL.fullmatch(text) is not None
+    if _NOT_FINITE.fullmatch(text) or (is_number and math.isinf(float(text))):
+        raise SchemaError(_SAY_NOT_FINITE, ExitCode.NOT_FINITE)
+    if not is_number:
+        raise SchemaError(_SAY_NO_NUMBER, ExitCode.NOT_A_NUMBER)
+    try:
+        exact = Decimal(text)
+    except DecimalException:
+        # So many zeros behind the point that no Decimal counts them.
+        exact = Decimal("0.1")
+    # An exponent that leaves nothing before the point is not written out.
+    if exact != exact.to_integral_value():
+        raise SchemaError("a value is not a whole number", ExitCode.NOT_A_NUMBER)
+    return int(exact)
 
 
 def check_columns(text: pd.DataFrame, expected: list[str], ignored: list[str]) -> None:

@@ -55,7 +55,7 @@ def _to_numbers(cells: np.ndarray, grid: Grid, generator: np.random.Generator) -
     decoded = grid.decode(cells, generator)
     if isinstance(grid.column, CategoricalColumn):
         return np.where(cells < grid.n_values, cells.astype(np.float64), np.nan)
-    return decoded.to_numpy(dtype=np.float64, na_value=np.nan)
+    return grid.column.to_numbers(decoded)
 
 
 def _choose_width(

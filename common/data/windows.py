@@ -20,11 +20,13 @@ from common.data.encoding import Grid, make_grid
 from common.data.schema import (
     CategoricalColumn,
     Column,
+    ContinuousColumn,
     IntegerColumn,
     Number,
     Section,
     Text,
     Whole,
+    WholeColumn,
     parse_table,
 )
 from common.errors import ExitCode, SchemaError
@@ -36,6 +38,9 @@ _FAR: Final = 1e12
 _DECIMALS: Final = 6
 """Times are told apart to so many decimals of a step."""
 _STAMP: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:?[0-5]\d)?")
+
+_EXACT: Final = 2**53
+"""Windows are floats, which hold every whole number up to here."""
 
 Combine = Literal["last", "first", "mean", "min", "max"]
 
@@ -114,16 +119,19 @@ class Windows(Section):
         return self
 
     def _check_channels(self) -> None:
+        for name, column in self.channels.items():
+            if isinstance(column, IntegerColumn) and max(abs(column.min), abs(column.max)) >= _EXACT:
+                raise ValueError(f"channels: {name}: min, max: in a channel, expected between -2^53 and 2^53")
         for name, how in self.combine.items():
             if name not in self.channels:
                 raise ValueError(f"combine: {name} is not a channel")
             if isinstance(self.channels[name], CategoricalColumn) and how not in ("first", "last"):
                 raise ValueError(f"combine: {name} is categorical, which has a first and a last but no {how}")
         if self.gap is not None:
-            column = self.channels.get(self.gap)
-            if column is None or isinstance(column, CategoricalColumn):
+            counted = self.channels.get(self.gap)
+            if not isinstance(counted, IntegerColumn | ContinuousColumn):
                 raise ValueError(f"gap: {self.gap} is not a numeric channel")
-            if not column.missing:
+            if not counted.missing:
                 raise ValueError(f"gap: {self.gap} needs `missing: true`, since a unit's first row has none")
 
     @property
@@ -154,8 +162,8 @@ class WindowedTable:
     """Units with their windows, typed.
 
     records: one row a unit; categoricals over the public values, int64 or Int64, float64.
-    values: (units, steps, channels) float64, numbers in the schema's units; a categorical channel holds positions in
-        its public values. NaN where missing, and beyond a unit's last step.
+    values: (units, steps, channels) float64, numbers in the schema's units, moments as units since their minimum; a
+        categorical channel holds positions in its public values. NaN where missing, and beyond a unit's last step.
     lengths: (units,) int64, the steps that a unit has, 0 to steps; on a grid always all of them.
     """
 
@@ -235,7 +243,7 @@ def _as_numbers(values: pd.Series, column: Column) -> np.ndarray:
     if isinstance(column, CategoricalColumn):
         codes = values.cat.codes.to_numpy().astype(np.float64)
         return np.where(codes < 0, np.nan, codes)
-    return values.to_numpy(dtype=np.float64, na_value=np.nan)
+    return column.to_numbers(values)
 
 
 def _parse_time(text: pd.Series, time: TimeColumn) -> np.ndarray:
@@ -315,7 +323,7 @@ def _combined(place: np.ndarray, found: np.ndarray, places: int, how: Combine, c
         count = np.bincount(place, minlength=places)
         there = count > 0
         result[there] = np.bincount(place, weights=found, minlength=places)[there] / count[there]
-        digits = 0 if isinstance(column, IntegerColumn) else getattr(column, "decimals", None)
+        digits = column.decimals if isinstance(column, ContinuousColumn) else 0
         result = result if digits is None else np.round(result, digits)
     elif how == "min":
         np.fmin.at(result, place, found)
@@ -353,15 +361,15 @@ def _in_order(rows: _Rows, windows: Windows, units: int) -> tuple[np.ndarray, np
 
 def _gaps(name: str, column: Column, apart: np.ndarray) -> np.ndarray:
     """Time since the row before as a value of its column; NaN for a unit's first row."""
-    assert not isinstance(column, CategoricalColumn)
+    assert isinstance(column, IntegerColumn | ContinuousColumn)
     # 4.35 - 3.35 is a little less than 1.
     apart = np.where(np.abs(apart - np.rint(apart)) < 10.0**-_DECIMALS, np.rint(apart), apart)
     if column.outside == "clip":
         apart = np.clip(apart, column.min, column.max)
     elif bool(((apart < column.min) | (apart > column.max)).any()):
         raise SchemaError(
-            f"{name}: the time between two rows of a unit is outside min={column.min}, max={column.max}; widen the "
-            "public bounds, or set `outside: clip`",
+            f"{name}: the time between two rows of a unit is outside {column.bounds}; widen the public bounds, or set "
+            "`outside: clip`",
             ExitCode.OUT_OF_BOUNDS,
         )
     if isinstance(column, IntegerColumn):
@@ -444,7 +452,7 @@ def _whole_where_possible(time: np.ndarray) -> pd.Series:
 
 
 def _in_dtype(values: np.ndarray, grid: Grid) -> pd.Series:
-    series = _as_series(values, grid)
-    if isinstance(grid.column, IntegerColumn):
-        return series.astype("Int64") if grid.column.missing else series.astype("int64")
-    return series
+    if not isinstance(grid.column, WholeColumn):
+        return _as_series(values, grid)
+    absent = np.isnan(values)
+    return grid.typed(np.where(absent, grid.column.min, values).astype(np.int64), absent)

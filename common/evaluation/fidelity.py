@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from common.data.encoding import make_grid
-from common.data.schema import CategoricalColumn, Column, ContinuousColumn, IntegerColumn
+from common.data.schema import CategoricalColumn, Column, ContinuousColumn, NumericColumn
 from common.data.windows import WindowedTable
 from common.study import Study
 
@@ -150,15 +150,13 @@ def _count_violations(records: pd.DataFrame, name: str, column: Column) -> int:
     if isinstance(column, CategoricalColumn):
         # Its dtype lists the public values and no other.
         return 0 if column.missing else int(values.isna().sum())
-    return int(_is_wrong(_numbers(values), column).sum())
+    return int(_is_wrong(column.to_numbers(values), column).sum())
 
 
 def _has_dtype(values: pd.Series, column: Column) -> bool:
     if isinstance(column, CategoricalColumn):
         return isinstance(values.dtype, pd.CategoricalDtype) and list(values.dtype.categories) == list(column.values)
-    if isinstance(column, ContinuousColumn):
-        return values.dtype == np.float64
-    return str(values.dtype) == ("Int64" if column.missing else "int64")
+    return bool(values.dtype == column.dtype)
 
 
 def _is_wrong(values: np.ndarray, column: Column) -> np.ndarray:
@@ -187,9 +185,9 @@ def _compare_correlations(synthetic: pd.DataFrame, real: pd.DataFrame, study: St
     return np.asarray(np.abs(np.nan_to_num(ours) - np.nan_to_num(theirs))[known])
 
 
-def _on_scale(values: pd.Series, column: IntegerColumn | ContinuousColumn) -> np.ndarray:
+def _on_scale(values: pd.Series, column: NumericColumn) -> np.ndarray:
     """(records,), NaN where missing; what the bounds do not allow is at the bound."""
-    return column.to_scale(np.clip(_numbers(values), column.min, column.max), float(column.min))
+    return column.to_scale(np.clip(column.to_numbers(values), column.min, column.max), float(column.min))
 
 
 def _pattern_distance(first: np.ndarray, second: np.ndarray) -> float:
@@ -216,13 +214,9 @@ def _encode(name: str, synthetic: pd.DataFrame, real: pd.DataFrame, study: Study
     if isinstance(column, CategoricalColumn):
         grid = make_grid(name, column)
         return _Coded(grid.encode(synthetic[name]), grid.encode(real[name]), grid.n_values + 1)
-    edges = _edges(_numbers(edges_from[name]))
-    return _Coded(_cut(_numbers(synthetic[name]), edges), _cut(_numbers(real[name]), edges), len(edges) + 2)
-
-
-def _numbers(values: pd.Series) -> np.ndarray:
-    """(records,) float64, NaN where missing."""
-    return values.to_numpy(dtype=np.float64, na_value=np.nan)
+    made, real_numbers, all_numbers = (column.to_numbers(table[name]) for table in (synthetic, real, edges_from))
+    edges = _edges(all_numbers)
+    return _Coded(_cut(made, edges), _cut(real_numbers, edges), len(edges) + 2)
 
 
 def _edges(values: np.ndarray) -> np.ndarray:

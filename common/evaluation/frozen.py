@@ -154,7 +154,7 @@ def _values(values: pd.Series, name: str, column: Column) -> np.ndarray:
     """(rows,) float64, NaN where missing; categories as positions."""
     if isinstance(column, CategoricalColumn):
         return np.where(values.isna(), np.nan, make_grid(name, column).encode(values))
-    return values.to_numpy(dtype=np.float64, na_value=np.nan)
+    return column.to_numbers(values)
 
 
 def _plan(parts: int, label: int, channels: int, seed: str) -> Iterator[tuple[int, ...]]:

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.stats import wasserstein_distance
 from sklearn.metrics import roc_auc_score
 
-from common.data.schema import CategoricalColumn, Column, ContinuousColumn, IntegerColumn
+from common.data.schema import CategoricalColumn, Column, NumericColumn
 from common.data.windows import WindowedTable
 from common.evaluation.recurrent import classify, foretell
 from common.evaluation.scores import Predictions, Scores, choose_threshold, not_measurable, score
@@ -414,9 +414,7 @@ def _compare(ours: Windows, theirs: Windows, at: int) -> ChannelFidelity:
     return ChannelFidelity(**figures, reasons=reasons)
 
 
-def _compare_numbers(
-    first: np.ndarray, second: np.ndarray, column: IntegerColumn | ContinuousColumn
-) -> dict[str, float | None]:
+def _compare_numbers(first: np.ndarray, second: np.ndarray, column: NumericColumn) -> dict[str, float | None]:
     ends = bounds_on_scale(column)
     width = float((ends[1] - ends[0]) / np.abs(ends).max())
     spread = float(spread_of(second[:, :, None])[0]) or width

@@ -36,7 +36,7 @@ class Space:
         if reference is not None:
             for name, column in study.columns.items():
                 if not isinstance(column, CategoricalColumn):
-                    self._ranks[name] = _sorted(_numbers(reference.records[name]))
+                    self._ranks[name] = _sorted(column.to_numbers(reference.records[name]))
             for at, (name, column) in enumerate(study.channels.items()):
                 if not isinstance(column, CategoricalColumn):
                     self._ranks[name] = _sorted(reference.values[:, :, at])
@@ -101,11 +101,7 @@ def _width(column: Column) -> int:
 def _values(values: pd.Series, name: str, column: Column) -> np.ndarray:
     if isinstance(column, CategoricalColumn):
         return np.where(values.isna(), np.nan, make_grid(name, column).encode(values).astype(np.float64))
-    return _numbers(values)
-
-
-def _numbers(values: pd.Series) -> np.ndarray:
-    return values.to_numpy(dtype=np.float64, na_value=np.nan)
+    return column.to_numbers(values)
 
 
 def _sorted(values: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from common.data.schema import CategoricalColumn, Column, ContinuousColumn, IntegerColumn
+from common.data.schema import CategoricalColumn, Column, NumericColumn
 from common.evaluation.figures import Figure
 from common.evaluation.scores import Predictions, interval, owners, point_scores, resample
 from common.study import Study
@@ -122,13 +122,13 @@ def _groups(values: pd.Series, column: Column) -> list[tuple[str | None, np.ndar
     return [*parts, (None, np.flatnonzero(group == -1))] if column.missing else parts
 
 
-def _parts(values: pd.Series, column: IntegerColumn | ContinuousColumn) -> tuple[list[str], np.ndarray]:
+def _parts(values: pd.Series, column: NumericColumn) -> tuple[list[str], np.ndarray]:
     """Names of the equal parts of the scale, and the part of each row, (rows,) int64; -1: no value."""
     low = float(column.min)
     ends = column.to_scale(np.array([low, float(column.max)]), low)
     edges = column.from_scale(np.linspace(ends[0], ends[1], _PARTS + 1), low)
     edges[0], edges[-1] = low, column.max
-    numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+    numbers = column.to_numbers(values)
     part = np.where(np.isnan(numbers), -1, np.searchsorted(edges[1:-1], numbers, side="right"))
     closed = [")"] * (_PARTS - 1) + ["]"]
     names = [f"[{edges[at]:.6g}, {edges[at + 1]:.6g}{closed[at]}" for at in range(_PARTS)]

@@ -104,7 +104,7 @@ def to_feature(values: pd.Series, name: str, column: Column) -> np.ndarray:
     """One column of `to_features`, (records,) float64."""
     if isinstance(column, CategoricalColumn):
         return np.where(values.isna(), np.nan, make_grid(name, column).encode(values))
-    return column.to_scale(values.to_numpy(dtype=np.float64, na_value=np.nan), float(column.min))
+    return column.to_scale(column.to_numbers(values), float(column.min))
 
 
 def logistic_regression(study: Study, seed: int) -> Pipeline:

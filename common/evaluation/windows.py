@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.data.schema import CategoricalColumn, Column, ContinuousColumn, IntegerColumn
+from common.data.schema import CategoricalColumn, Column, NumericColumn
 from common.data.windows import WindowedTable
 
 
@@ -73,7 +73,7 @@ def read(table: WindowedTable, channels: Mapping[str, Column], which: str) -> Wi
     return Windows(values, table.lengths, channels)
 
 
-def bounds_on_scale(column: IntegerColumn | ContinuousColumn) -> np.ndarray:
+def bounds_on_scale(column: NumericColumn) -> np.ndarray:
     """Both public bounds on the scale."""
     return column.to_scale(np.array([column.min, column.max], dtype=np.float64), float(column.min))
 

@@ -53,7 +53,7 @@ def sample(
         drawn = synthesizer.stream(n, conditions=where or [], proportions=proportions or [], seed=seed)
         with ExitStack() as stack:
             paths = [out, *([out.with_stem(f"{out.stem}-windows")] if study.windows is not None else [])]
-            files = [stack.enter_context(TableFile(path)) for path in paths]
+            files = [stack.enter_context(TableFile(path, study.columns | study.channels)) for path in paths]
             begin = 0
             for units in drawn:
                 for file, table in zip(files, tables_of(units, study, begin=begin).values(), strict=True):

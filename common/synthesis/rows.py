@@ -9,7 +9,7 @@ import torch
 
 from common.data.binning import Binning
 from common.data.encoding import Grid
-from common.data.schema import CategoricalColumn, IntegerColumn
+from common.data.schema import CategoricalColumn, WholeColumn
 from common.data.windows import WindowedTable, long_table
 from common.models.generator import cut_windows, draw_bins
 from common.study import Study
@@ -109,7 +109,8 @@ def _wanted_values(
     random: np.random.Generator,
 ) -> pd.Series:
     """Values of a column that every part asks something of, in the schema's dtype."""
-    cells, numbers = np.empty(len(bins), dtype=np.int64), np.full(len(bins), np.nan)
+    cells = np.empty(len(bins), dtype=np.int64)
+    numbers = np.zeros(len(bins), dtype=np.int64 if isinstance(grid.column, WholeColumn) else np.float64)
     for number in np.unique(part):
         rows = np.flatnonzero(part == number)
         selection = asked[number]
@@ -118,10 +119,7 @@ def _wanted_values(
             numbers[rows] = selection.draw(cells[rows], random)
     if isinstance(grid.column, CategoricalColumn):
         return grid.decode(cells, random)
-    values = pd.Series(numbers, name=grid.name)
-    if not isinstance(grid.column, IntegerColumn):
-        return values
-    return values.astype("Int64" if grid.column.missing else "int64")
+    return grid.typed(numbers, cells == grid.n_values)
 
 
 def _narrowed(binning: Binning, selection: Selection) -> Binning:

@@ -7,22 +7,28 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from typing import Final
 
 import numpy as np
 import pandas as pd
 
 from common.data.encoding import Grid
-from common.data.schema import CategoricalColumn
+from common.data.schema import CategoricalColumn, DatetimeColumn, IntegerColumn, WholeColumn
 from common.errors import ConditionError
 
 Interval = tuple[float, float]
-"""Both ends included; in steps of the column where it has steps, as numbers else."""
+"""Both ends included. In steps of the column where it has steps, which are ints, of moments units since the minimum; as
+numbers else."""
+Mark = float | Decimal | Fraction
+"""A number that is asked for, before it is rounded to the column's own."""
 
 _RELATIONS: Final = ("!=", "<=", ">=", "=", "<", ">")
 _BETWEEN: Final = ".."
 _DIGITS: Final = 6
 """Decimals of a step within which a number that was asked for is a whole number of steps."""
+_CLOSE: Final = Decimal(10) ** -_DIGITS
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class Selection:
         else:
             begin, end = _ends(grid)
             inside = sum((_overlap(begin, end, one, grid) for one in self.intervals), start=np.zeros(grid.n_values))
-            shares[: grid.n_values] = inside / (end - begin)
+            shares[: grid.n_values] = inside / _overlap(begin, end, _bounds(grid), grid)
         if grid.column.missing:
             shares[-1] = self.missing
         return shares
@@ -91,15 +97,16 @@ class Selection:
         if self.categories is not None:
             codes = values.cat.codes.to_numpy()
             return np.where(absent, self.missing, self.categories[np.where(absent, 0, codes)])
-        numbers, steps = values.to_numpy(np.float64, na_value=np.nan), _steps(self.grid)
-        marks = numbers if steps is None else np.rint(numbers * steps)
-        inside = np.zeros(len(numbers), dtype=bool)
+        marks = _marks(values, self.grid)
+        inside = np.zeros(len(marks), dtype=bool)
         for low, high in self.intervals:
             inside |= (marks >= low) & (marks <= high)
         return np.where(absent, self.missing, inside)
 
     def draw(self, cells: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """A wanted number inside each cell of a numeric column, (rows,) float64, NaN for the missing cell.
+        """A wanted number inside each cell of a numeric column, (rows,), of the kind that `Grid.typed` takes.
+
+        That of the missing cell means nothing.
 
         Args:
             cells: (rows,) int64, each with a share above 0.
@@ -112,8 +119,12 @@ class Selection:
         before = np.cumsum(sizes, axis=1) - sizes
         which = (point[:, None] >= before).sum(axis=1) - 1
         rows = np.arange(len(cells))
-        lows, highs = np.array(self.intervals or [(0.0, 0.0)]).T
+        lows, highs = np.array(self.intervals or [_bounds(grid)], dtype=begin.dtype).T
         start = np.maximum(begin, lows[which])
+        if isinstance(grid.column, WholeColumn):
+            # In the missing cell nothing is wanted of the first cell's, which stands in its place.
+            last = np.where(absent, start, np.minimum(end, highs[which]))
+            return np.asarray(generator.integers(start, last, endpoint=True))
         offset = np.clip(point - before[rows, which], 0.0, np.nextafter(sizes[rows, which], 0.0))
         steps = _steps(grid)
         # A sum may be rounded up, beyond what is wanted.
@@ -212,25 +223,35 @@ def _steps(grid: Grid) -> int | None:
     return None if isinstance(grid.column, CategoricalColumn) else grid.column.steps
 
 
-def _mark(text: str, grid: Grid, name: str) -> float:
-    """A number, in steps where the column has some."""
+def _mark(text: str, grid: Grid, name: str) -> Mark:
+    """A number, in steps where the column has some; exact where it holds whole ones."""
+    column = grid.column
+    if isinstance(column, DatetimeColumn):
+        try:
+            return column.clock.position(text)
+        except ValueError as error:
+            raise ConditionError(f"{name}: {error}, not {text!r}") from None
     try:
         number = float(text)
     except ValueError:
         raise ConditionError(f"{name}: expected a number, not {text!r}") from None
     if not math.isfinite(number):
         raise ConditionError(f"{name}: expected a finite number")
+    if isinstance(column, IntegerColumn):
+        exact = Decimal(text)
+        whole = exact.to_integral_value()
+        return whole if abs(exact - whole) < _CLOSE else exact
     steps = _steps(grid)
     # 0.29 * 100 is not quite 29.
     return number if steps is None else round(number * steps, _DIGITS)
 
 
-def _up(mark: float, grid: Grid) -> float:
-    return mark if _steps(grid) is None else math.ceil(mark)
+def _up(mark: Mark, grid: Grid) -> float:
+    return float(mark) if _steps(grid) is None else math.ceil(mark)
 
 
-def _down(mark: float, grid: Grid) -> float:
-    return mark if _steps(grid) is None else math.floor(mark)
+def _down(mark: Mark, grid: Grid) -> float:
+    return float(mark) if _steps(grid) is None else math.floor(mark)
 
 
 def _before(mark: float, grid: Grid) -> float:
@@ -243,13 +264,32 @@ def _after(mark: float, grid: Grid) -> float:
 
 def _bounds(grid: Grid) -> Interval:
     """The public bounds of a numeric column, in its steps where it has some."""
-    assert not isinstance(grid.column, CategoricalColumn)
-    low, high, steps = float(grid.column.min), float(grid.column.max), _steps(grid)
+    column, steps = grid.column, _steps(grid)
+    assert not isinstance(column, CategoricalColumn)
+    if isinstance(column, WholeColumn):
+        return column.min, column.max
+    low, high = float(column.min), float(column.max)
     return (low, high) if steps is None else (round(low * steps), round(high * steps))
 
 
+def _marks(values: pd.Series, grid: Grid) -> np.ndarray:
+    """Values of a numeric column in its steps, (rows,): int64 of whole numbers, else float64; any where missing."""
+    column, steps = grid.column, _steps(grid)
+    assert not isinstance(column, CategoricalColumn)
+    if isinstance(column, WholeColumn):
+        return column.to_whole(values)
+    numbers = column.to_numbers(values)
+    return numbers if steps is None else np.rint(numbers * steps)
+
+
 def _ends(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """First value of each cell of a numeric column, and that of the next one; in steps where it has some."""
+    """First value of each cell of a numeric column, and that of the next one; in steps where it has some.
+
+    Of whole numbers, (cells,) int64, the first value and the last: there may be none after it.
+    """
+    if isinstance(grid.column, WholeColumn):
+        assert grid.starts is not None
+        return grid.starts, grid.lasts
     assert grid.edges is not None
     steps = _steps(grid)
     edges = grid.edges if steps is None else np.rint(grid.edges * steps)
@@ -257,6 +297,11 @@ def _ends(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _overlap(begin: np.ndarray, end: np.ndarray, interval: Interval, grid: Grid) -> np.ndarray:
-    """How much of [begin, end) an interval holds: numbers of steps, or a length."""
+    """How much of each cell, ends as of `_ends`, an interval holds: numbers of steps, or a length; float64."""
     low, high = interval
+    if isinstance(grid.column, WholeColumn):
+        first, last = np.maximum(begin, low), np.minimum(end, high)
+        # What lies between two numbers of int64 may be more than int64 counts, but not more than uint64.
+        between = (last.astype(np.uint64) - first.astype(np.uint64)).astype(np.float64)
+        return np.where(last >= first, between + 1.0, 0.0)
     return np.asarray(np.maximum(np.minimum(end, _after(high, grid)) - np.maximum(begin, low), 0.0))

@@ -1,10 +1,10 @@
 """Synthetic tables as files, written some rows at a time: CSV or Parquet, by the name's ending.
 
-CSV: UTF-8, quoted as RFC 4180 says, missing is an empty cell. A text that a spreadsheet would run as a formula gets an
-apostrophe before it; a number does not.
+CSV: UTF-8, quoted as RFC 4180 says, missing is an empty cell, a moment is ISO 8601. A text that a spreadsheet would run
+as a formula gets an apostrophe before it; a number does not. A table is read back by the same schema as it was.
 """
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -13,11 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.data.schema import Column, DatetimeColumn, defused
 from common.errors import OutputError
 
 ENDINGS: Final = (".csv", ".parquet")
-_FORMULA: Final = re.compile(r"^[=+\-@\t\r]")
-_NUMBER: Final = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
 class TableFile:
@@ -27,15 +26,16 @@ class TableFile:
 
     Args:
         path: ends in .csv or .parquet.
+        columns: of the schema, which says how moments are written; the table may have others, and lack some.
 
     Raises:
         OutputError: it ends otherwise, or cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: Mapping[str, Column]) -> None:
         if path.suffix not in ENDINGS:
             raise OutputError(f"{path}: expected a name that ends in {' or '.join(ENDINGS)}")
-        self._path = path
+        self._path, self._columns = path, columns
         self._temporary = path.with_name(path.name + ".part")
         self._parquet: pq.ParquetWriter | None = None
         self._is_new = True
@@ -68,7 +68,7 @@ class TableFile:
         try:
             if self._path.suffix == ".csv":
                 mode = "w" if self._is_new else "a"
-                text = _without_formulas(table).to_csv(index=False, header=self._is_new, lineterminator="\n")
+                text = as_csv(table, self._columns, header=self._is_new)
                 with self._temporary.open(mode, encoding="utf-8", newline="") as file:
                     file.write(text)
             else:
@@ -80,14 +80,19 @@ class TableFile:
         self._is_new = False
 
 
-def _without_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    changed = {
-        name: table[name].cat.rename_categories(_defused(list(table[name].cat.categories)))
-        for name in table.columns
-        if isinstance(table[name].dtype, pd.CategoricalDtype)
-    }
-    return table.assign(**changed)
+def as_csv(table: pd.DataFrame, columns: Mapping[str, Column], *, header: bool = True) -> str:
+    """A table as the text of a CSV file.
 
-
-def _defused(texts: list[str]) -> list[str]:
-    return [f"'{text}" if _FORMULA.match(text) and not _NUMBER.match(text) else text for text in texts]
+    Args:
+        table: typed.
+        columns: as of `TableFile`.
+        header: whether the names of the columns come first.
+    """
+    changed: dict[str, pd.Series] = {}
+    for name in table.columns:
+        values, column = table[name], columns.get(name)
+        if isinstance(values.dtype, pd.CategoricalDtype):
+            changed[name] = values.cat.rename_categories([defused(text) for text in values.cat.categories])
+        elif isinstance(column, DatetimeColumn):
+            changed[name] = column.write(values)
+    return table.assign(**changed).to_csv(index=False, header=header, lineterminator="\n")

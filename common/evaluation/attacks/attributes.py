@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-from common.data.schema import CategoricalColumn, ContinuousColumn, IntegerColumn
+from common.data.schema import CategoricalColumn, NumericColumn
 from common.data.windows import WindowedTable
 from common.evaluation.attacks.nearest import nearest
 from common.evaluation.attacks.residual import Residual, Tally, compare, not_measured, not_playable, one_record_each
@@ -244,7 +244,7 @@ def _name_likeliest(
 def _guess_number(
     game: _Game,
     name: str,
-    column: IntegerColumn | ContinuousColumn,
+    column: NumericColumn,
     neighbours: np.ndarray,
     random: np.random.Generator,
 ) -> Residual:

@@ -329,7 +329,7 @@ def _of_records(table: WindowedTable, grid: Grid) -> np.ndarray:
     if isinstance(grid.column, CategoricalColumn):
         codes = table.records[grid.name].cat.codes.to_numpy().astype(np.float64)
         return np.where(codes < 0, np.nan, codes)
-    return table.records[grid.name].to_numpy(dtype=np.float64, na_value=np.nan)
+    return grid.column.to_numbers(table.records[grid.name])
 
 
 def _mean(units: np.ndarray, seed: int) -> Figure:
@@ -436,7 +436,10 @@ def _digests(table: WindowedTable, study: Study, *, windows: bool) -> np.ndarray
 
 
 def _written(values: np.ndarray, grid: Grid) -> np.ndarray:
-    """Values as whole numbers from 0: categories, steps of the schema from the minimum on, else cells; missing -1."""
+    """Values as whole numbers from 0: categories, steps of the schema from the minimum on, else cells; missing -1.
+
+    As float64, since steps may be more than int64 counts.
+    """
     column, missing = grid.column, np.isnan(values)
     if isinstance(column, CategoricalColumn):
         numbers = values
@@ -445,4 +448,4 @@ def _written(values: np.ndarray, grid: Grid) -> np.ndarray:
     else:
         assert grid.edges is not None
         numbers = np.clip(np.searchsorted(grid.edges, values, side="right") - 1.0, 0, grid.n_values - 1)
-    return np.where(missing, -1, np.nan_to_num(numbers)).astype(np.int64)
+    return np.where(missing, -1.0, np.nan_to_num(numbers))

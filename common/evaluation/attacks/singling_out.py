@@ -114,8 +114,7 @@ def _cells(table: WindowedTable, study: Study) -> np.ndarray:
     cells = []
     for name, column in study.columns.items():
         values = table.records[name]
-        is_categorical = isinstance(column, CategoricalColumn)
-        read = to_feature(values, name, column) if is_categorical else values.to_numpy(np.float64, na_value=np.nan)
+        read = to_feature(values, name, column) if isinstance(column, CategoricalColumn) else column.to_numbers(values)
         cells.append(np.where(np.isnan(read), _MISSING, read))
     return np.array(cells)
 

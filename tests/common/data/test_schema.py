@@ -178,30 +178,74 @@ def test_a_value_between_the_last_float_and_a_bound_is_refused() -> None:
     assert refuse(["5.000000000000001"], column("continuous", min=0, max=5)) == ExitCode.OUT_OF_BOUNDS
 
 
-def test_whole_numbers_are_exact_up_to_the_largest_bound() -> None:
-    most = 2**53 - 1
+FAR = [2**53, 2**53 + 1, 2**60 + 1, 2**63 - 2, 2**63 - 1]
+
+
+def test_whole_numbers_are_exact_up_to_what_int64_holds() -> None:
+    least, most = -(2**63), 2**63 - 1
+    values = [least, least + 1, *(-far for far in FAR), 0, *FAR]
     for missing in (False, True):
-        rule = column("integer", min=-most, max=most, missing=missing)
-        assert parse([str(most), str(-most), str(most - 1)], rule).tolist() == [most, -most, most - 1]
+        rule = column("integer", min=least, max=most, missing=missing)
+        assert parse([str(value) for value in values], rule).tolist() == values
+    for keys in ({"min": least - 1, "max": 0}, {"min": 0, "max": most + 1}):
+        with pytest.raises(ValidationError, match="2\\^63"):
+            column("integer", **keys)
+    with pytest.raises(ValidationError, match="special: expected values from min to max"):
+        column("integer", min=0, max=2**60, special=[2**60 + 1])
+
+
+@pytest.mark.parametrize("far", FAR)
+def test_bounds_are_exact_where_floats_skip_whole_numbers(far: int) -> None:
+    rule = column("integer", min=-far, max=far - 1)
+    assert parse([str(far - 1), str(-far)], rule).tolist() == [far - 1, -far]
+    for beyond in (far, far + 1, -far - 1, 2**63, 2**64, 10**30):
+        assert refuse(["1", str(beyond)], rule) == ExitCode.OUT_OF_BOUNDS
+    cut = rule.model_copy(update={"outside": "clip"})
+    beyond = [str(far), "9" * 30, "1e300", str(-far - 1), "-" + "9" * 25]
+    assert parse(beyond, cut).tolist() == [far - 1] * 3 + [-far] * 2
 
 
 @pytest.mark.parametrize(
-    "cell", [str(2**53), str(2**53 + 1), str(2**63), str(2**64), "9" * 30, str(-(2**53)), "-" + "9" * 25]
+    ("cell", "value"),
+    [
+        ("1e3", 1000),
+        ("9007199254740993.0", 2**53 + 1),
+        ("9007199254740993.", 2**53 + 1),
+        ("+9007199254740993", 2**53 + 1),
+        ("9.007199254740993e15", 2**53 + 1),
+        ("90071992547409930e-1", 2**53 + 1),
+        ("0" * 40 + "9007199254740993", 2**53 + 1),
+        ("1" + "0" * 18, 10**18),
+        (".5e1", 5),
+        ("0e-400", 0),
+    ],
 )
-def test_a_whole_number_that_floats_cannot_tell_apart_is_out_of_bounds(cell: str) -> None:
-    most = 2**53 - 1
-    assert refuse(["1", cell], column("integer", min=-most, max=most)) == ExitCode.OUT_OF_BOUNDS
-    for far in (2**53, 2**60):
-        with pytest.raises(ValidationError, match="2\\^53"):
-            column("integer", min=0, max=far)
-        with pytest.raises(ValidationError, match="2\\^53"):
-            column("integer", min=-far, max=0)
+def test_a_whole_number_is_exact_however_it_is_written(cell: str, value: int) -> None:
+    assert parse([cell], column("integer", min=-(2**63), max=2**63 - 1)).tolist() == [value]
 
 
-@given(st.lists(st.integers(-(2**53) + 1, 2**53 - 1), min_size=1, max_size=20))
+@pytest.mark.parametrize(
+    ("cell", "code"),
+    [
+        ("9007199254740993.5", ExitCode.NOT_A_NUMBER),
+        ("1.00000000000000000000000000000000000001", ExitCode.NOT_A_NUMBER),
+        ("1e-400", ExitCode.NOT_A_NUMBER),
+        ("1e-99999999999999999999", ExitCode.NOT_A_NUMBER),
+        ("1e400", ExitCode.NOT_FINITE),
+        ("9" * 5000, ExitCode.NOT_FINITE),
+        ("1e999999999999", ExitCode.NOT_FINITE),
+        ("1_000", ExitCode.NOT_A_NUMBER),
+        ("\u0661\u0662", ExitCode.NOT_A_NUMBER),
+    ],
+)
+def test_what_is_nearly_a_whole_number_is_none(cell: str, code: ExitCode) -> None:
+    assert refuse([cell], column("integer", min=-(2**63), max=2**63 - 1)) == code
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=20))
 @settings(deadline=None, max_examples=50)
 def test_whole_numbers_come_as_they_were_written(values: list[int]) -> None:
-    rule = column("integer", min=-(2**53) + 1, max=2**53 - 1)
+    rule = column("integer", min=-(2**63), max=2**63 - 1)
     assert parse([str(value) for value in values], rule).tolist() == values
 
 
