@@ -31,6 +31,8 @@ _NO_ZONES: Final = frozenset({"localtime", "Factory"})
 # A day more or less, in any zone, is then still in a year that a calendar has.
 _EARLIEST: Final = (datetime(2, 1, 1) - _EPOCH) // timedelta(seconds=1)  # noqa: DTZ001
 _LATEST: Final = (datetime(9999, 1, 1) - _EPOCH) // timedelta(seconds=1)  # noqa: DTZ001
+_FIRST_KNOWN: Final = (datetime(1, 1, 2) - _EPOCH) // timedelta(seconds=1)  # noqa: DTZ001
+_LAST_KNOWN: Final = (datetime(9999, 12, 31) - _EPOCH) // timedelta(seconds=1)  # noqa: DTZ001
 # Rules of clocks last longer than a sample's step, and repeat after the last that is tabulated.
 _SAMPLE: Final = 20 * DAY
 _LAST_RULES: Final = (datetime(2100, 1, 1) - _EPOCH) // timedelta(seconds=1)  # noqa: DTZ001
@@ -226,8 +228,8 @@ def _seconds_ahead(moment: datetime) -> int:
 
 
 def _local(zone: ZoneInfo, seconds: int) -> datetime:
-    """Local time; of the nearest moment in the years from 2 to 9998."""
-    inside = min(max(seconds, _EARLIEST), _LATEST)
+    """Local time; of the nearest moment that the calendar has in every zone."""
+    inside = min(max(seconds, _FIRST_KNOWN), _LAST_KNOWN)
     return (_EPOCH.replace(tzinfo=UTC) + timedelta(seconds=inside)).astimezone(zone)
 
 

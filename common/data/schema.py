@@ -192,6 +192,11 @@ class IntegerColumn(_NumericColumn):
         _check_special(self)
         return self
 
+    @field_serializer("special")
+    def _written_special(self, values: tuple[int, ...]) -> list[Any]:
+        """As floats where they hold the number: the digest of a study is older than numbers that they do not hold."""
+        return [float(value) if abs(value) < 2**53 else value for value in values]
+
     @property
     def steps(self) -> int:
         """Numbers in one unit."""
@@ -370,9 +375,13 @@ class DatetimeColumn(Section):
             position = self.clock.position(text)
         except ValueError as error:
             raise SchemaError(str(error), ExitCode.NOT_A_TIME) from None
-        if position.denominator != 1 and self.finer == "refuse":
-            raise SchemaError(f"a value is not a whole {self.unit}; or set `finer: floor`", ExitCode.NOT_A_TIME)
-        return math.floor(position)
+        number = math.floor(position)
+        # What is beyond the bounds is refused as that, or cut off; on a clock of long ago it is rarely whole.
+        if number != position and self.finer == "refuse" and self.min <= number <= self.max:
+            raise SchemaError(
+                f"a value is not a whole {self.unit}; take a smaller unit, or set `finer: floor`", ExitCode.NOT_A_TIME
+            )
+        return number
 
     def write(self, values: pd.Series) -> pd.Series:
         """Text of a typed column, that `parse_table` reads as the same values; empty where missing."""

@@ -4,6 +4,7 @@ Guarantees here are algebra, checked on columns that hypothesis makes up, with b
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,22 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from common.data.encoding import Grid, encode_table, make_grid, make_grids
-from common.data.schema import COLUMN_TYPES, CategoricalColumn, Column, ContinuousColumn, IntegerColumn, parse_table
+from common.data.schema import (
+    COLUMN_TYPES,
+    CategoricalColumn,
+    Column,
+    DatetimeColumn,
+    IntegerColumn,
+    NumericColumn,
+    WholeColumn,
+    parse_table,
+)
+from tests.common.data.columns import moment_columns
 
 _COLUMN: TypeAdapter[Column] = TypeAdapter(Column)
 SCALES = ("linear", "log", "asinh")
 LARGEST = 2**53 - 1
+BEYOND = (2**53, 2**60 + 12345, 2**63 - 1)
 
 
 def column(kind: str, **keys: Any) -> Column:
@@ -33,6 +45,8 @@ def grid(kind: str, **keys: Any) -> Grid:
 def columns(draw: st.DrawFn, *, kinds: Sequence[str] = tuple(COLUMN_TYPES), least_special: int = 0) -> Column:
     """Any column that a study may have, with so many special values at least."""
     kind = draw(st.sampled_from(kinds))
+    if kind == "datetime":
+        return draw(moment_columns(least_special=least_special))
     keys: dict[str, Any] = {"missing": draw(st.booleans())}
     if kind == "categorical":
         keys["categories"] = draw(st.lists(st.text("abc", min_size=1), min_size=2, max_size=6, unique=True))
@@ -42,7 +56,7 @@ def columns(draw: st.DrawFn, *, kinds: Sequence[str] = tuple(COLUMN_TYPES), leas
     keys["cells"] = draw(st.sampled_from([2, 3, 16, 128, 4096]))
     decimals = None
     if kind == "integer":
-        size: float = draw(st.sampled_from([10, 1000, 10**6, LARGEST]))
+        size: float = draw(st.sampled_from([10, 1000, 10**6, LARGEST, *BEYOND]))
         ends = draw(st.lists(st.integers(-int(size), int(size)), min_size=2, max_size=2, unique=True).map(sorted))
         special = draw(st.lists(st.integers(*ends), min_size=least_special, max_size=4, unique=True))
     else:
@@ -66,9 +80,9 @@ def all_cells(grid: Grid) -> np.ndarray:
     return np.arange(grid.n_cells)
 
 
-def steps_of(rule: IntegerColumn | ContinuousColumn) -> int | None:
+def steps_of(rule: NumericColumn) -> int | None:
     """Numbers in one unit: those that are written with the column's decimals; None for all that a float holds."""
-    if isinstance(rule, IntegerColumn):
+    if isinstance(rule, WholeColumn):
         return 1
     return None if rule.decimals is None else 10**rule.decimals
 
@@ -78,7 +92,15 @@ def dtype_of(rule: Column) -> str:
         return "category"
     if isinstance(rule, IntegerColumn):
         return "Int64" if rule.missing else "int64"
+    if isinstance(rule, DatetimeColumn):
+        return "datetime64[ms]" if rule.timezone is None else f"datetime64[ms, {rule.timezone}]"
     return "float64"
+
+
+def numbers_of(values: pd.Series, rule: NumericColumn) -> list[Any]:
+    """Present values as they are counted, whole ones exactly."""
+    present = values[values.notna()]
+    return (rule.to_whole(present) if isinstance(rule, WholeColumn) else present).tolist()
 
 
 @given(columns(), st.integers(0, 2**32 - 1))
@@ -91,8 +113,7 @@ def test_a_value_of_a_cell_is_encoded_as_that_cell_and_lies_within_the_bounds(ru
     assert str(values.dtype) == dtype_of(rule)
     assert values.name == "x"
     if not isinstance(rule, CategoricalColumn):
-        present = values.dropna()
-        assert ((present >= rule.min) & (present <= rule.max)).all()
+        assert all(rule.min <= number <= rule.max for number in numbers_of(values, rule))
 
 
 @given(columns(), st.data(), st.integers(0, 2**32 - 1))
@@ -104,9 +125,11 @@ def test_a_value_that_was_encoded_and_drawn_again_stays_in_its_cell(
     if isinstance(rule, CategoricalColumn):
         some: Any = st.sampled_from(rule.values)
     else:
-        inside = st.integers(rule.min, rule.max) if isinstance(rule, IntegerColumn) else st.floats(rule.min, rule.max)
+        inside = st.integers(rule.min, rule.max) if isinstance(rule, WholeColumn) else st.floats(rule.min, rule.max)
         some = st.one_of(inside, st.sampled_from([rule.min, rule.max, *rule.special]))
     written = data.draw(st.lists(some, min_size=1, max_size=10))
+    if isinstance(rule, DatetimeColumn):
+        written = [rule.clock.written(second) for second in rule.clock.seconds(np.array(written)).tolist()]
     cells = [
         one if isinstance(one, str) else repr(int(one) if isinstance(rule, IntegerColumn) else float(one))
         for one in written
@@ -136,19 +159,32 @@ def test_edges_rise_from_the_lower_bound_to_the_upper(rule: Column) -> None:
         return
     assert cut.is_ordered
     assert cut.edges is not None
-    assert (np.diff(cut.edges) > 0).all()
+    assert cut.starts is not None
+    assert all(before < after for before, after in pairwise(cut.starts.tolist()))
     steps = steps_of(rule)
     after = rule.max if steps is None else (round(rule.max * steps) + 1) / steps
-    assert (cut.edges[0], cut.edges[-1]) == (rule.min, after)
+    assert (cut.edges[0], cut.edges[-1]) == (float(rule.min), float(after))
+    assert cut.starts.dtype == (np.int64 if isinstance(rule, WholeColumn) else np.float64)
+    if isinstance(rule, WholeColumn):
+        assert (cut.starts[0], cut.lasts[-1]) == (rule.min, rule.max)
     assert 1 <= cut.n_values <= rule.cells + 2 * len(rule.special)
 
 
-@given(columns(kinds=("integer", "continuous"), least_special=1), st.integers(0, 2**32 - 1))
+@given(columns(kinds=("integer", "continuous", "datetime"), least_special=1), st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=200)
 def test_a_special_value_has_a_cell_to_itself_and_comes_back_exactly(rule: Column, seed: int) -> None:
     assert not isinstance(rule, CategoricalColumn)
     cut = make_grid("x", rule)
-    special = pd.Series(rule.special, name="x", dtype="float64" if isinstance(rule, ContinuousColumn) else "int64")
+    if isinstance(rule, WholeColumn):
+        whole = np.array(rule.special, dtype=np.int64)
+        own = cut.encode(rule.from_whole(whole, np.zeros(len(whole), dtype=bool)))
+        assert len(set(own)) == len(whole)
+        assert numbers_of(cut.decode(own, np.random.default_rng(seed)), rule) == list(rule.special)
+        others = sorted({one + by for one in rule.special for by in (-1, 1)} - set(rule.special))
+        near = np.array([one for one in others if rule.min <= one <= rule.max], dtype=np.int64)
+        assert not set(cut.encode(rule.from_whole(near, np.zeros(len(near), dtype=bool)))) & set(own)
+        return
+    special = pd.Series(rule.special, name="x", dtype="float64")
     cells = cut.encode(special)
     assert len(set(cells)) == len(special)
     for _ in range(3):
@@ -188,6 +224,31 @@ def test_cells_and_values_agree_at_extreme_whole_bounds(
         values = cut.decode(all_cells(cut), np.random.default_rng(seed))
         assert cut.encode(values).tolist() == all_cells(cut).tolist()
         assert values.dropna().between(lower, upper).all()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("cells", [2, 128, 4096])
+@pytest.mark.parametrize(
+    ("lower", "upper"),
+    [(-(2**63), 2**63 - 1), (2**63 - 2, 2**63 - 1), (-(2**63), 5), (2**62, 2**62 + 1000), (-(2**63), -(2**63) + 10**6)],
+)
+def test_cells_and_values_agree_at_the_ends_of_int64(scale: str, cells: int, lower: int, upper: int) -> None:
+    rule = column("integer", min=lower, max=upper, scale=scale, cells=cells, special=[upper], missing=True)
+    assert isinstance(rule, IntegerColumn)
+    cut = make_grid("x", rule)
+    for seed in range(5):
+        values = cut.decode(all_cells(cut), np.random.default_rng(seed))
+        assert cut.encode(values).tolist() == all_cells(cut).tolist()
+        assert all(lower <= number <= upper for number in numbers_of(values, rule))
+
+
+def test_far_from_zero_cells_are_as_fine_as_near_it_and_every_number_of_one_is_drawn() -> None:
+    rule = column("integer", min=2**62, max=2**62 + 1023, cells=128)
+    cut = make_grid("x", rule)
+    assert cut.starts is not None
+    assert (cut.starts - 2**62).tolist() == list(range(0, 1024, 8))
+    drawn = cut.decode(np.full(1000, 127), np.random.default_rng(0))
+    assert sorted(set(drawn)) == list(range(2**62 + 1016, 2**62 + 1024))
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -28,7 +28,7 @@ def table_of(categories: list[str], codes: list[int], numbers: list[int | None])
 
 
 def write(path: Path, *parts: pd.DataFrame) -> None:
-    with TableFile(path) as file:
+    with TableFile(path, {}) as file:
         for part in parts:
             file.write(part)
 
@@ -69,7 +69,7 @@ def test_where_writing_fails_nothing_is_left_and_an_older_file_is(ending: str, t
     before = path.read_bytes()
 
     def stop() -> None:
-        with TableFile(path) as file:
+        with TableFile(path, {}) as file:
             file.write(table)
             raise RuntimeError("stopped")
 
@@ -81,7 +81,7 @@ def test_where_writing_fails_nothing_is_left_and_an_older_file_is(ending: str, t
 
 def test_other_endings_and_places_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"expected a name that ends in .csv or .parquet"):
-        TableFile(tmp_path / "t.xlsx")
+        TableFile(tmp_path / "t.xlsx", {})
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"), TableFile(tmp_path / "file" / "t.csv"):
+    with pytest.raises(OutputError, match="cannot be written"), TableFile(tmp_path / "file" / "t.csv", {}):
         pass
