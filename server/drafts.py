@@ -7,11 +7,14 @@ says so beside each such line, and no command accepts it while its `draft: true`
 import math
 import re
 import zlib
+from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
+from common.data.moments import UNITS, Clock, make_clock
+from common.data.schema import LEAST_WHOLE, MOST_WHOLE
 from common.errors import ExitCode, SchemaError
 
 _MOST_CATEGORIES = 40
@@ -107,11 +110,41 @@ def _kind(values: pd.Series) -> str:
     if present.nunique() < _FEW_NUMBERS:
         return "ignored"
     if not bool(numbers.isna().any()) and bool(numbers.abs().lt(math.inf).all()) and present.nunique() > _FEW_NUMBERS:
-        whole = bool((numbers == numbers.round()).all()) and float(numbers.abs().max()) < 2**53
+        whole = bool((numbers == numbers.round()).all()) and float(numbers.abs().max()) < MOST_WHOLE
         # As many different whole numbers as rows: an identifier.
         identifier = whole and present.nunique() == len(present) and len(present) > _MOST_CATEGORIES
         return "ignored" if identifier else "integer" if whole else "continuous"
+    if present.nunique() > _FEW_NUMBERS and _clock(present) is not None:
+        return "datetime"
     return "categorical" if present.nunique() <= _MOST_CATEGORIES else "ignored"
+
+
+def _clock(present: pd.Series) -> Clock | None:
+    """What reads all these texts as moments, in seconds; None where there is none."""
+    for timezone in (None, "UTC"):
+        clock = make_clock("1970-01-01T00:00", "second", timezone)
+        try:
+            for text in pd.unique(present):
+                clock.position(text)
+        except ValueError:
+            continue
+        return clock
+    return None
+
+
+def _moments(values: pd.Series) -> str:
+    """Rules of a column of moments: the largest unit that all of them are whole in, whole years around them."""
+    present = values[values != ""]
+    clock = _clock(present)
+    assert clock is not None
+    seconds = [clock.position(text) for text in pd.unique(present)]
+    unit = next((name for name, size in UNITS.items() if all(one % size == 0 for one in seconds)), "second")
+    first, last = (clock.written(math.floor(one))[:4] for one in (min(seconds), max(seconds)))
+    end = {"day": "", "hour": "T23:00", "minute": "T23:59", "second": "T23:59:59"}[unit]
+    finer = "    finer: floor\n" if any(one.denominator != 1 for one in seconds) else ""
+    zone = "" if clock.zone is None else "    timezone: UTC # or the zone whose days are meant, such as Europe/Berlin\n"
+    bounds = f"    min: {first}-01-01 {_REPLACE}\n    max: {last}-12-31{end} {_REPLACE}\n"
+    return f"{bounds}    unit: {unit}\n{zone}{finer}"
 
 
 def _values(values: pd.Series) -> list[str]:
@@ -133,11 +166,21 @@ def _column(name: str, values: pd.Series, kind: str) -> str:
     if kind == "categorical":
         listed = "".join(f"      - {_quoted(value)}\n" for value in _values(values))
         return f"{head}    categories: {_REPLACE}\n{listed}{missing}"
+    if kind == "datetime":
+        return f"{head}{_moments(values)}{missing}"
+    if kind == "integer":
+        whole = [int(Decimal(text.strip())) for text in pd.unique(values[values != ""])]
+        least, most = max(_rounded_down(min(whole)), LEAST_WHOLE), min(-_rounded_down(-max(whole)), MOST_WHOLE)
+        return f"{head}    min: {least} {_REPLACE}\n    max: {most} {_REPLACE}\n{missing}"
     numbers = _numbers(values)
     lower, upper = _rounded(float(numbers.min()), down=True), _rounded(float(numbers.max()), down=False)
-    if kind == "integer":
-        return f"{head}    min: {int(lower)} {_REPLACE}\n    max: {int(upper)} {_REPLACE}\n{missing}"
     return f"{head}    min: {lower!r} {_REPLACE}\n    max: {upper!r} {_REPLACE}\n{missing}"
+
+
+def _rounded_down(value: int) -> int:
+    """`_rounded` of a whole number, exactly."""
+    unit = int(10 ** max(len(str(abs(value))) - 2, 0))
+    return value // unit * unit
 
 
 def _rounded(value: float, *, down: bool) -> float:

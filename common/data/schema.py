@@ -572,12 +572,13 @@ def _parse_whole(name: str, column: WholeColumn, raw: pd.Series, absent: pd.Seri
         read = [column.read(text) for text in distinct]
     except SchemaError as error:
         raise SchemaError(f"{name}: {error}", error.code) from None
+    low, high = column.min, column.max
     if column.outside == "clip":
-        read = [min(max(number, column.min), column.max) for number in read]
-    elif any(not column.min <= number <= column.max for number in read):
+        read = [min(max(number, low), high) for number in read]
+    elif any(not low <= number <= high for number in read):
         raise _out_of_bounds(name, column)
     # Code -1, which stands for missing, takes the last.
-    numbers = np.array([*read, column.min], dtype=np.int64)[codes]
+    numbers = np.array([*read, low], dtype=np.int64)[codes]
     return column.from_whole(numbers, absent.to_numpy(dtype=bool)).set_axis(raw.index)
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from common.data.schema import DatetimeColumn
 from common.errors import ExitCode
 from common.privacy.budget import epsilon_of, mu_of
 from common.study import Study, load_study
@@ -139,6 +140,38 @@ def test_bounds_are_rounded_outward_and_hold_every_row(draft: Draft, tmp_path: P
         for bound in (column.min, column.max):
             assert float(f"{bound:.1e}") == bound, name
     assert study.features["high"].max == 1300  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("cells", "rules"),
+    [
+        (["2020-05-05", "2021-06-07", "2019-01-01", ""], ("2019-01-01", "2021-12-31", "day", None)),
+        (["2020-05-05 10:00", "2020-06-07 11:00", "2020-01-01"], ("2020-01-01", "2020-12-31T23:00", "hour", None)),
+        (
+            ["2020-05-05T10:00+02:00", "2020-06-07T11:30Z", "2020-01-01T00:00:00Z"],
+            ("2020-01-01", "2020-12-31T23:59", "minute", "UTC"),
+        ),
+        (["2020-05-05 10:00:00.5", "2020-01-01", "2020-02-02"], ("2020-01-01", "2020-12-31T23:59:59", "second", None)),
+    ],
+)
+def test_moments_are_drafted_as_moments_between_whole_years(
+    draft: Draft, tmp_path: Path, cells: list[str], rules: tuple[str, str, str, str | None]
+) -> None:
+    text = draft(with_column("seen", lambda at: cells[at % len(cells)]), "--label", "died")
+    column = finish(text, tmp_path).columns["seen"]
+    assert isinstance(column, DatetimeColumn)
+    assert (column.first, column.last, column.unit, column.timezone) == rules
+    assert column.missing == ("" in cells)
+    assert text.count("REPLACE: ") == 8
+    for cell in filter(None, cells):
+        assert cell not in text or cell.endswith("-01-01")
+        assert 0 <= column.read(cell) <= column.max
+
+
+def test_whole_numbers_beyond_what_floats_hold_are_drafted_as_whole(draft: Draft, tmp_path: Path) -> None:
+    text = draft(with_column("far", lambda at: str(9 * 10**18 + 2 * 10**17 * (at % 2) + at % 3)), "--label", "died")
+    column = finish(text, tmp_path).columns["far"]
+    assert (column.type, column.max) == ("integer", 2**63 - 1)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])

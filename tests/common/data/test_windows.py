@@ -20,6 +20,7 @@ from common.data.schema import CategoricalColumn, Column, ContinuousColumn, Inte
 from common.data.windows import WindowedTable, Windows, encode_windows, long_table, make_windows
 from common.errors import ExitCode, SchemaError, StudyError
 from common.study import parse_study
+from common.synthesis.tables import as_csv
 
 KEY, TIME = "pid", "when"
 PULSE: dict[str, Any] = {"type": "integer", "min": 0, "max": 9, "missing": True}
@@ -81,6 +82,14 @@ def parsed(windows: dict[str, Any], **unit: Any) -> Windows:
     return found
 
 
+SEEN = {
+    "type": "datetime",
+    "min": "2020-10-24T00:00",
+    "max": "2020-10-27T00:00",
+    "unit": "hour",
+    "timezone": "Europe/Berlin",
+    "missing": True,
+}
 GRID: dict[str, Any] = {"layout": "grid", "length": 4, "time": {"column": TIME}, "step": 1, "channels": CHANNELS}
 EVENTS: dict[str, Any] = {"layout": "events", "length": 4, "time": {"column": TIME}, "channels": CHANNELS}
 STAMPS = {"column": TIME, "type": "timestamp"}
@@ -123,6 +132,16 @@ STAMPS = {"column": TIME, "type": "timestamp"}
             EVENTS,
             {"gap": "pulse", "channels": {**CHANNELS, "pulse": {**PULSE, "missing": False}}},
             "windows: gap: pulse needs `missing: true`",
+        ),
+        (
+            EVENTS,
+            {"gap": "seen", "channels": {**CHANNELS, "seen": SEEN}},
+            "windows: gap: seen is not a numeric channel",
+        ),
+        (
+            GRID,
+            {"channels": {**CHANNELS, "pulse": {**PULSE, "max": 2**53}}},
+            "windows: channels: pulse: min, max: in a channel, expected between -2^53 and 2^53",
         ),
         (GRID, {"length": 1}, "windows.length"),
         (GRID, {"length": 257}, "windows.length"),
@@ -1014,6 +1033,33 @@ def test_records_without_windows_have_none_and_can_be_taken_too() -> None:
     taken = table.take(np.array([4, 1]))
     assert taken.values.shape == (2, 0, 0)
     assert taken.records["age"].tolist() == [4, 1]
+
+
+# Moments as channels
+
+
+def test_moments_of_a_channel_are_units_since_their_minimum_and_come_back() -> None:
+    windows = layout("grid", combine={"seen": "mean"}, channels={"seen": SEEN})
+    text = pd.DataFrame(
+        {
+            KEY: ["A"] * 5,
+            TIME: ["0", "1", "1", "2", "3"],
+            # Two in one step, on both sides of the hour that is there twice.
+            "seen": ["2020-10-24", "2020-10-25T02:00+02:00", "2020-10-25T03:00", "", "2020-10-27"],
+        },
+        dtype="str",
+    )
+    values, lengths = made(text, windows, ["A"])
+    np.testing.assert_array_equal(values[0, :, 0], [0, 27, NAN, 73])
+    (grid,) = make_grids(windows.channels)
+    cells = encode_windows(values, lengths, (grid,))
+    assert cells[0, :, 0].tolist() == [0, 27, grid.n_values, 73]
+    table = long_table(values, lengths, windows, unit_key=KEY, units=["A"])
+    assert str(table["seen"].dtype) == "datetime64[ms, Europe/Berlin]"
+    written = io.StringIO(as_csv(table, windows.channels))
+    again = pd.read_csv(written, dtype=str, keep_default_na=False)
+    assert again["seen"].tolist()[1] == "2020-10-25T02:00:00+01:00"
+    np.testing.assert_array_equal(made(again, windows, ["A"])[0], values)
 
 
 # Decimals and zones
