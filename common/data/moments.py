@@ -75,7 +75,7 @@ class Clock:
     unit: int
     zone: ZoneInfo | None
 
-    def position(self, text: str) -> Fraction:
+    def position(self, text: str) -> Fraction | int:
         """Units since the first moment; whole where the text is on the clock's grid, else between its neighbours.
 
         Raises:
@@ -83,17 +83,18 @@ class Clock:
         """
         seconds = _read(text, self.zone, by_day=self.unit == DAY)
         if self.zone is None or self.unit != DAY:
-            return (seconds - self.first) / self.unit
+            units, rest = divmod(seconds - self.first, self.unit)
+            return units + Fraction(rest) / self.unit if rest else units
         day, first_day = _day_of(self.zone, seconds), _day_of(self.zone, self.first)
         # How far into the day makes no difference to anyone.
-        return day - first_day + (Fraction(0) if _day_start(self.zone, day) == seconds else Fraction(1, 2))
+        return day - first_day + (0 if _day_start(self.zone, day) == seconds else Fraction(1, 2))
 
     def numbers(self, seconds: np.ndarray) -> np.ndarray:
         """Numbers of the units that moments are in; both (n,) int64, seconds since 1970."""
         if self.zone is None or self.unit != DAY:
             return np.asarray((seconds - self.first) // self.unit)
         distinct, inverse = np.unique(seconds, return_inverse=True)
-        days = [_day_of(self.zone, Fraction(one)) for one in distinct.tolist()]
+        days = [_day_of(self.zone, one) for one in distinct.tolist()]
         return np.asarray((np.array(days, dtype=np.int64) - _day_of(self.zone, self.first))[inverse])
 
     def seconds(self, numbers: np.ndarray) -> np.ndarray:
@@ -152,7 +153,7 @@ def make_clock(first: str, unit: str, timezone: str | None) -> Clock:
     seconds = _read(first, zone, by_day=unit == "day")
     if zone is not None and not _EARLIEST <= seconds < _LATEST:
         raise ValueError("with a timezone, expected a year from 2 to 9998")
-    start = Fraction(int(seconds // 1)) if zone is None else Fraction(_on_the_wall(zone, int(seconds // 1)))
+    start = seconds if zone is None else _on_the_wall(zone, int(seconds // 1))
     if zone is not None and unit == "day":
         is_whole = _day_start(zone, _day_of(zone, seconds)) == seconds
     else:
@@ -162,7 +163,7 @@ def make_clock(first: str, unit: str, timezone: str | None) -> Clock:
     return Clock(int(seconds), UNITS[unit], zone)
 
 
-def _read(text: str, zone: ZoneInfo | None, *, by_day: bool) -> Fraction:
+def _read(text: str, zone: ZoneInfo | None, *, by_day: bool) -> Fraction | int:
     """Seconds since 1970; a date alone is the first moment of the day.
 
     Args:
@@ -181,7 +182,7 @@ def _read(text: str, zone: ZoneInfo | None, *, by_day: bool) -> Fraction:
         local = None
     if found is None or local is None:
         raise ValueError("expected an ISO 8601 date, or date and time")
-    below = Fraction(int(found[3]), 10 ** len(found[3])) if found[3] else Fraction(0)
+    below = Fraction(int(found[3]), 10 ** len(found[3])) if found[3] and found[3].strip("0") else 0
     if found[4] is not None:
         if zone is None:
             raise ValueError("an offset from UTC is written, and the schema gives the column no timezone")
@@ -192,14 +193,15 @@ def _read(text: str, zone: ZoneInfo | None, *, by_day: bool) -> Fraction:
         start = _day_start(zone, local.toordinal())
         if start is None:
             raise ValueError("the calendar of the column's timezone leaves this day out")
-        return Fraction(start)
+        return start
     return _since_epoch(local) - _only_offset(zone, local) + below
 
 
-def _since_epoch(local: datetime) -> Fraction:
-    return Fraction((local - _EPOCH) // timedelta(seconds=1))
+def _since_epoch(local: datetime) -> int:
+    return (local - _EPOCH) // timedelta(seconds=1)
 
 
+@functools.lru_cache(maxsize=1024)
 def _offset(text: str) -> int:
     """Seconds ahead of UTC of a written offset."""
     digits = re.sub("[^0-9]", "", text).ljust(6, "0")
