@@ -562,8 +562,8 @@ EGRESS = (
         name="cell-in-an-error-text",
         twin="pandas: could not convert string to float, and then the cell",
         file="common/data/schema.py",
-        old='raise SchemaError(f"{name}: a value is not a number", ExitCode.NOT_A_NUMBER)',
-        new='raise SchemaError(f"{name}: a value is not a number ({present.iloc[-1]})", ExitCode.NOT_A_NUMBER)',
+        old="        raise SchemaError(_SAY_NO_NUMBER, ExitCode.NOT_A_NUMBER)",
+        new='        raise SchemaError(f"{_SAY_NO_NUMBER} ({text})", ExitCode.NOT_A_NUMBER)',
         killed_by=(f"{_DIRTY}[text in a whole number]",),
     ),
     Mutant(
