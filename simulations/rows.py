@@ -166,7 +166,8 @@ def _numbers(column: NumericColumn, rows: int, random: np.random.Generator) -> n
     values = np.clip(values, column.min, column.max)
     if isinstance(column, WholeColumn):
         # Rounding may pass a bound that a float does not hold.
-        whole = np.array([min(max(round(float(value)), column.min), column.max) for value in values], dtype=np.int64)
+        low, high = column.min, column.max
+        whole = np.array([min(max(round(float(value)), low), high) for value in values], dtype=np.int64)
         if isinstance(column, IntegerColumn):
             return whole.astype(str).astype(object)
         return column.write(column.from_whole(whole, np.zeros(rows, dtype=bool))).to_numpy(dtype=object)

@@ -91,11 +91,12 @@ class Grid:
             dtype = pd.CategoricalDtype(list(self.column.values))
             return pd.Series(pd.Categorical.from_codes(np.where(absent, -1, cells), dtype=dtype), name=self.name)
         assert self.starts is not None
-        assert self.edges is not None
         inside = np.where(absent, 0, cells)
         if isinstance(self.column, WholeColumn):
             return self.typed(generator.integers(self.starts[inside], self.lasts[inside], endpoint=True), absent)
-        lower, upper = self.edges[inside], self.edges[inside + 1]
+        edges = self.edges
+        assert edges is not None
+        lower, upper = edges[inside], edges[inside + 1]
         steps = self.column.steps
         if steps is None:
             # Rounding may reach the upper edge, which belongs to the next cell. A special value's cell is one float

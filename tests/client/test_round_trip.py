@@ -122,7 +122,7 @@ def tables(draw: st.DrawFn) -> tuple[Study, pd.DataFrame]:
 
 @given(case=tables())
 @settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 def test_every_dtype_comes_back_as_it_was_written(case: tuple[Study, pd.DataFrame], tmp_path: Path) -> None:
     study, text = case

@@ -44,8 +44,22 @@ def windowed(**changes: Any) -> Study:
     return study_of(unit={"name": "patient", "key": "who"}, windows=windows)
 
 
+EXACT = {
+    "account": {"type": "integer", "min": -(2**63), "max": 2**63 - 1, "special": [2**60 + 1]},
+    "admitted": {"type": "datetime", "min": "2020-01-01", "max": "2020-12-31", "missing": True},
+    "seen": {
+        "type": "datetime",
+        "min": "2020-10-24T00:00",
+        "max": "2020-10-27T00:00",
+        "unit": "minute",
+        "timezone": "Europe/Berlin",
+        "special": ["2020-10-25T02:00+01:00"],
+    },
+}
 VARIANTS = {
     "records": study_of(),
+    "moments, and whole numbers that floats skip": study_of(columns=EXACT | {"ill": PLAIN["columns"]["ill"]}),
+    "moments in steps": windowed(layout="grid", step=1, start=0, channels={"seen": EXACT["seen"]}),
     "units with several records": study_of(unit={"name": "patient", "key": "who", "max_records": 4}),
     "a file without a header": study_of(
         table={"header": ["ill", "spare", "exact", "dose", "age", "ward"], "delimiter": ";"}, ignore=["spare"]

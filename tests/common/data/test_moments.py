@@ -1,6 +1,6 @@
 """Moments as numbers: on clocks that jump, at both ends of the calendar, and what is refused rather than guessed at."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from fractions import Fraction
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -157,12 +157,7 @@ def test_a_day_of_a_zone_is_its_first_moment(timezone: str, day: str, begins: st
     clock = make_clock(day, "day", timezone)
     assert clock.written(clock.first) == begins
     assert clock.position(day) == clock.position(begins) == 0
-    assert clock.numbers(clock.seconds(np.arange(-3 if timezone != "Pacific/Apia" else 0, 4))).tolist()[-4:] == [
-        0,
-        1,
-        2,
-        3,
-    ]
+    assert clock.numbers(clock.seconds(np.arange(4))).tolist() == [0, 1, 2, 3]
 
 
 @given(moment_columns(), st.data())
@@ -174,24 +169,17 @@ def test_numbers_and_moments_are_one_to_one_and_in_order(rule: DatetimeColumn, d
     assert [rule.clock.position(rule.clock.written(one)) for one in seconds.tolist()] == chosen.tolist()
 
 
-@given(moment_columns(), st.data())
+@given(moment_columns().filter(lambda rule: rule.timezone is not None), st.data())
 def test_a_zones_calendar_is_that_of_python(rule: DatetimeColumn, data: st.DataObject) -> None:
     number = data.draw(st.integers(0, rule.max))
     second = int(rule.clock.seconds(np.array([number]))[0])
-    epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    zone = UTC if rule.timezone is None else ZoneInfo(rule.timezone)
-    local = datetime.fromtimestamp(second, tz=UTC).astimezone(zone) if second > -6e10 else None
-    if local is None:
-        return
-    assert (local - epoch).total_seconds() == second
-    if rule.unit == "day":
-        start = datetime.fromtimestamp(rule.clock.first, tz=UTC).astimezone(zone) if rule.clock.first > -6e10 else local
-        if rule.clock.first > -6e10:
-            assert (local.date() - start.date()).days == number
-        before = datetime.fromtimestamp(second - 1, tz=UTC).astimezone(zone)
-        assert before.date() < local.date()
-    else:
+    if rule.unit != "day":
         assert second == rule.clock.first + number * UNITS[rule.unit]
+        return
+    zone = ZoneInfo(str(rule.timezone))
+    start, here, before = (datetime.fromtimestamp(one, tz=zone) for one in (rule.clock.first, second, second - 1))
+    assert (here.date() - start.date()).days == number
+    assert before.date() < here.date()
 
 
 def test_a_position_between_two_units_lies_between_their_numbers() -> None:
