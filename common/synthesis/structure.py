@@ -258,16 +258,22 @@ class Structure:
 
 def _backward(tied: _Tied, chances: Sequence[np.ndarray], labels: np.ndarray) -> list[np.ndarray]:
     """Of each column, the chance that a row that has come to a state is accepted, (rows, states + 1); 0 in the last."""
-    rows = len(labels)
-    last = 1 + max(int(tied.automaton.moves[-1].max()), 0)
-    ahead = np.ones((rows, last + 1))
-    ahead[:, -1] = 0.0
+    rows, size = len(labels), int(tied.automaton.moves[-1].max()) + 1
+    ahead = np.hstack([np.ones((rows, size)), np.zeros((rows, 1))])
     found = [ahead]
-    for own, moves, weights in zip(
-        reversed(chances), reversed(tied.automaton.moves), reversed(tied.weights), strict=True
-    ):
-        ahead = np.einsum("rp,rsp,rsp->rs", own, weights[labels], ahead[:, moves])
-        ahead = np.hstack([ahead, np.zeros((rows, 1))])
+    columns = list(zip(chances, tied.automaton.moves, tied.weights, strict=True))
+    for at, (own, moves, weights) in reversed(list(enumerate(columns))):
+        before = np.zeros((rows, len(moves) + 1))
+        if at == len(columns) - 1:
+            # Whoever gets through the last column is accepted: the same for all rows of a class.
+            for label in np.unique(labels):
+                here = labels == label
+                before[here, :-1] = own[here] @ weights[label].T
+        else:
+            onward = ahead[:, moves]  # (rows, states, pieces)
+            onward *= weights[labels]
+            before[:, :-1] = np.matmul(onward, own[:, :, None])[:, :, 0]
+        ahead = before
         found.append(ahead)
     return found[::-1]
 
