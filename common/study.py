@@ -17,6 +17,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from common.data.automaton import check_constraints
+from common.data.constraints import Constraint, allowed_moves, check_sums, directions, totals
 from common.data.schema import (
     COLUMN_TYPES,
     CategoricalColumn,
@@ -271,6 +273,15 @@ def _check_masks(study: "Study") -> None:
         )
 
 
+def _check_constraints(study: "Study") -> None:
+    check_sums(study.constraints, study.columns, label=study.label.column)
+    if len(totals(study.constraints)) > len(study.features) - 1:
+        raise ValueError("constraints: a column that is no sum is needed beside the label")
+    allowed_moves(study.constraints, study.channels)
+    directions(study.constraints, study.channels)
+    check_constraints(study.constraints, study.columns)
+
+
 class Study(Section):
     """One study, whole. See docs/study.md for every key."""
 
@@ -285,6 +296,7 @@ class Study(Section):
     columns: dict[Text, Column]
     ignore: tuple[Text, ...] = ()
     windows: Windows | None = None
+    constraints: tuple[Constraint, ...] = ()
     privacy: Privacy
     discriminators: Discriminators = Discriminators()
     critic: Critic = Critic()
@@ -317,6 +329,7 @@ class Study(Section):
         _check_gates(self)
         if self.windows is not None:
             _check_windows(self.windows, self.unit, self.columns)
+        _check_constraints(self)
         return self
 
     @property
@@ -333,8 +346,9 @@ class Study(Section):
 
     @property
     def measured(self) -> dict[str, Column]:
-        """The features, and the number of steps where it varies from unit to unit: what a table of units counts."""
-        columns = self.features
+        """What a table of units counts: features that are not computed, and the number of steps where it varies."""
+        computed = totals(self.constraints)
+        columns = {name: column for name, column in self.features.items() if name not in computed}
         if self.windows is not None and self.windows.varies:
             least, most = int(self.windows.empty == "refuse"), self.windows.length
             columns[STEPS] = IntegerColumn(type="integer", min=least, max=most, cells=most + 1)
@@ -366,7 +380,11 @@ class Study(Section):
 
         The order of columns and categories is kept: codes are positions in it.
         """
-        return json.dumps(self.model_dump(mode="json", by_alias=True), separators=(",", ":"), allow_nan=False)
+        data = self.model_dump(mode="json", by_alias=True)
+        if not self.constraints:
+            # A study from before there were any has the digest that it had.
+            del data["constraints"]
+        return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
     def digest(self) -> str:
         """SHA-256 of the canonical form, in hex; two files that mean the same have the same digest."""

@@ -5,7 +5,7 @@ is drawn by the released shares of its bin, tilted towards the channel's last ce
 one with which the moves of the synthetic windows come nearest to the released ones. All of it is post-processing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -28,6 +28,8 @@ def decode_windows(
     binnings: Sequence[Binning],
     released: np.ndarray,
     generator: np.random.Generator,
+    *,
+    cells: Mapping[int, np.ndarray],
 ) -> np.ndarray:
     """Values of windows, (units, steps, channels) float64 as in `WindowedTable`.
 
@@ -38,16 +40,34 @@ def decode_windows(
         binnings: of the channels.
         released: (channels, classes, buckets), the noised tables of moves.
         generator: of everything that is drawn.
+        cells: (units, steps) of channels whose cells are drawn already, by their position.
     """
     values = np.full(bins.shape, np.nan)
     for position, (grid, binning) in enumerate(zip(grids, binnings, strict=True)):
         path = bins[:, :, position]
-        width = np.inf
-        if grid.is_ordered:
-            width = _choose_width(path[:_TRIAL], labels[:_TRIAL], grid, binning, released[position], generator)
-        cells = _draw_cells(path, labels, grid, binning, width=width, generator=generator)
-        there = cells >= 0
-        values[:, :, position][there] = _to_numbers(cells[there], grid, generator)
+        if position in cells:
+            own = np.where(path >= 0, cells[position], -1)
+        else:
+            width = np.inf
+            if grid.is_ordered:
+                width = _choose_width(path[:_TRIAL], labels[:_TRIAL], grid, binning, released[position], generator)
+            own = _draw_cells(path, labels, grid, binning, width=width, generator=generator)
+        there = own >= 0
+        values[:, :, position][there] = _to_numbers(own[there], grid, generator)
+    return values
+
+
+def keep_direction(values: np.ndarray, signs: Mapping[int, int]) -> np.ndarray:
+    """Values whose bins never fall, or never rise, made so inside of bins: by the largest or least so far.
+
+    Args:
+        values: (units, steps, channels), NaN where missing.
+        signs: 1 for a channel that never falls, -1 for one that never rises, by its position.
+    """
+    for at, sign in signs.items():
+        own = values[:, :, at]
+        extreme = (np.fmax if sign > 0 else np.fmin).accumulate(own, axis=1)
+        values[:, :, at] = np.where(np.isnan(own), np.nan, extreme)
     return values
 
 

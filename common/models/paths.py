@@ -136,10 +136,18 @@ class Paths(Courses):
 
     def draw(self, random: torch.Generator) -> Tensor:  # noqa: D102
         values, missing = choose(self._values, random), torch.tensor(self.shape.values, device=self._values.device)
+        return torch.where(self._draw_seen(random), values, missing)
+
+    def settled(self, random: torch.Generator) -> Tensor:  # noqa: D102
+        seen = self._draw_seen(random)[..., None]
+        return torch.cat([self._values * seen, 1.0 * ~seen], dim=3)
+
+    def _draw_seen(self, random: torch.Generator) -> Tensor:
+        """Whether each step holds a value, (rows, steps, channels) bool."""
         seen = [choose(self._seen_start, random)]
         for move in self._seen_moves:
             seen.append(choose(row_of(move, seen[-1]), random))
-        return torch.where(torch.stack(seen, dim=1) == 1, values, missing)
+        return torch.stack(seen, dim=1) == 1
 
     def relaxed(self, random: torch.Generator) -> Tensor:  # noqa: D102
         values = straight_through(self._values, random)

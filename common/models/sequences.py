@@ -62,6 +62,10 @@ class SequenceShape:
         """For generator.json."""
         return asdict(self)
 
+    def drawn(self, chances: Tensor, random: torch.Generator) -> Tensor:
+        """Bins, (...) int64, from the chances of slots, missing last; (..., channels, widest + 1)."""
+        return torch.minimum(choose(chances, random), torch.tensor(self.values, device=chances.device))
+
 
 @dataclass(frozen=True)
 class StepWeights:
@@ -136,6 +140,13 @@ class Courses(ABC):
     @abstractmethod
     def draw(self, random: torch.Generator) -> Tensor:
         """One window a row, (rows, steps, channels) int64, whether it lasts or not."""
+
+    @abstractmethod
+    def settled(self, random: torch.Generator) -> Tensor:
+        """Chances of each step given a draw of all that steps share, (rows, steps, channels, widest + 1), missing last.
+
+        Given it, steps and channels are independent; drawn from it, they are as from `draw`.
+        """
 
     @abstractmethod
     def relaxed(self, random: torch.Generator) -> Tensor:

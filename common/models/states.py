@@ -1,5 +1,6 @@
 """The sequence head of event streams: one hidden chain of states, which all channels of a step share."""
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import torch
@@ -97,15 +98,18 @@ class States(Courses):
         return self._start.new_zeros(len(self._start), len(self.shape.sizes), COUNT_BUCKETS)
 
     def draw(self, random: torch.Generator) -> Tensor:  # noqa: D102
+        return torch.stack([self.shape.drawn(step, random) for step in self._course(random)], dim=1)
+
+    def settled(self, random: torch.Generator) -> Tensor:  # noqa: D102
+        return torch.stack(list(self._course(random)), dim=1)
+
+    def _course(self, random: torch.Generator) -> Iterator[Tensor]:
+        """What a drawn state of each step emits, (rows, channels, widest + 1)."""
         state = choose(self._start, random)
-        missing = torch.tensor(self.shape.values, device=state.device)
-        steps = []
         for step in range(self.shape.steps):
             if step:
                 state = choose(row_of(self._move, state), random)
-            slot = choose(row_of(self._emit.flatten(2), state).view(len(state), len(missing), -1), random)
-            steps.append(torch.minimum(slot, missing))
-        return torch.stack(steps, dim=1)
+            yield row_of(self._emit.flatten(2), state).view(len(state), len(self.shape.values), -1)
 
     def relaxed(self, random: torch.Generator) -> Tensor:  # noqa: D102
         state = straight_through(self._start, random)

@@ -1,14 +1,15 @@
 """Synthetic units from bins, in the study's column order and dtypes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from common.data.binning import Binning, decode_table
+from common.data.constraints import add_sums, directions
 from common.data.encoding import make_grids
-from common.data.trajectories import decode_windows
+from common.data.trajectories import decode_windows, keep_direction
 from common.data.windows import WindowedTable
 from common.study import Study
 
@@ -42,15 +43,32 @@ class Decoder:
         return self.complete(table, windows, labels, random)
 
     def complete(
-        self, table: pd.DataFrame, windows: np.ndarray | None, labels: np.ndarray, random: np.random.Generator
+        self,
+        table: pd.DataFrame,
+        windows: np.ndarray | None,
+        labels: np.ndarray,
+        random: np.random.Generator,
+        *,
+        cells: Mapping[int, np.ndarray] | None = None,
     ) -> WindowedTable:
-        """Units whose measured columns are values already; arguments as of `decode`."""
+        """Units whose measured columns are values already; sums are added, and channels kept in their direction.
+
+        Args:
+            table: the measured columns.
+            windows: see `decode`.
+            labels: see `decode`.
+            random: see `decode`.
+            cells: (units, steps) of channels whose cells are drawn already, by their position.
+        """
         study = self.study
         dtype = pd.CategoricalDtype(list(study.label_values))
         table[study.label.column] = pd.Categorical.from_codes(labels, dtype=dtype)
-        table = table[list(study.columns)]
+        table = add_sums(table, study.constraints, study.columns)[list(study.columns)]
         if windows is None:
             return WindowedTable.without_windows(table)
         binnings = self.binnings[len(study.measured) :]
-        values = decode_windows(windows, labels, make_grids(study.channels), binnings, self.moves, random)
+        grids = make_grids(study.channels)
+        values = decode_windows(windows, labels, grids, binnings, self.moves, random, cells=cells or {})
+        signs = directions(study.constraints, study.channels)
+        values = keep_direction(values, {list(study.channels).index(name): sign for name, sign in signs.items()})
         return WindowedTable(table, values, (windows[:, :, 0] >= 0).sum(axis=1))

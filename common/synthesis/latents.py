@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from common.data.binning import Binning
+from common.data.selection import Selection
 from common.synthesis.release import Release
-from common.synthesis.selection import Selection
+from common.synthesis.structure import Structure, parts_of
 
 _AT_ONCE: Final = 4096
 
@@ -23,32 +24,46 @@ class Latents:
     """Latents of a generator, and what it makes of them; more of them are drawn as they are needed.
 
     noise: (latents, latent), standard normals.
+    structure: the constraints of the study on what the generator makes.
     """
 
-    def __init__(self, release: Release, *, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, release: Release, wanted: Mapping[str, Mapping[int, Selection]], *, seed: int, device: torch.device
+    ) -> None:
+        """None yet.
+
+        Args:
+            release: of the generator.
+            wanted: selections by column, and by a number of the caller's.
+            seed: of the latents.
+            device: of the generator.
+        """
         self.release = release
         self.noise = np.empty((0, release.generator.shape.latent), dtype=np.float32)
+        self.structure = Structure(release, {name: own.values() for name, own in wanted.items()})
+        self._wanted = wanted
         self._random = torch.Generator().manual_seed(seed)
         self._device = device
         self._generator = release.generator.to(device)
         self._position = {grid.name: at for at, grid in enumerate(release.grids[: len(release.study.measured)])}
         self._chances: dict[tuple[str, int], np.ndarray] = {}
+        self._tied: dict[str, np.ndarray] = {}
+        self._known: dict[tuple[tuple[str, int], ...], np.ndarray] = {}
 
-    def grow(self, size: int, wanted: Mapping[str, Mapping[int, Selection]]) -> None:
-        """Draw latents until there are so many, and the chance of each selection at each of them.
-
-        Args:
-            size: how many.
-            wanted: selections by column, and by a number of the caller's; the same ones in every call.
-        """
+    def grow(self, size: int) -> None:
+        """Draw latents until there are so many, and what is wanted at each of them."""
         fresh = torch.randn(max(0, size - len(self.noise)), self.noise.shape[1], generator=self._random).numpy()
-        found = self._ask(fresh, {name: own for name, own in wanted.items() if name in self._position})
+        found, tied = self._ask(fresh)
         for key, chances in found.items():
             before = self._chances.get(key, np.empty((len(chances), 0)))
             self._chances[key] = np.concatenate([before, chances], axis=1)
+        for name, pieces in tied.items():
+            earlier = self._tied.get(name, np.empty((len(pieces), 0, pieces.shape[2]), dtype=np.float32))
+            self._tied[name] = np.concatenate([earlier, pieces], axis=1)
         self.noise = np.concatenate([self.noise, fresh])
+        self._known = {}
         label = self.release.study.label.column
-        for number, selection in wanted.get(label, {}).items():
+        for number, selection in self._wanted.get(label, {}).items():
             shares = selection.shares()
             self._chances[label, number] = np.repeat(shares[:, None], len(self.noise), axis=1)
 
@@ -56,13 +71,36 @@ class Latents:
         """Chance of each class and latent, and that they make what is asked for; (classes, latents).
 
         Args:
-            numbers: which selection of each column, by the numbers that `grow` was given.
+            numbers: which selection of each column, by its number.
         """
         counts = self.release.label_counts
         weights = np.repeat(counts[:, None] / counts.sum() / max(1, len(self.noise)), len(self.noise), axis=1)
         for name, number in numbers.items():
-            weights = weights * self._chances[name, number]
-        return weights
+            if name not in self.structure.names:
+                weights = weights * self._chances[name, number]
+        if not self.structure:
+            return weights
+        # The classes keep the shares that were released; within each, latents count as far as they fulfil constraints.
+        fulfilling = self._accepted({}).mean(axis=1, keepdims=True)
+        asked = self._accepted({name: number for name, number in numbers.items() if name in self.structure.names})
+        shares = np.divide(asked, fulfilling, out=np.zeros_like(asked), where=fulfilling > 0)
+        return np.asarray(weights * shares)
+
+    def _accepted(self, numbers: Mapping[str, int]) -> np.ndarray:
+        """Chance that tied columns are what is asked for and that all constraints hold; (classes, latents)."""
+        key = tuple(sorted(numbers.items()))
+        if key not in self._known:
+            self._known[key] = self._accept(numbers)
+        return self._known[key]
+
+    def _accept(self, numbers: Mapping[str, int]) -> np.ndarray:
+        classes, latents = len(self.release.label_counts), len(self.noise)
+        masks = self.structure.masks({name: self._wanted[name][number] for name, number in numbers.items()})
+        found = np.empty((classes, latents))
+        for label in range(classes):
+            chances = {name: pieces[label] for name, pieces in self._tied.items()}
+            found[label] = self.structure.accepted(chances, np.full(latents, label), masks)
+        return found
 
     def measure(self, numbers: Mapping[str, int]) -> tuple[float, float]:
         """The chance of what is asked for, and how many effective latents make it; arguments as of `weights`."""
@@ -83,30 +121,30 @@ class Latents:
         return not set(numbers) & set(self._position)
 
     @torch.no_grad()
-    def _ask(
-        self, noise: np.ndarray, wanted: Mapping[str, Mapping[int, Selection]]
-    ) -> dict[tuple[str, int], np.ndarray]:
-        """(classes, latents) of each selection."""
-        release = self.release
+    def _ask(self, noise: np.ndarray) -> tuple[dict[tuple[str, int], np.ndarray], dict[str, np.ndarray]]:
+        """(classes, latents) of each selection; (classes, latents, pieces) of each tied column."""
+        release, structure = self.release, self.structure
         classes, starts = len(release.label_counts), np.concatenate([[0], np.cumsum(release.generator.shape.sizes)])
-        found = {(name, number): np.empty((classes, len(noise))) for name, own in wanted.items() for number in own}
-        parts = {key: self.parts(key[0], wanted[key[0]][key[1]]) for key in found}
+        keys = [(name, number) for name, own in self._wanted.items() if name in self._position for number in own]
+        parts = {key: parts_of(self.binning(key[0]), self._wanted[key[0]][key[1]]) for key in keys}
+        found = {key: np.empty((classes, len(noise))) for key in keys}
+        tied = {
+            name: np.empty((classes, len(noise), own.shape[2]), dtype=np.float32)
+            for name, own in structure.parts.items()
+        }
         for begin in range(0, len(noise), _AT_ONCE):
             some = torch.from_numpy(noise[begin : begin + _AT_ONCE]).to(self._device)
+            here = slice(begin, begin + len(some))
             for label in range(classes):
                 labels = torch.full((len(some),), label, device=self._device)
                 records = self._generator.records(some, labels).double().cpu().numpy()
                 for key, shares in parts.items():
                     at = self._position[key[0]]
-                    chance = records[:, starts[at] : starts[at + 1]] @ shares[label]
-                    found[key][label, begin : begin + len(some)] = chance
-        return found
-
-    def parts(self, name: str, selection: Selection) -> np.ndarray:
-        """Share of each bin of a column that is wanted, (classes, bins), by the released shares of its cells."""
-        binning = self.binning(name)
-        wanted = binning.within * selection.shares()
-        return np.stack([np.bincount(binning.bin_of, weights=own, minlength=binning.n_bins) for own in wanted])
+                    found[key][label, here] = records[:, starts[at] : starts[at + 1]] @ shares[label]
+                for name, pieces in tied.items():
+                    at = self._position[name]
+                    pieces[label, here] = records[:, starts[at] : starts[at + 1]] @ structure.parts[name][label]
+        return found, tied
 
     def binning(self, name: str) -> Binning:
         """Of a measured column."""

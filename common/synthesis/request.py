@@ -16,11 +16,11 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from common.data.encoding import Grid, make_grid
+from common.data.selection import Selection, disjoint, parse_condition, parse_value
 from common.errors import ConditionError, ExitCode
 from common.study import Study
 from common.synthesis.latents import Latents, effective, whole_shares
 from common.synthesis.release import Release
-from common.synthesis.selection import Selection, disjoint, parse_condition, parse_value
 
 FLOOR: Final = 100.0
 """Effective latents below which what is asked for is not supported: rows would be near copies of a few."""
@@ -239,10 +239,10 @@ def make_plan(release: Release, request: Request, *, rows: int, seed: int, devic
         ConditionError: the generator does not support what is asked for, or the shares cannot be met together.
     """
     asked = _Asked(request)
-    latents = Latents(release, seed=seed, device=device)
+    latents = Latents(release, asked.selections, seed=seed, device=device)
     size = _FIRST
     while True:
-        latents.grow(size, asked.selections)
+        latents.grow(size)
         measured = [latents.measure(part) for part in asked.parts]
         masses, worth = (np.array(column).reshape(asked.shape) for column in zip(*measured, strict=True))
         if worth.min() >= _ENOUGH or size >= _MOST:
@@ -269,6 +269,13 @@ def make_plan(release: Release, request: Request, *, rows: int, seed: int, devic
         effective=float(worth.ravel()[counts > 0].min()),
         chance=float(masses.sum()),
     )
+
+
+def free_plan(release: Release, labels: np.ndarray, *, seed: int, device: torch.device) -> Plan:
+    """Rows of these label classes, (rows,) int64, of which nothing is asked."""
+    latents = Latents(release, {}, seed=seed, device=device)
+    nothing = np.zeros(len(labels), dtype=np.int64)
+    return Plan(latents, [{}], nothing, labels, nothing - 1, effective=math.inf, chance=1.0)
 
 
 class _Asked:

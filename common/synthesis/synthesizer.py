@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from common.errors import ConditionError
 from common.models.devices import device_named
 from common.synthesis.release import Release, load_release
 from common.synthesis.request import Conditions, Plan, Proportions, Request, make_plan, parse_request
-from common.synthesis.rows import draw_planned
+from common.synthesis.rows import draw_planned, join_units
 
 MOST_SEED = 2**32 - 1
 _MOST_ROWS = 10**9
@@ -116,13 +116,7 @@ class Synthesizer:
         self, n: int, *, conditions: Conditions = (), proportions: Proportions = (), seed: int | None = None
     ) -> WindowedTable:
         """Records and windows; arguments and errors as of `sample`."""
-        parts = list(self.stream(n, conditions=conditions, proportions=proportions, seed=seed))
-        return replace(
-            parts[0],
-            records=pd.concat([part.records for part in parts], ignore_index=True),
-            values=np.concatenate([part.values for part in parts]),
-            lengths=np.concatenate([part.lengths for part in parts]),
-        )
+        return join_units(self.stream(n, conditions=conditions, proportions=proportions, seed=seed))
 
     def stream(
         self, n: int, *, conditions: Conditions = (), proportions: Proportions = (), seed: int | None = None

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from common.data.encoding import Grid, make_grid
 from common.data.schema import DatetimeColumn, IntegerColumn
+from common.data.selection import Selection, parse_condition, parse_value
 from common.errors import ConditionError
-from common.synthesis.selection import Selection, parse_condition, parse_value
 from common.synthesis.synthesizer import Synthesizer
 from tests.common.data.columns import moment_column
 from tests.common.synthesis.releases import make_release, study_of

@@ -97,7 +97,7 @@ class Selection:
         if self.categories is not None:
             codes = values.cat.codes.to_numpy()
             return np.where(absent, self.missing, self.categories[np.where(absent, 0, codes)])
-        marks = _marks(values, self.grid)
+        marks = marks_of(values, self.grid)
         inside = np.zeros(len(marks), dtype=bool)
         for low, high in self.intervals:
             inside |= (marks >= low) & (marks <= high)
@@ -272,8 +272,11 @@ def _bounds(grid: Grid) -> Interval:
     return (low, high) if steps is None else (round(low * steps), round(high * steps))
 
 
-def _marks(values: pd.Series, grid: Grid) -> np.ndarray:
-    """Values of a numeric column in its steps, (rows,): int64 of whole numbers, else float64; any where missing."""
+def marks_of(values: pd.Series, grid: Grid) -> np.ndarray:
+    """Values of a numeric column in its steps, (rows,): int64 of whole numbers, else float64; any where missing.
+
+    Of moments, units since the minimum.
+    """
     column, steps = grid.column, _steps(grid)
     assert not isinstance(column, CategoricalColumn)
     if isinstance(column, WholeColumn):
@@ -305,3 +308,82 @@ def _overlap(begin: np.ndarray, end: np.ndarray, interval: Interval, grid: Grid)
         between = (last.astype(np.uint64) - first.astype(np.uint64)).astype(np.float64)
         return np.where(last >= first, between + 1.0, 0.0)
     return np.asarray(np.maximum(np.minimum(end, _after(high, grid)) - np.maximum(begin, low), 0.0))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a column's values, of which some selections hold all or nothing."""
+
+    selection: Selection
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it is the missing value."""
+        return self.selection.missing
+
+    @property
+    def low(self) -> float:
+        """The least number in it; in steps of the column where it has steps."""
+        return self.selection.intervals[0][0]
+
+    @property
+    def count(self) -> float:
+        """How many numbers are in it; infinite where the column has no steps."""
+        low, high = self.selection.intervals[0]
+        return math.inf if _steps(self.selection.grid) is None and high > low else high - low + 1
+
+    @property
+    def category(self) -> str | None:
+        """The category, where it is a single one."""
+        chosen = np.flatnonzero(self._categories)
+        values = getattr(self.selection.grid.column, "values", ())
+        return values[int(chosen[0])] if len(chosen) == 1 else None
+
+    def is_in(self, selection: Selection) -> bool:
+        """Whether a selection that it was cut by holds it."""
+        if self.is_missing:
+            return selection.missing
+        if selection.categories is not None:
+            return bool(selection.categories[np.flatnonzero(self._categories)[0]])
+        return any(low <= self.low <= high for low, high in selection.intervals)
+
+    @property
+    def _categories(self) -> np.ndarray:
+        own = self.selection.categories
+        return np.zeros(0, dtype=bool) if own is None else own
+
+
+def cut(grid: Grid, selections: Sequence[Selection], *, starts: Sequence[float] = ()) -> list[Piece]:
+    """All values of a column, in pieces of which each selection holds all or nothing; missing is one of its own.
+
+    Args:
+        grid: of the column.
+        selections: of the column.
+        starts: numbers at which a piece begins; in steps of the column where it has steps.
+    """
+    pieces: list[Selection] = []
+    if isinstance(grid.column, CategoricalColumn):
+        held = np.array([one.categories for one in selections], dtype=bool).reshape(len(selections), grid.n_values)
+        _, kinds = np.unique(held, axis=1, return_inverse=True)
+        kinds = kinds.ravel()
+        pieces += [Selection(grid, kinds == kind, (), missing=False) for kind in dict.fromkeys(kinds.tolist())]
+    else:
+        low, high = _bounds(grid)
+        ends = [mark for one in selections for first, last in one.intervals for mark in (first, _after(last, grid))]
+        begins = sorted({low, *(mark for mark in (*starts, *ends) if low < mark <= high)})
+        lasts = [*(_before(mark, grid) for mark in begins[1:]), high]
+        pieces += [Selection(grid, None, (ends,), missing=False) for ends in zip(begins, lasts, strict=True)]
+    if grid.column.missing:
+        none = np.zeros(grid.n_values, dtype=bool) if isinstance(grid.column, CategoricalColumn) else None
+        pieces.append(Selection(grid, none, (), missing=True))
+    return [Piece(one) for one in pieces]
+
+
+def starts_of(grid: Grid, cells: np.ndarray) -> list[float]:
+    """The first number of some cells of a numeric column; in steps of the column where it has steps."""
+    return [*_ends(grid)[0][cells].tolist()]
+
+
+def bounds_of(grid: Grid) -> Interval:
+    """The public bounds of a numeric column, both included; in steps of the column where it has steps."""
+    return _bounds(grid)
