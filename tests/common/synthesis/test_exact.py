@@ -11,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.data.constraints import count_row_violations
 from common.data.encoding import Grid, make_grid
-from common.data.schema import DatetimeColumn, IntegerColumn
+from common.data.schema import DatetimeColumn, IntegerColumn, parse_table
 from common.data.selection import Selection, parse_condition, parse_value
-from common.errors import ConditionError
+from common.errors import ConditionError, StudyError
 from common.synthesis.synthesizer import Synthesizer
 from tests.common.data.columns import moment_column
 from tests.common.synthesis.releases import make_release, study_of
@@ -193,3 +194,75 @@ def test_a_special_moment_is_asked_for_and_delivered() -> None:
     drawn = grid.decode(np.full(3, grid.n_values - 1), np.random.default_rng(0))
     assert never.holds(drawn).all()
     assert drawn.tolist() == [datetime(9999, 12, 31)] * 3  # noqa: DTZ001 (the column has no zone)
+
+
+# --- constraints
+
+
+STAYS: dict[str, Any] = {
+    name: {
+        "type": "datetime",
+        "min": "2020-10-20",
+        "max": last,
+        "timezone": "Europe/Berlin",
+        "cells": cells,
+        "missing": missing,
+    }
+    for name, last, cells, missing in (("admitted", "2020-10-30", 16, False), ("left", "2020-12-30", 8, True))
+}
+NUMBERS: dict[str, Any] = {
+    name: {"type": "integer", "min": FAR, "max": FAR + 4000, "cells": 16, "missing": missing}
+    for name, missing in (("first", False), ("last", True))
+}
+ORDERED = [
+    {"kind": "ordered", "columns": ["admitted", "left"]},
+    {"kind": "ordered", "columns": ["first", "last"], "strict": True},
+    {"kind": "implies", "if": ["admitted>=2020-10-25"], "then": ["ill=yes"]},
+]
+TIED = study_of(columns={**STAYS, **NUMBERS, "ill": COLUMNS["ill"]}, constraints=ORDERED)
+
+
+def test_constraints_hold_of_moments_and_of_numbers_that_floats_skip() -> None:
+    release = make_release(TIED)
+    synthesizer = Synthesizer(release, torch.device("cpu"))
+    for rows in (
+        synthesizer.sample(2000, seed=0),
+        synthesizer.sample(2000, conditions=["left<=2020-11-01", "first>1152921504606847976"], seed=0),
+    ):
+        assert str(rows.left.dtype) == "datetime64[ms, Europe/Berlin]"
+        assert (rows.left.isna() | (rows.left >= rows.admitted)).all()
+        assert (rows["last"].isna() | (rows["last"] > rows["first"])).all()
+        assert (rows.ill[rows.admitted >= pd.Timestamp("2020-10-25", tz="Europe/Berlin")] == "yes").all()
+        assert not any(count_row_violations(rows, TIED.constraints, TIED.columns).values())
+
+
+def test_violations_are_counted_exactly() -> None:
+    rows = parse_table(
+        pd.DataFrame(
+            {
+                "admitted": ["2020-10-25", "2020-10-25", "2020-10-21", "2020-10-21"],
+                "left": ["2020-10-25", "2020-10-24", "", "2020-12-01"],
+                # In floats all four pairs are equal.
+                "first": [str(FAR), str(FAR + 1), str(FAR + 1), str(FAR)],
+                "last": [str(FAR), str(FAR), str(FAR + 2), ""],
+                "ill": ["yes", "no", "no", "no"],
+            },
+            dtype="str",
+        ),
+        TIED.columns,
+    )
+    assert list(count_row_violations(rows, TIED.constraints, TIED.columns).values()) == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "says"),
+    [
+        ({"kind": "ordered", "columns": ["admitted", "first"]}, "moments with the same min, unit and timezone"),
+        ({"kind": "ordered", "columns": ["admitted", "other"]}, "moments with the same min, unit and timezone"),
+        ({"kind": "sum", "total": "admitted", "parts": ["first", "left"]}, "expected numeric columns"),
+    ],
+)
+def test_moments_of_different_clocks_are_not_compared_and_none_are_added(constraint: Any, says: str) -> None:
+    other = {**STAYS["left"], "min": "2020-10-21"}
+    with pytest.raises(StudyError, match=says):
+        study_of(columns={**STAYS, **NUMBERS, "other": other, "ill": COLUMNS["ill"]}, constraints=[constraint])
