@@ -212,7 +212,11 @@ def _check_special(column: IntegerColumn | ContinuousColumn) -> None:
 
 
 Column = Annotated[CategoricalColumn | IntegerColumn | ContinuousColumn, Field(discriminator="type")]
-COLUMN_TYPES = {"categorical": CategoricalColumn, "integer": IntegerColumn, "continuous": ContinuousColumn}
+COLUMN_TYPES: dict[str, type[Section]] = {
+    "categorical": CategoricalColumn,
+    "integer": IntegerColumn,
+    "continuous": ContinuousColumn,
+}
 
 
 class FileLayout(Section):

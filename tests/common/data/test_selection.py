@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.data.encoding import Grid, make_grid
-from common.errors import ConditionError
 from common.data.selection import Selection, disjoint, parse_condition, parse_value
+from common.errors import ConditionError
 from tests.common.synthesis.releases import study_of
 
 GRIDS = {name: make_grid(name, column) for name, column in study_of().columns.items()}
