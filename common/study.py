@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from pydantic_core import PydanticCustomError
 
 from common.data.automaton import check_constraints
-from common.data.constraints import Constraint, allowed_moves, check_sums, directions, totals
+from common.data.constraints import CONSTRAINT_KINDS, Constraint, allowed_moves, check_sums, directions, totals
 from common.data.schema import (
     COLUMN_TYPES,
     CategoricalColumn,
@@ -489,9 +489,10 @@ def parse_study(data: dict[str, Any], *, source: str) -> Study:
 def explain(fault: Any, model: type[BaseModel]) -> str:
     """One line for one pydantic fault: the path of the field, then the rule."""
     # ("columns", name, type, key): the type is not a level of the file, but a column may be called like one.
-    tag = {("columns",): 2, ("windows", "channels"): 3}
+    tag = {("columns",): 2, ("windows", "channels"): 3, ("constraints",): 2}
     at_tag = next((at for head, at in tag.items() if fault["loc"][: len(head)] == head), None)
-    location = [str(part) for at, part in enumerate(fault["loc"]) if not (at == at_tag and part in COLUMN_TYPES)]
+    kinds = COLUMN_TYPES | CONSTRAINT_KINDS
+    location = [str(part) for at, part in enumerate(fault["loc"]) if not (at == at_tag and part in kinds)]
     path = ".".join(location)
     if fault["type"] == "extra_forbidden":
         known = _known_keys(model, fault["loc"][:-1])
@@ -523,8 +524,8 @@ def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     """The keys of the section at `location`, by the names that a file uses."""
     here: Any = model
     for part in location:
-        if part in COLUMN_TYPES:
-            here = COLUMN_TYPES[part]
+        if part in COLUMN_TYPES | CONSTRAINT_KINDS:
+            here = (COLUMN_TYPES | CONSTRAINT_KINDS)[part]
         elif isinstance(here, type) and issubclass(here, BaseModel):
             here = next((field.annotation for name, field in here.model_fields.items() if name == part), here)
             options = typing.get_args(here) if isinstance(here, types.UnionType) else (here,)

@@ -7,7 +7,7 @@ missing step, unless it speaks of missing values itself (`weight!=`: is there).
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
 import pandas as pd
@@ -123,6 +123,15 @@ class Transitions(_Declared):
 Constraint = Annotated[
     Implies | Ordered | Combinations | OneHot | Sum | Monotone | Transitions, Field(discriminator="kind")
 ]
+CONSTRAINT_KINDS: Final[dict[str, type[Section]]] = {
+    "implies": Implies,
+    "ordered": Ordered,
+    "combinations": Combinations,
+    "one_hot": OneHot,
+    "sum": Sum,
+    "monotone": Monotone,
+    "transitions": Transitions,
+}
 OnChannel = Monotone | Transitions
 
 
@@ -329,16 +338,15 @@ def make_rules(constraints: Sequence[Constraint], columns: Mapping[str, Column])
 
 def _make_rule(constraint: Constraint, find: Callable[[str], Grid]) -> Rule | None:
     if isinstance(constraint, Implies):
-        when, then = (_joined(texts, find) for texts in (constraint.when, constraint.then))
-        present = {name for name, selection in then.items() if _is_any_value(selection)}
+        (when, _), (then, present) = (_joined(texts, find) for texts in (constraint.when, constraint.then))
         return ImpliesRule(tuple(dict.fromkeys([*when, *then])), when, then, frozenset(present))
     if isinstance(constraint, Ordered):
         _check_distinct(constraint.columns)
         grids = {name: find(name) for name in constraint.columns}
         if len({_scale_of(name, grid.column) for name, grid in grids.items()}) > 1:
             raise ValueError(
-                "columns: expected all to be whole numbers, or to have the same `decimals`, or to be moments with the "
-                "same min, unit and timezone"
+                "columns: expected all to be whole numbers, or all to have the same `decimals`, or to be moments with "
+                "the same min, unit and timezone"
             )
         return OrderedRule(constraint.columns, constraint.strict, grids)
     if isinstance(constraint, Combinations):
@@ -357,14 +365,18 @@ def _make_rule(constraint: Constraint, find: Callable[[str], Grid]) -> Rule | No
     return None
 
 
-def _joined(texts: Sequence[str], find: Callable[[str], Grid]) -> dict[str, Selection]:
+def _joined(texts: Sequence[str], find: Callable[[str], Grid]) -> tuple[dict[str, Selection], set[str]]:
+    """What is wanted of each column; and columns of which one condition wants no more than that a value is there."""
     found: dict[str, Selection] = {}
+    present = set()
     for text in texts:
         name, selection = parse_condition(text, find)
+        if _is_any_value(selection):
+            present.add(name)
         found[name] = found[name].both(selection) if name in found else selection
         if found[name].is_empty:
             raise ValueError(f"{text}: no value of {name} fulfils this and what is said before")
-    return found
+    return found, present
 
 
 def _is_any_value(selection: Selection) -> bool:

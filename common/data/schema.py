@@ -448,7 +448,7 @@ WholeColumn = IntegerColumn | DatetimeColumn
 """Columns whose values are whole numbers to whatever counts them."""
 NumericColumn = WholeColumn | ContinuousColumn
 Column = Annotated[CategoricalColumn | IntegerColumn | ContinuousColumn | DatetimeColumn, Field(discriminator="type")]
-COLUMN_TYPES = {
+COLUMN_TYPES: dict[str, type[Section]] = {
     "categorical": CategoricalColumn,
     "integer": IntegerColumn,
     "continuous": ContinuousColumn,

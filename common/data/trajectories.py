@@ -29,7 +29,7 @@ def decode_windows(
     released: np.ndarray,
     generator: np.random.Generator,
     *,
-    cells: Mapping[int, np.ndarray],
+    cells: Mapping[int, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Values of windows, (units, steps, channels) float64 as in `WindowedTable`.
 
@@ -45,7 +45,7 @@ def decode_windows(
     values = np.full(bins.shape, np.nan)
     for position, (grid, binning) in enumerate(zip(grids, binnings, strict=True)):
         path = bins[:, :, position]
-        if position in cells:
+        if cells is not None and position in cells:
             own = np.where(path >= 0, cells[position], -1)
         else:
             width = np.inf

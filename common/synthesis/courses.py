@@ -7,12 +7,13 @@ import torch
 
 from common.data.binning import Binning
 from common.data.constraints import allowed_moves, directions
-from common.errors import ConditionError, ExitCode
 from common.models.sequences import Courses
 from common.synthesis.release import Release
 from common.synthesis.structure import draw_rows
 
 _AT_ONCE: Final = 1024
+_SLIGHT: Final = 1e-9
+"""Chance of any value beside what a course says of a step."""
 
 
 def draw_courses(
@@ -29,9 +30,6 @@ def draw_courses(
 
     Returns:
         bins (rows, steps, channels) int64; by position of a channel, cells (rows, steps) int64.
-
-    Raises:
-        ConditionError: the generator makes no windows that fulfil the constraints.
     """
     study = release.study
     moves, signs = allowed_moves(study.constraints, study.channels), directions(study.constraints, study.channels)
@@ -45,10 +43,10 @@ def draw_courses(
         chances = settled[:, :, at].double().cpu().numpy()[:, :, [*range(values), -1]]
         if name in signs:
             rising = np.triu(np.ones((values, values), dtype=bool))
-            bins[:, :, at] = _draw_chain(chances, rising if signs[name] > 0 else rising.T, name, random)
+            bins[:, :, at] = _draw_chain(chances, rising if signs[name] > 0 else rising.T, random)
         elif name in moves:
             of_cells = _chances_of_cells(chances, binning, labels, len(moves[name]))
-            cells[at] = _draw_chain(of_cells, moves[name], name, random)
+            cells[at] = _draw_chain(of_cells, moves[name], random)
             bins[:, :, at] = binning.bin_of[cells[at]]
     return bins, cells
 
@@ -59,38 +57,37 @@ def _chances_of_cells(chances: np.ndarray, binning: Binning, labels: np.ndarray,
     return np.concatenate([inside, chances[:, :, -1:]], axis=2)
 
 
-def _draw_chain(chances: np.ndarray, allowed: np.ndarray, name: str, random: np.random.Generator) -> np.ndarray:
+def _draw_chain(chances: np.ndarray, allowed: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Values of steps that are independent but for which may follow which, missing steps left out.
 
     Args:
         chances: (rows, steps, values + 1), missing last.
         allowed: (values, values) bool, which may follow which.
-        name: of the channel, for errors.
         random: of the draws.
 
     Returns:
         (rows, steps) int64, the number of values where missing.
     """
     parts = [
-        _draw_some(chances[begin : begin + _AT_ONCE], allowed, name, random)
-        for begin in range(0, len(chances), _AT_ONCE)
+        _draw_some(chances[begin : begin + _AT_ONCE], allowed, random) for begin in range(0, len(chances), _AT_ONCE)
     ]
     return np.concatenate([np.empty((0, chances.shape[1]), dtype=np.int64), *parts])
 
 
-def _draw_some(chances: np.ndarray, allowed: np.ndarray, name: str, random: np.random.Generator) -> np.ndarray:
+def _draw_some(chances: np.ndarray, allowed: np.ndarray, random: np.random.Generator) -> np.ndarray:
     rows, steps, width = chances.shape
     values = width - 1
+    # A course may leave a value no chance at all, and the constraint nothing else.
+    held = chances[:, :, :values]
+    chances = np.concatenate([held + _SLIGHT * held.sum(axis=2, keepdims=True), chances[:, :, values:]], axis=2)
     # The last state: no value so far, after which any may come.
     follow = np.vstack([allowed, np.ones(values, dtype=bool)]).astype(np.float64)
     ahead = np.ones((steps + 1, rows, width))
     for step in reversed(range(steps)):
         here, after = chances[:, step], ahead[step + 1]
         ahead[step] = (here[:, :values] * after[:, :values]) @ follow.T + here[:, values:] * after
-    if not (ahead[0, :, values] > 0).all():
-        raise ConditionError(
-            f"constraints: {name}: the generator makes no windows that fulfil them", ExitCode.CONDITION_UNSUPPORTED
-        )
+        # A row's own scale does not matter, and over many steps it would leave what a float holds.
+        ahead[step] /= ahead[step].max(axis=1, keepdims=True)
     drawn = np.empty((rows, steps), dtype=np.int64)
     state = np.full(rows, values)
     for step in range(steps):

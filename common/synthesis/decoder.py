@@ -68,7 +68,7 @@ class Decoder:
             return WindowedTable.without_windows(table)
         binnings = self.binnings[len(study.measured) :]
         grids = make_grids(study.channels)
-        values = decode_windows(windows, labels, grids, binnings, self.moves, random, cells=cells or {})
+        values = decode_windows(windows, labels, grids, binnings, self.moves, random, cells=cells)
         signs = directions(study.constraints, study.channels)
         values = keep_direction(values, {list(study.channels).index(name): sign for name, sign in signs.items()})
         return WindowedTable(table, values, (windows[:, :, 0] >= 0).sum(axis=1))

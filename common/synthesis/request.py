@@ -15,6 +15,7 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from common.data.constraints import totals
 from common.data.encoding import Grid, make_grid
 from common.data.selection import Selection, disjoint, parse_condition, parse_value
 from common.errors import ConditionError, ExitCode
@@ -77,10 +78,13 @@ def parse_request(study: Study, *, where: Conditions = (), proportions: Proporti
         ConditionError: one cannot be read or fulfilled; the message says which.
     """
     columns = study.features | {study.label.column: study.columns[study.label.column]}
+    computed = totals(study.constraints)
 
     def find(name: str) -> Grid:
         if name in study.channels:
             raise ConditionError(f"{name}: is a channel of the windows; conditions are on columns of the records")
+        if name in computed:
+            raise ConditionError(f"{name}: is computed as {computed[name].text}; ask for its parts")
         if name not in columns:
             raise ConditionError(f"{name}: no such column; there are {', '.join(columns)}")
         return make_grid(name, columns[name])

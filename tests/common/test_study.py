@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from common.data.constraints import CONSTRAINT_KINDS
 from common.data.schema import COLUMN_TYPES, IntegerColumn, Section
 from common.errors import ExitCode, PrivShareError, StudyError
 from common.study import STUDY_SCHEMA, Privacy, Study, load_study, parse_study
@@ -468,7 +470,12 @@ _NUMERIC = {
     "missing": True,
 }
 OTHERWISE: dict[str, dict[str, Any]] = {
-    "": {"name": "other", "purpose": "why", "ignore": ["note"]},
+    "": {
+        "name": "other",
+        "purpose": "why",
+        "ignore": ["note"],
+        "constraints": [{"kind": "implies", "if": ["age<18"], "then": ["ward=south"]}],
+    },
     "unit": {"name": "patient", "key": "pid", "max_records": 2, "surplus": "drop"},
     "label": {"column": "ward", "positive": "no"},
     "table": {"delimiter": ";", "header": ["id", "age"], "missing_markers": ["?"], "comment": "#"},
@@ -696,19 +703,49 @@ def table_rows(first: str) -> list[list[str]]:
 
 
 def test_the_example_in_the_docs_is_a_study(load: Load) -> None:
-    example, windows = blocks("yaml")
+    example, windows, _ = blocks("yaml")
     study = load(text=example)
     assert study.label.positive in study.label_values
     one_row_a_unit = example.replace("max_records: 2 ", "max_records: 1 ")
     assert load(text=one_row_a_unit + windows).windows is not None
 
 
+def test_the_constraints_in_the_docs_are_constraints() -> None:
+    constraints = yaml.safe_load(blocks("yaml")[2])["constraints"]
+    values = {
+        "ward": ["maternity", "other"],
+        "sex": ["f", "m"],
+        "city": ["Rome", "Bonn"],
+        "country": ["Italy", "Germany"],
+    }
+    yes_or_no = {name: ["no", "yes"] for name in ("by_card", "by_cash", "by_bill", "died")}
+    categories = {name: {"type": "categorical", "categories": own} for name, own in (values | yes_or_no).items()}
+    names = ("age", "systolic_min", "systolic_max", "wage", "rent")
+    numbers = {name: {"type": "integer", "min": 0, "max": 250} for name in names}
+    channels = {
+        name: {"type": "categorical", "categories": ["stable", "critical", "dead"]} for name in ("stage", "status")
+    }
+    study = parse_study(
+        {
+            "name": "docs",
+            "unit": {"name": "patient", "key": "pid"},
+            "label": {"column": "died", "positive": "yes"},
+            "columns": categories | numbers | {"income": {"type": "integer", "min": 0, "max": 500}},
+            "windows": {"layout": "grid", "length": 4, "time": {"column": "hour"}, "step": 1, "channels": channels},
+            "constraints": constraints,
+            "privacy": {"epsilon": 1, "delta": 1e-6},
+        },
+        source="docs",
+    )
+    assert {one.kind for one in study.constraints} == set(CONSTRAINT_KINDS)
+
+
 def test_the_docs_name_every_key() -> None:
     example = "".join(blocks("yaml"))
     prose = re.sub(r"^```.*?^```$", "", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     named = {*re.findall(r"(?:^|[\s{#])([a-z_]+):", example), *re.findall(r"`([a-z_]+)(?:: \w+)?`", prose)}
-    known = {key for model in (*sections(Study).values(), *COLUMN_TYPES.values()) for key in keys_of(model)}
-    assert known <= named
+    models = (*sections(Study).values(), *COLUMN_TYPES.values(), *CONSTRAINT_KINDS.values())
+    assert {key for model in models for key in keys_of(model)} <= named
 
 
 def test_the_columns_table_of_the_docs_names_each_key_for_its_types_with_its_default() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from common.data.binning import Binning
 from common.data.encoding import make_grids
 from common.models.generator import initialise
-from common.study import Study, parse_study
+from common.study import STEPS, Study, parse_study
 from common.synthesis.release import Release
 from common.wire.packing import shape_of
 
@@ -45,7 +45,7 @@ def make_release(study: Study | None = None, *, seed: int = 0) -> Release:
     grids = make_grids(study.measured) + make_grids(study.channels)
     binnings = []
     for grid in grids:
-        values = np.arange(grid.n_values) // (1 if not grid.is_ordered else 3)
+        values = np.arange(grid.n_values) // (3 if grid.is_ordered and grid.name != STEPS else 1)
         bin_of = np.append(values, [values.max() + 1] * grid.column.missing).astype(np.int64)
         within = random.random((2, len(bin_of))) + 0.1
         totals = np.stack([np.bincount(bin_of, weights=own) for own in within])
