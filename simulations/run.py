@@ -126,7 +126,7 @@ def main(  # noqa: PLR0913 (one parameter an option)
     run = None
     try:
         if resume is not None:
-            run = _resumed(resume)
+            run = resumed(resume)
         else:
             run = choose(
                 scenario=scenario,
@@ -177,7 +177,12 @@ def main(  # noqa: PLR0913 (one parameter an option)
         raise typer.Exit(int(ExitCode.INTERNAL)) from None
 
 
-def _resumed(folder: Path) -> Run:
+def resumed(folder: Path) -> Run:
+    """The run that a folder holds.
+
+    Raises:
+        OutputError, CheckpointError: it holds none, or its tables were changed.
+    """
     try:
         options = TypeAdapter(Options).validate_json((folder / "options.json").read_bytes(), strict=True)
     except (OSError, ValueError):

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from common.data.constraints import count_row_violations, count_step_violations
 from common.data.windows import WindowedTable
 from common.evaluation.attacks.suite import Effort, Target, findings, parts_of_attack
 from common.evaluation.controls import check_evaluator
@@ -87,6 +88,7 @@ ACCESS: Final = {
     "utility": {"visibility": "simulation", "cost": _REAL_ROWS},
     "fidelity": {"visibility": "simulation", "cost": _REAL_ROWS},
     "windows": {"visibility": "simulation", "cost": _REAL_ROWS},
+    "constraints": {"visibility": "public", "cost": "nothing: it looks at synthetic rows alone"},
     "attacks": {"visibility": "simulation", "cost": _REAL_ROWS},
     "controls": {"visibility": "simulation", "cost": _REAL_ROWS},
     "stages": {"visibility": "simulation", "cost": _REAL_ROWS},
@@ -169,6 +171,8 @@ def evaluate(
     if subject.draws:
         report["utility"]["draws"] = done[_DRAWS]
     report["fidelity"] = {name: asdict(done[name]) for name in fidelity}
+    if study.constraints:
+        report["constraints"] = count_violations(synthetic, study)
     if windows:
         report["windows"] = _windows(done)
     if attacks:
@@ -177,6 +181,12 @@ def evaluate(
     report["access"] = {name: access for name, access in ACCESS.items() if name in report or name == "guarantee"}
     report["definitions"] = definitions(study)
     return report
+
+
+def count_violations(table: WindowedTable, study: Study) -> dict[str, int]:
+    """Synthetic units that violate each constraint of the study, by its text."""
+    rows = count_row_violations(table.records, study.constraints, study.columns)
+    return rows | count_step_violations(table.values, study.constraints, study.channels)
 
 
 def definitions(study: Study) -> dict[str, str]:

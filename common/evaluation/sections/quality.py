@@ -410,7 +410,13 @@ def shares(run: Run) -> Section | None:
             note=_apart_said(sources.get("requested"), sources.get("delivered")),
         )
         blocks.append(beside(table, _shares_chart(sources, classes)))
-    return section(run, "shares", "Requested and delivered", blocks, parts=("label_shares",))
+    violations = run.part("constraints")
+    if violations:
+        rows = tuple(
+            (Cell(name), Cell(str(count), tone="alarm" if count else "")) for name, count in violations.items()
+        )
+        blocks.append(Table("Constraints of the study", words("constraint", "rows that violate it"), rows))
+    return section(run, "shares", "Requested and delivered", blocks, parts=("label_shares", "constraints"))
 
 
 def _shares_chart(sources: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> Chart | None:

@@ -295,6 +295,7 @@ def make_evaluation() -> dict[str, Any]:
         "void_because": None,
         "rows": {"synthetic": 12000, "train": 12900, "test": 1260, "control": 1260, "reference": 630},
         "units": {"synthetic": 12000, "train": 3200, "test": 320, "control": 320, "reference": 160},
+        "constraints": {"low <= high": 0, "sex=m implies pregnant=no": 3},
         "label_shares": {
             "requested": {"yes": 0.08, "no": 0.92},
             "delivered": {"yes": 0.0801, "no": 0.9199},
@@ -584,6 +585,7 @@ def test_names_from_outside_are_text() -> None:
         evaluation["fidelity"][part]["columns"][HOSTILE] = 0.5
         evaluation["windows"][part]["channels"][HOSTILE] = evaluation["windows"][part]["channels"]["ward"]
     evaluation["label_shares"]["requested"][HOSTILE] = 0.0
+    evaluation["constraints"][HOSTILE] = 1
     evaluation["utility"]["tstr"][HOSTILE] = _scores(0.7)
     certificate["sites"][HOSTILE] = certificate["sites"].pop("west")
     certificate["files"][HOSTILE] = HOSTILE
@@ -610,6 +612,7 @@ def test_names_from_outside_are_text() -> None:
         ("fidelity", "fidelity"),
         ("windows", "windows"),
         ("label_shares", "shares"),
+        ("constraints", "shares"),
         ("controls", "controls"),
     ],
 )

@@ -84,6 +84,15 @@ def test_it_is_json_without_nan_and_comes_back_as_it_went() -> None:
     assert read(SYNTHETIC, TRAIN, HOLDOUT) == measure(SYNTHETIC, TRAIN, HOLDOUT)
 
 
+def test_constraints_are_counted_on_the_synthetic_rows() -> None:
+    old = {"kind": "implies", "if": ["ill=yes"], "then": ["age>60"]}
+    report = measure(SYNTHETIC, TRAIN, HOLDOUT, study=parse_study(PLAIN | {"constraints": [old]}, source="test"))
+    assert report["constraints"] == {"ill=yes implies age>60": int((SYNTHETIC.records.ill == "yes").sum())}
+    assert report["access"]["constraints"]["visibility"] == "public"
+    assert "constraints" not in measure(SYNTHETIC, TRAIN, HOLDOUT)
+
+
+@pytest.mark.slow
 def test_several_processes_measure_the_same() -> None:
     alone = measure(SYNTHETIC, TRAIN, HOLDOUT, level=Level.QUICK)
     assert measure(SYNTHETIC, TRAIN, HOLDOUT, level=Level.QUICK, processes=2) == alone
