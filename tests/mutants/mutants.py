@@ -773,8 +773,8 @@ POLICY = (
         name="digest-without-privacy",
         twin="a fingerprint of the study that leaves out what matters",
         file="common/study.py",
-        old='self.model_dump(mode="json", by_alias=True), separators',
-        new='self.model_dump(mode="json", by_alias=True, exclude={"privacy"}), separators',
+        old='data = self.model_dump(mode="json", by_alias=True)\n        if not self.constraints',
+        new='data = self.model_dump(mode="json", by_alias=True, exclude={"privacy"})\n        if not self.constraints',
         killed_by=(f"{_STUDY}the_digest_differs_with_every_value_of_every_key",),
     ),
     Mutant(
