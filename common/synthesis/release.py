@@ -47,6 +47,11 @@ class Release:
         return make_grids(self.study.measured) + make_grids(self.study.channels)
 
     @property
+    def units(self) -> float:
+        """The noised count of units that it learned from."""
+        return float(self.label_counts.sum())
+
+    @property
     def decoder(self) -> Decoder:
         """What makes values of bins."""
         return Decoder(self.study, self.binnings, self.moves)
