@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from common.certificate import SiteRecord, make_certificate
+from common.certificate import Signer, SiteRecord, make_certificate
 from common.data.windows import WindowedTable
 from common.evaluation.gates import Gate
 from common.study import Study
@@ -29,7 +29,7 @@ def rows_to_publish(trained: Trained, study: Study) -> int:
 
 
 def publish(
-    trained: Trained, study: Study, units: WindowedTable, folder: Path, *, gates: Sequence[Gate]
+    trained: Trained, study: Study, units: WindowedTable, folder: Path, *, gates: Sequence[Gate], signer: Signer
 ) -> dict[str, Any]:
     """Write the synthetic tables, generator/ and certificate.json; returns the certificate.
 
@@ -39,27 +39,32 @@ def publish(
         units: as `draw_units` made them.
         folder: where to.
         gates: that were passed. The certificate shows those whose figures may be public.
+        signer: of the certificate.
 
     Raises:
+        LedgerError: no certificate can be made; nothing was written.
         OutputError: the folder cannot be written.
     """
     files = {
         **{name: _as_csv(table) for name, table in tables_of(units, study).items()},
         **release_of(trained, study).files(),
     }
-    for name, body in files.items():
-        write_file(folder / name, body)
     state = trained.state
     certificate = make_certificate(
         study,
         run=state.run,
         sites={
-            site: SiteRecord(state.events[site], account.bound, account.key, account.ledger_head, account.attestations)
+            site: SiteRecord(
+                state.events[site], account.spending, account.key, account.ledger_head, account.attestations
+            )
             for site, account in state.accounts.items()
         },
+        signer=signer,
         files={name: hashlib.sha256(body).hexdigest() for name, body in files.items()},
         gates=[gate.as_dict() for gate in gates if gate.visibility == "public"],
     )
+    for name, body in files.items():
+        write_file(folder / name, body)
     write_json(folder / "certificate.json", certificate)
     return certificate
 
