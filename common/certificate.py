@@ -12,8 +12,8 @@ from typing import Any, Final, Literal
 from common.errors import LedgerError
 from common.privacy import budget
 from common.privacy.events import GaussianEvent
-from common.privacy.noise import DRAW_ERROR
 from common.privacy.ledger import canonical
+from common.privacy.noise import DRAW_ERROR
 from common.privacy.recount import check_certificate
 from common.privacy.signatures import SigningKey
 from common.privacy.spending import Spending

@@ -16,7 +16,7 @@ from common.privacy.signatures import SigningKey, is_signed
 
 MAX_EVENTS = 20_000
 """Events that one study may have at a site."""
-_PURPOSE = "spending"
+SPENDING_PURPOSE = "spending"
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Spending:
 
     def signed(self, key: SigningKey) -> Self:
         """With a signature."""
-        return replace(self, signature=key.sign(self._body(), purpose=_PURPOSE))
+        return replace(self, signature=key.sign(canonical(self._said()), purpose=SPENDING_PURPOSE))
 
     def is_by(self, public: str) -> bool:
         """Whether the owner of a public key signed it."""
-        return is_signed(self._body(), self.signature, purpose=_PURPOSE, public=public)
+        return is_signed(canonical(self._said()), self.signature, purpose=SPENDING_PURPOSE, public=public)
 
     def as_dict(self) -> dict[str, Any]:
         """For a message or a checkpoint."""
@@ -80,9 +80,6 @@ class Spending:
             "bound": self.bound,
             "events": [event.as_dict() for event in self.events],
         }
-
-    def _body(self) -> bytes:
-        return canonical(self._said())
 
 
 def _read(events: Sequence[dict[str, Any]]) -> tuple[GaussianEvent, ...]:
