@@ -34,6 +34,7 @@ NOT_COVERED = (
     "Timing, message order and the existence of a run are not covered.",
     "The guarantee assumes that each site's own host is honest and that its ledger is complete.",
     "What a site spent after the entry of its ledger that is named here is not counted here; the site can tell.",
+    "Whether a site was left out of this certificate, only the sites can tell: ask for each of them by its key.",
 )
 
 _MASKED = (

@@ -34,7 +34,6 @@ from common.certificate import (
 )
 from common.data.schema import Section
 from common.errors import PrivShareError, ReleaseFileError
-from common.privacy.events import GaussianEvent
 from common.privacy.ledger import canonical
 from common.privacy.noise import DRAW_ERROR
 from common.privacy.recount import check_certificate, recount, recount_bounds, recount_spends
@@ -49,6 +48,8 @@ WEIGHTS: Final = "generator/generator.safetensors"
 _GENERATOR_SCHEMA: Final = "privshare.generator/1"
 _TABLE: Final = "synthetic.csv"
 _SERIES: Final = "synthetic-windows.csv"
+_LONG: Final = 200
+"""Letters of a reason that quotes what was found."""
 _MOST_JSON: Final = 256 * 1024 * 1024
 # A certificate's numbers may differ from what is recomputed by so much, relative and absolute.
 _TOLERANCE, _DUST = 1e-6, 1e-9
@@ -139,6 +140,7 @@ def verify_release(
 # --- the form of a certificate
 
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Positive = Annotated[int, Field(gt=0)]
 _Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 
 
@@ -163,6 +165,36 @@ class _Spent(_Strict):
     holdout: float
 
 
+class _Statement(_Strict):
+    site: str
+    ledger: str
+    sequence: int
+    hash: str
+    past: list[Any]
+    signature: str
+
+
+class _Attestation(_Strict):
+    witness: str
+    site: str
+    ledger: str
+    sequence: int
+    hash: str
+    nonce: str
+    signature: str
+
+
+class _Event(_Strict):
+    type: Literal["gaussian"]
+    account: Literal["train", "holdout"]
+    squared_sensitivity: _Positive
+    noise_stddev: Annotated[float, Field(gt=0)]
+    cells: _Positive
+    scale: _Positive
+    noise: Literal["csprng", "test-seed"]
+    sampling: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
 class _Site(_Strict):
     accountant: dict[str, Any]
     epsilon: float
@@ -171,9 +203,9 @@ class _Site(_Strict):
     bound: float
     spent: _Spent
     key: _Digest
-    ledger_head: dict[str, Any]
-    attestations: list[dict[str, Any]]
-    events: list[dict[str, Any]]
+    ledger_head: _Statement
+    attestations: list[_Attestation]
+    events: list[_Event]
     signature: _Signature
 
 
@@ -213,7 +245,8 @@ def _form_of(certificate: dict[str, Any]) -> _Certificate:
     try:
         return _Certificate.model_validate(certificate)
     except ValidationError as error:
-        raise ReleaseFileError(f"{CERTIFICATE}: {explain(error.errors()[0], _Certificate)}") from None
+        why = explain(error.errors()[0], _Certificate)
+        raise ReleaseFileError(f"{CERTIFICATE}: {why if len(why) < _LONG else f'{why[:_LONG]} ...'}") from None
 
 
 # --- reading
@@ -400,7 +433,7 @@ def _spending(case: _Case) -> str:
             "sequence": head.sequence,
             "hash": head.hash,
             "bound": site.bound,
-            "events": site.events,
+            "events": case.raw["sites"][name]["events"],
         }
         if not is_signed(canonical(body), site.signature, purpose=SPENDING_PURPOSE, public=site.key):
             raise ReleaseFileError(f"site {name}: its events and bound are not what it signed")
@@ -408,7 +441,7 @@ def _spending(case: _Case) -> str:
 
 
 def _head_of(name: str, site: _Site) -> Statement:
-    head = Statement.from_dict(site.ledger_head)
+    head = Statement.from_dict(site.ledger_head.model_dump())
     if head.site != name or not head.is_by(site.key):
         raise ReleaseFileError(f"site {name}: the head of its ledger is not signed by it")
     return head
@@ -422,7 +455,7 @@ def _ledgers(case: _Case) -> str:
     needed = attestations_needed(case.study(), len(sites))
     for name, site in sites.items():
         head, witnesses = _head_of(name, site), set()
-        for one in map(Attestation.from_dict, site.attestations):
+        for one in [Attestation(**said.model_dump()) for said in site.attestations]:
             if one.site != name or one.witness == name or one.witness not in sites or one.witness in witnesses:
                 raise ReleaseFileError(f"site {name}: an attestation that is not of another site, or is there twice")
             if not one.is_by(sites[one.witness].key):
@@ -442,8 +475,7 @@ def _epsilon(case: _Case) -> str:
     """Every number of every site, computed anew from its events."""
     recounted, spends = recount(case.raw), recount_spends(case.raw)
     for name, site in case.form.sites.items():
-        events = [GaussianEvent.from_dict(event) for event in site.events]
-        if site.sampler_delta != sum(event.cells for event in events) * DRAW_ERROR:
+        if site.sampler_delta != sum(event.cells for event in site.events) * DRAW_ERROR:
             raise ReleaseFileError(f"site {name}: sampler_delta does not follow from its events")
         for account, spent in site.spent.model_dump().items():
             if not _is_near(spent, spends[name][account]):

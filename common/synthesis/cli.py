@@ -60,9 +60,7 @@ def _key(text: str) -> str:
     except (OSError, ValueError):
         said = ""
     if not _is_key(said):
-        raise PrivShareError(
-            f"{text}: expected a public key of 64 digits, or a file with one", ExitCode.USAGE
-        )
+        raise PrivShareError(f"{text}: expected a public key of 64 digits, or a file with one", ExitCode.USAGE)
     return "".join(said.split()).lower()
 
 
