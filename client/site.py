@@ -33,6 +33,7 @@ from common.errors import ExitCode, LedgerError, PolicyError, PrivShareError, Sc
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Head, Ledger
 from common.privacy.noise import GaussianNoise, NoiseSource
+from common.privacy.spending import Spending
 from common.privacy.witness import Attestation, Statement
 from common.study import load_study
 from common.wire.messages import Reply, Request, refusal
@@ -82,7 +83,6 @@ class Site:
         policy = load_policy(settings.policy, public=key.public)
         self.coordinator, self.policy_digest = policy.coordinator, policy_digest(settings.policy)
         self._policy = SitePolicy(settings, policy, self._study, today=today)
-        self._public = key.public
         self._grids = (*make_grids(self._study.measured), *make_grids(self._study.channels))
         self._ledger = Ledger(
             settings.ledger, asset=self._policy.asset, study=self.study, bound=self._policy.bound, key=key
@@ -155,9 +155,9 @@ class Site:
         _ = self._vault
         facts = {
             "bound": self._policy.bound,
-            "key": self._public,
+            "key": self.key.public,
             "nonce": self._witnesses.nonce,
-            "ledger_head": asdict(self._witnesses.statement()),
+            **self._ledger_facts(),
         }
         if self._policy.is_masked:
             facts["mask"] = asdict(self._masks.announce(request.run))
@@ -243,6 +243,13 @@ class Site:
         trained = train_on_request(request, self._study, sizes=sizes_of(bins), device=self._device, own=own)
         return Reply(self._settings.site, arrays=trained).encode()
 
+    def _ledger_facts(self) -> dict[str, object]:
+        """What this site signs of its ledger: its newest entry, and all that the study was charged up to there."""
+        stated = self._witnesses.statement()
+        head, events = self._ledger.spent()
+        spending = Spending(self._settings.site, self.study, head, self._policy.bound, events).signed(self.key)
+        return {"ledger_head": asdict(stated), "spending": spending.as_dict()}
+
     def _bins(self, request: Request) -> list[np.ndarray]:
         try:
             bins = unpack_bins(request.arrays, len(self._grids))
@@ -262,7 +269,7 @@ class Site:
         self._witnesses.require()
         mask = self._masks.of(request, digest) if self._policy.is_masked else None
         noised, event = release()
-        facts: dict[str, object] = {"event": event.as_dict(), "ledger_head": asdict(self._witnesses.statement())}
+        facts: dict[str, object] = {"event": event.as_dict(), **self._ledger_facts()}
         if mask is not None:  # what is noised and not masked goes nowhere, not even to this site's own folder
             facts["participants"] = mask.participants.digest
             body = Reply(self._settings.site, facts, {"masked": mask.hide(noised)}).encode()

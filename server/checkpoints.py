@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from common.errors import CheckpointError, OutputError
 from common.files import write_durably
 
-CHECKPOINT_SCHEMA = "privshare.checkpoint/1"
+CHECKPOINT_SCHEMA = "privshare.checkpoint/2"
 _HEADER = "privshare"
 _DAMAGED = "{}: the checkpoint is damaged; delete it to go on from the one before"
 

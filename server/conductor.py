@@ -19,6 +19,8 @@ from common.data.encoding import make_grids
 from common.data.histograms import histogram_layout
 from common.errors import CheckpointError, ExitCode, ProtocolError
 from common.models.releases import Bins, Release, bins_from
+from common.privacy.ledger import Head
+from common.privacy.spending import Spending
 from common.privacy.witness import Attestation, Statement, is_newer
 from common.study import Study
 from common.wire.messages import HELD_OUT, KEPT, Reply, Request
@@ -229,9 +231,9 @@ class Conductor(ABC, Generic[_Outcome]):
         facts, accounts = reply.facts, self._state.accounts
         if "ledger_head" not in facts:
             return
-        known, said = accounts.get(site), _head_of(site, reply)
+        known, said, spending = accounts.get(site), _head_of(site, reply), _spending_of(site, reply)
         if "key" in facts:
-            account = _account_of(site, reply, said, public=self._credentials.sites[site])
+            account = _account_of(site, reply, said, spending, public=self._credentials.sites[site])
             if self._is_masked and account.mask is None:
                 raise ProtocolError(f"site {site}: announced no key for masks")
             if known is not None and known.mask != account.mask:
@@ -245,13 +247,26 @@ class Conductor(ABC, Generic[_Outcome]):
         # The roll call comes first.
         if known is None or said.site != site or not said.is_by(known.key):
             raise ProtocolError(f"site {site}: its ledger's head is not signed by it")
+        self._check_spending(spending, said, known)
         # The reply to a request that is asked again is as old as its first one.
         is_older = not is_newer(said, known.ledger_head) and said.sequence < known.ledger_head.sequence
         if "key" in facts and is_older:
             raise ProtocolError(f"site {site}: its ledger lacks entries that it had before; it was restored or copied")
         if "key" in facts:
             self._nonces[site] = str(facts.get("nonce"))
-        accounts[site] = known if is_older else replace(known, ledger_head=said)
+        accounts[site] = known if is_older else replace(known, ledger_head=said, spending=spending)
+
+    def _check_spending(self, spending: Spending, head: Statement, known: SiteAccount) -> None:
+        """Refuse what a site says of its spending unless it holds for the head, the run and all that it said before.
+
+        Raises:
+            ProtocolError: it does not.
+        """
+        expected = (head.site, self._state.study, Head(head.ledger, head.sequence, head.hash), known.bound)
+        said = (spending.site, spending.study, spending.head, spending.bound)
+        before, now = sorted((known.spending.events, spending.events), key=len)
+        if said != expected or now[: len(before)] != before or not spending.is_by(known.key):
+            raise ProtocolError(f"site {head.site}: what it says that it has spent is not so, or not signed by it")
 
     def _pass_on(self, roster: Roster) -> None:
         """Have every site witness the others' ledgers, and tell each what the others attest of its own."""
@@ -345,14 +360,31 @@ def _head_of(site: str, reply: Reply) -> Statement:
         raise ProtocolError(f"site {site}: {fault}") from None
 
 
-def _account_of(site: str, reply: Reply, head: Statement, *, public: str) -> SiteAccount:
+def _spending_of(site: str, reply: Reply) -> Spending:
+    """What a site says of its spending.
+
+    Raises:
+        ProtocolError: not of its form, or without the event of the reply.
+    """
+    try:
+        spending = Spending.from_dict(reply.facts.get("spending"))
+    except ProtocolError as fault:
+        raise ProtocolError(f"site {site}: {fault}") from None
+    event = reply.facts.get("event")
+    if event is not None and event not in [one.as_dict() for one in spending.events]:
+        raise ProtocolError(f"site {site}: released what it does not say that it has spent")
+    return spending
+
+
+def _account_of(site: str, reply: Reply, head: Statement, spending: Spending, *, public: str) -> SiteAccount:
     """What a site says of itself at the roll call.
 
     Raises:
         ProtocolError: not of its form.
     """
     try:
-        account = SiteAccount(float(reply.facts["bound"]), str(reply.facts["key"]), head, mask=mask_of(reply.facts))
+        bound, key = float(reply.facts["bound"]), str(reply.facts["key"])
+        account = SiteAccount(bound, key, head, spending, mask=mask_of(reply.facts))
     except (KeyError, TypeError, ValueError, OverflowError, ProtocolError):
         account = None
     if account is None or not 0 < account.bound < math.inf:

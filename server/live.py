@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal
 import torch
 from pydantic import Field, ValidationError
 
+from common.certificate import Signer
 from common.data.schema import Number, Section, Text, Whole
 from common.errors import CheckpointError, ExitCode, OutputError, PrivShareError
 from common.evaluation.gates import require
@@ -125,7 +126,7 @@ def _conduct(folder: Path, exchange: Exchange, credentials: Credentials, start: 
     gates = gates_of(study, trained.state)
     require(gates)
     units = draw_units(release_of(trained, study), rows=rows_to_publish(trained, study), seed=start.seed, device=device)
-    publish(trained, study, units, folder, gates=gates)
+    publish(trained, study, units, folder, gates=gates, signer=Signer(credentials.key, "coordinator"))
 
 
 def _end(folder: Path, code: ExitCode, message: str) -> None:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.certificate import SiteRecord, make_certificate
+from common.certificate import Signer, SiteRecord, make_certificate
 from common.data.windows import WindowedTable
 from common.evaluation.gates import Gate
 from common.study import Study
+from common.synthesis.card import CARD, CROISSANT, as_json, make_card, make_croissant
 from common.synthesis.release import Release
 from common.synthesis.rows import tables_of
 from common.synthesis.tables import as_csv
@@ -28,9 +29,9 @@ def rows_to_publish(trained: Trained, study: Study) -> int:
 
 
 def publish(
-    trained: Trained, study: Study, units: WindowedTable, folder: Path, *, gates: Sequence[Gate]
+    trained: Trained, study: Study, units: WindowedTable, folder: Path, *, gates: Sequence[Gate], signer: Signer
 ) -> dict[str, Any]:
-    """Write the synthetic tables, generator/ and certificate.json; returns the certificate.
+    """Write the synthetic tables, generator/, the data card and certificate.json; returns the certificate.
 
     Args:
         trained: the end of a run.
@@ -38,29 +39,37 @@ def publish(
         units: as `draw_units` made them.
         folder: where to.
         gates: that were passed. The certificate shows those whose figures may be public.
+        signer: of the certificate.
 
     Raises:
+        LedgerError: no certificate can be made; nothing was written.
         OutputError: the folder cannot be written.
     """
-    files = {
-        **{
-            name: as_csv(table, study.columns | study.channels).encode()
-            for name, table in tables_of(units, study).items()
-        },
-        **release_of(trained, study).files(),
+    release, state = release_of(trained, study), trained.state
+    public = [gate.as_dict() for gate in gates if gate.visibility == "public"]
+    tables = {
+        name: as_csv(table, study.columns | study.channels).encode() for name, table in tables_of(units, study).items()
     }
-    for name, body in files.items():
-        write_file(folder / name, body)
-    state = trained.state
+    files = {
+        **tables,
+        **release.files(),
+        CARD: make_card(release, rows=len(units.records), gates=public).encode(),
+        CROISSANT: as_json(make_croissant(release, tables)),
+    }
     certificate = make_certificate(
         study,
         run=state.run,
         sites={
-            site: SiteRecord(state.events[site], account.bound, account.key, account.ledger_head, account.attestations)
+            site: SiteRecord(
+                state.events[site], account.spending, account.key, account.ledger_head, account.attestations
+            )
             for site, account in state.accounts.items()
         },
+        signer=signer,
         files={name: hashlib.sha256(body).hexdigest() for name, body in files.items()},
-        gates=[gate.as_dict() for gate in gates if gate.visibility == "public"],
+        gates=public,
     )
+    for name, body in files.items():
+        write_file(folder / name, body)
     write_json(folder / "certificate.json", certificate)
     return certificate

@@ -12,6 +12,7 @@ import numpy as np
 from common.errors import CheckpointError
 from common.models.releases import Release
 from common.privacy.events import GaussianEvent
+from common.privacy.spending import Spending
 from common.privacy.witness import Attestation, Statement
 from common.wire.packing import (
     CRITIC,
@@ -35,6 +36,7 @@ class SiteAccount:
     bound: the most that each of its accounts may spend, as the study's accountant counts; public.
     key: its public key.
     ledger_head: its newest statement of its ledger.
+    spending: what it signed, at that head, that the study was charged.
     attestations: what other sites last attested of its ledger.
     mask: what it announced of its key for masks, where the study has them.
     """
@@ -42,12 +44,13 @@ class SiteAccount:
     bound: float
     key: str
     ledger_head: Statement
+    spending: Spending
     attestations: tuple[Attestation, ...] = ()
     mask: MaskAnnouncement | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return asdict(self)
+        return {**asdict(self), "spending": self.spending.as_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -56,6 +59,7 @@ class SiteAccount:
             data["bound"],
             data["key"],
             Statement.from_dict(data["ledger_head"]),
+            Spending.from_dict(data["spending"]),
             tuple(map(Attestation.from_dict, data["attestations"])),
             mask_of(data),
         )

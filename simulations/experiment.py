@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from client.records import parse_text, read_series_text, read_text, read_windows
-from common.certificate import guarantee_statement
+from common.certificate import Signer, guarantee_statement
 from common.data.units import check_surplus
 from common.data.windows import WindowedTable
 from common.errors import ExitCode, OutputError, ReleaseError, SchemaError, StudyError
@@ -31,6 +31,7 @@ from common.evaluation.gates import gates_of_evaluation, require
 from common.evaluation.page import write_page
 from common.evaluation.report import Level, Subject, draws_of, evaluate, rows_taught
 from common.privacy import budget
+from common.privacy.signatures import SigningKey
 from common.study import Study, load_study
 from common.synthesis.latents import whole_shares
 from server.checkpoints import write_file, write_json
@@ -38,7 +39,7 @@ from server.gates import gates_of
 from server.publish import publish
 from server.run_state import RunState
 from simulations.baselines.released import evaluate_classifier
-from simulations.federation import Engine, SiteFolder, make_site_folder
+from simulations.federation import Engine, SiteFolder, credentials_of, make_site_folder
 from simulations.methods import DESCRIPTIONS, PRIVATE, Made, Method, adapt, conduct
 from simulations.scenarios.bank import MOST_BANKS, simulate_accounts, simulate_transactions
 from simulations.scenarios.icu import MOST_HOSPITALS, simulate_stays
@@ -257,12 +258,18 @@ def execute(
         if gated:
             require(gates)
         if made.trained is not None and units is not None:
-            certificate = publish(made.trained, study, units, folder, gates=gates)
+            certificate = publish(made.trained, study, units, folder, gates=gates, signer=_signer(options))
     finally:
         write_json(folder / "evaluation.json", evaluation)
         page = write_page(evaluation, certificate, made.state.history)
         write_file(folder / "report.html", page.encode())
     return Results(evaluation, certificate)
+
+
+def _signer(options: Options) -> Signer:
+    """A key for one certificate, which nobody has afterwards; in test mode the same again, so that runs compare."""
+    is_test = options.test_noise_seed is not None
+    return Signer(credentials_of((), seed=options.seed).key if is_test else SigningKey.generate(), "simulation")
 
 
 def _given(study: Path | None, paths: list[Path] | None, option: str, *, needed: bool = True) -> list[Path]:
@@ -465,7 +472,8 @@ def _evaluate(
 
 def _guarantee(study: Study, state: RunState, claim: Claim) -> dict[str, Any] | None:
     """What was promised and spent; None where nothing is, or where the noise is known."""
-    events = [event for own in state.events.values() for event in own]
+    spent = [account.spending.events for account in state.accounts.values()]
+    events = [event for own in spent for event in own]
     if claim.epsilon is None or not events or any(event.noise != "csprng" for event in events):
         return None
     epsilon = max(
@@ -473,7 +481,7 @@ def _guarantee(study: Study, state: RunState, claim: Claim) -> dict[str, Any] | 
             spent=budget.total([study.accountant.spend(event) for event in own if event.account == account]),
             delta=study.privacy.delta,
         )
-        for own in state.events.values()
+        for own in spent
         for account in ("train", "holdout")
         if any(event.account == account for event in own)
     )

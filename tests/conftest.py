@@ -14,6 +14,22 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small release of three simulated sites; not to be changed."""
+    from tests.tamperings import PLAIN, make_release  # noqa: PLC0415 (torch, which few folders of tests need)
+
+    return make_release(tmp_path_factory.mktemp("published"), PLAIN)
+
+
+@pytest.fixture(scope="session")
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one, whose study counts in Rényi divergences, samples, holds out and masks; not to be changed."""
+    from tests.tamperings import SAMPLED, make_release  # noqa: PLC0415
+
+    return make_release(tmp_path_factory.mktemp("sampled"), SAMPLED)
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of public data sets: PRIVSHARE_DATA, else the nearest `shared/data` beside the repository or above it.
 

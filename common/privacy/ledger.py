@@ -274,6 +274,12 @@ class Ledger:
         with self._locked() as file:
             return self._read(file).head
 
+    def spent(self) -> tuple[Head, tuple[GaussianEvent, ...]]:
+        """The newest entry, and what the study was charged up to it, oldest first."""
+        with self._locked() as file:
+            book = self._read(file)
+            return book.head, tuple(charge.event for charge in book.charges[self._study].values())
+
     def hashes(self) -> tuple[str, ...]:
         """Of all entries, in order."""
         with self._locked() as file:

@@ -38,11 +38,25 @@ def recount(certificate: Mapping[str, Any]) -> dict[str, float]:
     Raises:
         LedgerError: something in the certificate is not understood.
     """
-    epsilons = {}
-    for name, site in _sites(certificate).items():
-        order, delta, loss = _order(site), _delta(site), max(_losses(site).values())
-        epsilons[name] = _gaussian_epsilon(math.sqrt(loss), delta) if order is None else _epsilon(loss, order, delta)
-    return epsilons
+    return {name: _epsilon_of(site, max(_losses(site).values())) for name, site in _sites(certificate).items()}
+
+
+def recount_spends(certificate: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """What each account of each site spent: squared mu, or Rényi divergence where the site counts in those.
+
+    Raises:
+        LedgerError: something in the certificate is not understood.
+    """
+    return {name: _losses(site) for name, site in _sites(certificate).items()}
+
+
+def recount_bounds(certificate: Mapping[str, Any]) -> dict[str, float]:
+    """The epsilon by site that its bound stands for, if all of it were spent.
+
+    Raises:
+        LedgerError: something in the certificate is not understood.
+    """
+    return {name: _epsilon_of(site, _number(site, "bound")) for name, site in _sites(certificate).items()}
 
 
 def check_certificate(certificate: Mapping[str, Any]) -> None:
@@ -78,6 +92,11 @@ def check_certificate(certificate: Mapping[str, Any]) -> None:
         raise LedgerError("guarantee: its epsilon is not the largest of the sites'")
     if _number(guarantee, "delta") < max(_number(site, "delta") for site in sites.values()):
         raise LedgerError("guarantee: its delta is smaller than a site's")
+
+
+def _epsilon_of(site: Mapping[str, Any], loss: float) -> float:
+    order, delta = _order(site), _delta(site)
+    return _gaussian_epsilon(math.sqrt(loss), delta) if order is None else _epsilon(loss, order, delta)
 
 
 def _losses(site: Mapping[str, Any]) -> dict[str, float]:

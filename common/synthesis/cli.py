@@ -1,19 +1,89 @@
-"""`privshare sample`: what a data consumer runs. Thin: parse, call one function, print."""
+"""`privshare verify` and `privshare sample`: what a data consumer runs. Thin: parse, call one function, print."""
 
 import json
+import re
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from common.errors import PrivShareError
+from common.errors import ExitCode, PrivShareError
+
+if TYPE_CHECKING:
+    from common.verification import Verification
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 _err = Console(stderr=True, emoji=False)
+
+
+@app.command()
+def verify(
+    release: Annotated[Path, typer.Argument(help="Release folder: with certificate.json in it.", show_default=False)],
+    *,
+    key: Annotated[
+        list[str] | None, typer.Option(help="The coordinator's public key, in hexadecimal or in a file. Repeat it.")
+    ] = None,
+    site_key: Annotated[list[str] | None, typer.Option(help="A site's public key: NAME=HEX. Repeat it.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Check hashes, signatures, ledgers and epsilon of a release, offline; say what is guaranteed and what is not.
+
+    Ends with 74 where anything does not hold, or where there is no guarantee. Keys that are not given are taken from
+    the certificate itself: then anybody may have made it.
+    """
+    from common.verification import verify_release  # noqa: PLC0415 (scipy and pandas)
+
+    try:
+        keys = [_key(text) for text in key or []]
+        site_keys = {name: _key(text) for name, _, text in (given.partition("=") for given in site_key or [])}
+    except PrivShareError as error:
+        _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(int(error.code)) from None
+    found = verify_release(release, keys=keys, site_keys=site_keys)
+    typer.echo(json.dumps(found.as_dict(), allow_nan=False) if json_output else "\n".join(_lines(found)))
+    if not found.is_valid:
+        raise typer.Exit(int(ExitCode.RELEASE_UNVERIFIED))
+
+
+def _key(text: str) -> str:
+    """A public key from what was typed: itself, or the name of a file with it.
+
+    Raises:
+        PrivShareError: neither.
+    """
+    try:
+        said = text if _is_key(text) else Path(text).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        said = ""
+    if not _is_key(said):
+        raise PrivShareError(f"{text}: expected a public key of 64 digits, or a file with one", ExitCode.USAGE)
+    return "".join(said.split()).lower()
+
+
+def _is_key(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-fA-F]{64}", "".join(text.split())) is not None
+
+
+def _lines(found: "Verification") -> list[str]:
+    """What people read."""
+    lines = [f"{'OK' if one.passed else 'FAILED':8}{one.check:13}{one.reason}" for one in found.findings]
+    failed = sum(not one.passed for one in found.findings)
+    lines += ["", f"INVALID: {failed} of {len(lines)} checks failed, and nothing is guaranteed" if failed else "VALID"]
+    lines += [found.statement] if found.statement else []
+    for key in found.keys:
+        lines.append(f"key of {key.owner}: {key.public} {'(pinned)' if key.pinned else '(NOT PINNED)'}")
+    if not all(key.pinned for key in found.keys):
+        lines.append(
+            "Keys that are not pinned were taken from the certificate itself: whoever made it may have made them. Ask "
+            "their owners, then use --key and --site-key."
+        )
+    if found.keys and found.keys[0].owner == "simulation":
+        lines.append("The sites were simulated: one party held all their rows and keys, and vouches for them alone.")
+    return [*lines, *(["Not guaranteed:"] if found.not_covered else []), *(f"- {one}" for one in found.not_covered)]
 
 
 @app.command()

@@ -120,6 +120,18 @@ def _read(path: Path) -> bytes:
         raise ReleaseFileError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def read_text(path: Path) -> str:
+    """A file of a release.
+
+    Raises:
+        ReleaseFileError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return _read(path).decode()
+    except UnicodeDecodeError:
+        raise ReleaseFileError(f"{path}: is not UTF-8 text") from None
+
+
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(_read(path))

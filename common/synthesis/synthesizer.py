@@ -1,7 +1,7 @@
 """`Synthesizer`: rows on demand, as a data consumer's program asks for them."""
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,13 @@ import torch
 
 from common.data.schema import Column
 from common.data.windows import WindowedTable
-from common.errors import ConditionError
+from common.errors import ConditionError, ReleaseFileError
 from common.models.devices import device_named
-from common.synthesis.release import Release, load_release
+from common.synthesis.card import CARD
+from common.synthesis.release import Release, load_release, read_text
 from common.synthesis.request import Conditions, Plan, Proportions, Request, make_plan, parse_request
 from common.synthesis.rows import draw_planned, join_units
+from common.verification import Verification, verify_release
 
 MOST_SEED = 2**32 - 1
 _MOST_ROWS = 10**9
@@ -77,10 +79,12 @@ class Synthesizer:
 
     release: the generator and what belongs to it.
     device: that it computes on.
+    folder: that it was read from, if it was.
     """
 
     release: Release
     device: torch.device
+    folder: Path | None = None
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "cpu") -> "Synthesizer":
@@ -89,7 +93,32 @@ class Synthesizer:
         Raises:
             ReleaseFileError, StudyError: it is not what it should be, or the machine has no such device.
         """
-        return cls(load_release(Path(folder)), device_named(device))
+        return cls(load_release(Path(folder)), device_named(device), Path(folder))
+
+    def verify(self, *, keys: Collection[str] = (), site_keys: Mapping[str, str] | None = None) -> Verification:
+        """Whether the release, as it is in its folder now, is what its certificate says; see `verify_release`.
+
+        Args:
+            keys: public keys in hexadecimal, one of which must be the coordinator's.
+            site_keys: public keys of sites by name.
+
+        Raises:
+            ReleaseFileError: it was not read from a folder.
+        """
+        if self.folder is None:
+            raise ReleaseFileError("release: was not read from a folder, so there is no certificate to verify")
+        return verify_release(self.folder, keys=keys, site_keys=site_keys)
+
+    @property
+    def card(self) -> str:
+        """The data card of the release, as Markdown.
+
+        Raises:
+            ReleaseFileError: it was not read from a folder, or has none.
+        """
+        if self.folder is None:
+            raise ReleaseFileError("release: was not read from a folder, so there is no card")
+        return read_text(self.folder / CARD)
 
     @property
     def schema(self) -> Mapping[str, Column]:

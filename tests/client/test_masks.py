@@ -131,7 +131,7 @@ def test_each_release_is_sent_under_a_mask_and_what_lies_under_it_is_that_of_a_s
     reply = met.send(kind)
     assert set(reply.arrays) == {"masked"}
     assert reply.arrays["masked"].dtype == np.uint64
-    assert set(reply.facts) == {"event", "ledger_head", "participants"}
+    assert set(reply.facts) == {"event", "ledger_head", "spending", "participants"}
     assert reply.facts["participants"] == met.participants.digest
     noised = met.noised(kind, reply)
     assert (noised != reply.arrays["masked"].view(np.int64)).all()

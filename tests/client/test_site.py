@@ -66,7 +66,7 @@ def test_describe_tells_the_budget_the_key_and_the_ledgers_head_and_spends_nothi
     site = home.open(forbidden())
     reply = Reply.decode(site.handle(home.ask("describe").encode()))
     assert reply.refused is None
-    assert set(reply.facts) == {"bound", "key", "nonce", "ledger_head"}
+    assert set(reply.facts) == {"bound", "key", "nonce", "ledger_head", "spending"}
     assert reply.facts["bound"] == pytest.approx(mu_of(epsilon=1, delta=1e-5) ** 2, rel=1e-9)
     assert reply.facts["bound"] < mu_of(epsilon=1, delta=1e-5) ** 2
     assert reply.facts["key"] == IDENTITY.public
@@ -96,7 +96,7 @@ def test_a_measurement_is_charged_as_it_is_stated_and_sized_by_the_schema(either
     assert reply.refused is None
     layout = layouts(home)[kind]
     cells, tables = layout.n_cells, layout.n_tables
-    assert set(reply.facts) == {"event", "ledger_head"}
+    assert set(reply.facts) == {"event", "ledger_head", "spending"}
     assert set(reply.arrays) == {"counts"}
     assert reply.arrays["counts"].shape == (cells,)
     assert reply.arrays["counts"].dtype == np.int64
@@ -133,7 +133,7 @@ def test_a_sum_of_vectors_is_charged_as_it_is_stated_and_each_unit_is_one_of_the
     assert reply.refused is None
     shape = shape_of(home.study, sizes_of(home.bins))
     cells = {"embedding": 2 * 2 * FEATURES, "critic": critic_shape_of(home.study, shape).cells}[kind]
-    assert set(reply.facts) == {"event", "ledger_head"}
+    assert set(reply.facts) == {"event", "ledger_head", "spending"}
     assert set(reply.arrays) == {"counts"}
     assert reply.arrays["counts"].shape == (cells,)
     assert reply.arrays["counts"].dtype == np.int64
@@ -681,7 +681,7 @@ def test_a_kept_release_is_charged_like_any_other_and_does_not_travel(tmp_path: 
     assert reply.refused is None
     (charge,) = home.charges
     assert charge.event == GaussianEvent.from_dict(reply.facts["event"])
-    assert set(reply.facts) == {"event", "ledger_head"}
+    assert set(reply.facts) == {"event", "ledger_head", "spending"}
     assert ("counts" in reply.arrays) == (kind not in KEPT)
     assert len(reply.arrays) == (kind not in KEPT)
     noise = SeededNoise(b"seed").draw(

@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 
-from common.certificate import SiteRecord, make_certificate
+from common.certificate import SIGNING_PURPOSE, Signer, SiteRecord, make_certificate, signed_body
 from common.errors import LedgerError
 from common.privacy.accountants import GdpAccountant
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Head
 from common.privacy.noise import DRAW_ERROR
-from common.privacy.signatures import SigningKey
+from common.privacy.signatures import SigningKey, is_signed
+from common.privacy.spending import Spending
 from common.privacy.witness import state_head
 from common.study import Study, parse_study
 
+HEAD = Head("0" * 64, 1, "1" * 64)
 KEY = SigningKey.from_seed(bytes(32))
 EPSILON, DELTA = 1.0, 1e-5
 
@@ -45,14 +47,22 @@ def event(study: Study, share: float, **changes: Any) -> GaussianEvent:
     return GaussianEvent(**{**fields, "noise": "csprng", **changes})  # type: ignore[arg-type]
 
 
-def certify(study: Study, **sites: Sequence[GaussianEvent]) -> dict[str, Any]:
+def certify(
+    study: Study, received: Sequence[GaussianEvent] | None = None, **sites: Sequence[GaussianEvent]
+) -> dict[str, Any]:
     """A certificate of sites that released these events."""
     bound = study.accountant.bound(epsilon=EPSILON, delta=DELTA)
     records = {
-        site: SiteRecord(events, bound, KEY.public, state_head(site, Head("0" * 64, 1, "1" * 64), KEY), ())
+        site: SiteRecord(
+            events if received is None else received,
+            Spending(site, study.digest(), HEAD, bound, tuple(events)).signed(KEY),
+            KEY.public,
+            state_head(site, HEAD, KEY),
+            (),
+        )
         for site, events in sites.items()
     }
-    return make_certificate(study, run="run-1", sites=records, files={})
+    return make_certificate(study, run="run-1", sites=records, files={}, signer=Signer(KEY, "coordinator"))
 
 
 def test_the_dearest_account_of_the_dearest_site_is_what_is_claimed(study: Study) -> None:
@@ -95,3 +105,31 @@ def test_a_fault_of_the_first_accountant_is_found_by_the_second(study: Study, mo
         certify(study, north=[event(study, 0.5)])
     monkeypatch.setattr(GdpAccountant, "epsilon", lambda self, **given: math.nextafter(right(self, **given), math.inf))
     assert certify(study, north=[event(study, 0.5)])["guarantee"] is not None
+
+
+def test_what_a_site_was_charged_counts_whether_or_not_it_came(study: Study) -> None:
+    made = certify(study, [event(study, 0.1)], north=[event(study, 0.1), event(study, 0.2)])
+    assert len(made["sites"]["north"]["events"]) == 2
+    assert made["guarantee"] == certify(study, north=[event(study, 0.1), event(study, 0.2)])["guarantee"]
+
+
+@pytest.mark.parametrize("received", [(0.1, 0.3), (0.1, 0.1), (0.1, 0.2, 0.2)], ids=str)
+def test_what_came_and_was_not_charged_stops_the_certificate(study: Study, received: tuple[float, ...]) -> None:
+    came = [event(study, share) for share in received]
+    with pytest.raises(LedgerError, match="north: released what it does not say that it has spent"):
+        certify(study, came, north=[event(study, 0.1), event(study, 0.2)])
+
+
+def test_the_signature_covers_everything_but_itself(study: Study) -> None:
+    made = certify(study, north=[event(study, 0.1)])
+    signature = made["signature"]
+
+    def holds(certificate: dict[str, Any]) -> bool:
+        return is_signed(
+            signed_body(certificate), signature["signature"], purpose=SIGNING_PURPOSE, public=signature["key"]
+        )
+
+    assert holds(made)
+    for name in set(made) - {"signature"}:
+        assert not holds({**made, name: "other"}), name
+    assert not holds({**made, "signature": {**signature, "signer": "simulation"}})

@@ -499,8 +499,8 @@ EGRESS = (
         name="label-counts-told",
         twin="CTGAN-style conditional sampling: exact counts of the label",
         file=_SITE_FILE,
-        old='{"event": event.as_dict(), "ledger_head": asdict(self._witnesses.statement())}',
-        new='{"event": event.as_dict(), "ledger_head": asdict(self._witnesses.statement())}\n'
+        old='{"event": event.as_dict(), **self._ledger_facts()}',
+        new='{"event": event.as_dict(), **self._ledger_facts()}\n'
         '        facts["labels"] = np.bincount(self._vault._labels).tolist()',
         killed_by=(f"{_PLAYED}[records-without a patient in the middle]",),
     ),

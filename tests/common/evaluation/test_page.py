@@ -102,7 +102,7 @@ def make_certificate() -> dict[str, Any]:
         "events": [event for _, event in _releases()],
     }
     return {
-        "schema": "privshare.certificate/1",
+        "schema": "privshare.certificate/2",
         "study": {"name": "toy", "digest": "5" * 64},
         "run": "toy-1",
         "unit": "patient",
@@ -556,7 +556,7 @@ def test_settings_of_matplotlib_neither_change_nor_matter() -> None:
 
 def test_what_is_no_evaluation_and_no_audience_is_refused() -> None:
     with pytest.raises(ValueError, match="schema"):
-        write_page({"schema": "privshare.certificate/1"}, None, [])
+        write_page({"schema": "privshare.certificate/2"}, None, [])
     with pytest.raises(ValueError, match="audience"):
         write_page(_small(), None, [], audience="press")  # type: ignore[arg-type]
 
