@@ -46,6 +46,8 @@ CERTIFICATE: Final = "certificate.json"
 FACTS: Final = "generator/generator.json"
 WEIGHTS: Final = "generator/generator.safetensors"
 _GENERATOR_SCHEMA: Final = "privshare.generator/1"
+CARD: Final = "card.md"
+CROISSANT: Final = "croissant.json"
 _TABLE: Final = "synthetic.csv"
 _SERIES: Final = "synthetic-windows.csv"
 _LONG: Final = 200
@@ -386,7 +388,10 @@ def _study(case: _Case) -> str:
         "noise_trust": (said.noise_trust, noise_trust(study)),
         "accountant": (said.accountant, ACCOUNTANT),
         "not_covered": (said.not_covered, not_covered(study)),
-        "files": (set(said.files), {_TABLE, FACTS, WEIGHTS, *([] if study.windows is None else [_SERIES])}),
+        "files": (
+            set(said.files),
+            {_TABLE, FACTS, WEIGHTS, CARD, CROISSANT, *([] if study.windows is None else [_SERIES])},
+        ),
     }
     for name, site in said.sites.items():
         follows[f"sites.{name}.delta"] = (site.delta, study.privacy.delta)

@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 TABLE, SERIES = "synthetic.csv", "synthetic-windows.csv"
 FACTS, WEIGHTS = "generator/generator.json", "generator/generator.safetensors"
+CARDS = {"card.md", "croissant.json"}
 RELATION = "add or remove one unit at one site"
 ACCOUNTANT = "a filter: the sum of each account's spends stays below its bound, fixed before the first"
 NOT_COVERED = [
@@ -326,7 +327,7 @@ def check_study(release: Release) -> str:
         "noise_trust": (said["noise_trust"], "local, sums masked" if is_masked else "local"),
         "accountant": (said["accountant"], ACCOUNTANT),
         "not_covered": (said["not_covered"], NOT_COVERED + (MASKED if is_masked else [])),
-        "files": (set(said["files"]), {TABLE, FACTS, WEIGHTS} | ({SERIES} if study["windows"] else set())),
+        "files": (set(said["files"]), {TABLE, FACTS, WEIGHTS} | CARDS | ({SERIES} if study["windows"] else set())),
     }
     for name, site in release.sites.items():
         follows[f"sites.{name}.accountant"] = (site["accountant"], accountant)

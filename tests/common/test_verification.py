@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from common import verification
 from common.errors import ExitCode, ReleaseFileError
+from common.synthesis import card as card_module
 from common.synthesis import release as release_module
 from common.synthesis.cli import app
 from common.synthesis.synthesizer import Synthesizer
@@ -218,3 +219,4 @@ def test_a_synthesizer_without_a_folder_cannot_be_verified(published: Path) -> N
 def test_the_names_of_the_files_are_those_that_a_release_is_written_under() -> None:
     named = (verification.FACTS, verification.WEIGHTS, verification._GENERATOR_SCHEMA)
     assert named == (release_module.FACTS, release_module.WEIGHTS, release_module.GENERATOR_SCHEMA)
+    assert (verification.CARD, verification.CROISSANT) == (card_module.CARD, card_module.CROISSANT)
