@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -352,6 +353,16 @@ def extra(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes((folder / "synthetic.csv").read_bytes())
 
 
+def pipe(name: str) -> Callable[[Path], object]:
+    """A file that nobody ever reads to its end."""
+
+    def tamper(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return tamper
+
+
 def gone(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
@@ -366,6 +377,8 @@ TAMPERINGS: dict[str, Tampering] = {
     "a flipped digit of the certificate": _T(raw(once('"epsilon": 0.9', '"epsilon": 0.8')), "signature"),
     "rows in another order": _T(exchange_tables, "files"),
     "no table": _T(gone("synthetic.csv"), "files"),
+    "a pipe for a table": _T(pipe("synthetic.csv"), "files"),
+    "a pipe for a certificate": _T(pipe("certificate.json"), "certificate"),
     "no weights": _T(gone(_OF_WEIGHTS), "generator"),
     "no study": _T(gone("generator/generator.json"), "study"),
     "no certificate": _T(gone("certificate.json"), "certificate"),
@@ -492,6 +505,7 @@ TAMPERINGS: dict[str, Tampering] = {
     "a sequence of 400 digits": _T(
         signed(of_site(lambda site: site["ledger_head"].update(sequence=10**400))), "spending"
     ),
+    "half a letter": _T(signed(put(run="\ud800")), "certificate"),
     "a key twice": _T(raw(once('"run":', '"run": "other", "run":')), "certificate"),
     "a truth for a number": _T(signed(of_site(put(epsilon=True))), "certificate"),
     "a text for a number": _T(signed(of_site(put(bound="1"))), "certificate"),
