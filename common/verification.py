@@ -14,8 +14,9 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, BinaryIO, Final, Literal, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn
 
 import numpy as np
 from pydantic import ConfigDict, Field, ValidationError
@@ -255,7 +256,7 @@ def _form_of(certificate: dict[str, Any]) -> _Certificate:
 
 
 @contextmanager
-def _opened(folder: Path, name: str) -> Iterator[BinaryIO]:
+def _opened(folder: Path, name: str) -> Iterator[BufferedReader]:
     path = folder / name
     try:
         if path.exists() and not path.is_file():
