@@ -72,6 +72,7 @@ def expect(condition: object, reason: str) -> None:
 def read(folder: Path, name: str) -> bytes:
     """The bytes of a file."""
     try:
+        expect(not (folder / name).exists() or (folder / name).is_file(), f"{name}: is not a file")
         return (folder / name).read_bytes()
     except (OSError, ValueError):
         raise WrongError(f"{name}: cannot be read") from None
@@ -118,7 +119,7 @@ FORMS = {
     "scale:whole noise=csprng|test-seed",
     "gate": "id:text rule:text value:?number threshold:number pass:truth visibility=public",
 }
-TYPES = {"text": str, "object": dict, "list": list, "truth": bool}
+TYPES = {"object": dict, "list": list, "truth": bool}
 
 
 def is_kind(value: object, kind: str) -> bool:
@@ -131,6 +132,8 @@ def is_kind(value: object, kind: str) -> bool:
         return isinstance(value, float) or (is_kind(value, "whole") and abs(value) < 10**308)  # type: ignore[arg-type]
     if kind in ("key", "signature"):
         return isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{64 if kind == 'key' else 128}}}", value) is not None
+    if kind == "text":
+        return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)  # halves of letters
     return isinstance(value, TYPES[kind])
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -28,7 +29,14 @@ from simulations.experiment import Scenario, choose, execute
 from simulations.federation import Engine, _identity_of, credentials_of
 
 SITES = ("site_01", "site_02", "site_03")
-FILES = ("certificate.json", "synthetic.csv", "generator/generator.json", "generator/generator.safetensors")
+FILES = (
+    "certificate.json",
+    "synthetic.csv",
+    "generator/generator.json",
+    "generator/generator.safetensors",
+    "card.md",
+    "croissant.json",
+)
 PLAIN = """\
 schema: privshare.study/1
 name: tiny
@@ -352,6 +360,16 @@ def extra(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes((folder / "synthetic.csv").read_bytes())
 
 
+def pipe(name: str) -> Callable[[Path], object]:
+    """A file that nobody ever reads to its end."""
+
+    def tamper(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return tamper
+
+
 def gone(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
@@ -369,6 +387,8 @@ TAMPERINGS: dict[str, Tampering] = {
     "no data card": _T(gone("card.md"), "files"),
     "rows in another order": _T(exchange_tables, "files"),
     "no table": _T(gone("synthetic.csv"), "files"),
+    "a pipe for a table": _T(pipe("synthetic.csv"), "files"),
+    "a pipe for a certificate": _T(pipe("certificate.json"), "certificate"),
     "no weights": _T(gone(_OF_WEIGHTS), "generator"),
     "no study": _T(gone("generator/generator.json"), "study"),
     "no certificate": _T(gone("certificate.json"), "certificate"),
@@ -495,6 +515,7 @@ TAMPERINGS: dict[str, Tampering] = {
     "a sequence of 400 digits": _T(
         signed(of_site(lambda site: site["ledger_head"].update(sequence=10**400))), "spending"
     ),
+    "half a letter": _T(signed(put(run="\ud800")), "certificate"),
     "a key twice": _T(raw(once('"run":', '"run": "other", "run":')), "certificate"),
     "a truth for a number": _T(signed(of_site(put(epsilon=True))), "certificate"),
     "a text for a number": _T(signed(of_site(put(bound="1"))), "certificate"),

@@ -301,6 +301,7 @@ def test_the_scan_for_noise_sees_it(line: str, use: str) -> None:
             "noise module",
             {
                 "common/certificate.py",  # how exact a draw is
+                "common/verification.py",
                 "common/privacy/mechanism.py",
                 "common/privacy/vectors.py",
                 "client/site.py",

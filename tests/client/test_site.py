@@ -34,6 +34,7 @@ from common.privacy.events import GaussianEvent
 from common.privacy.ledger import read_ledger
 from common.privacy.mechanism import MAXIMUM_EMPHASIS
 from common.privacy.noise import SeededNoise
+from common.privacy.spending import Spending
 from common.privacy.witness import Statement
 from common.wire.messages import KEPT, Reply, refusal
 from common.wire.packing import CRITIC, GENERATOR, critic_shape_of, pack_targets, shape_of, unpack
@@ -74,6 +75,10 @@ def test_describe_tells_the_budget_the_key_and_the_ledgers_head_and_spends_nothi
     head = read_ledger(home.ledger).head
     assert stated.is_by(IDENTITY.public)
     assert (stated.site, stated.ledger, stated.sequence, stated.hash) == ("north", head.ledger, 1, head.hash)
+    spending = Spending.from_dict(reply.facts["spending"])
+    assert spending.is_by(IDENTITY.public)
+    assert (spending.site, spending.study, spending.head) == ("north", site.study, head)
+    assert (spending.bound, spending.events) == (reply.facts["bound"], ())
     assert dict(reply.arrays) == {}
     assert home.charged == []
 
@@ -416,8 +421,13 @@ def test_a_crash_before_the_reply_was_sealed_costs_the_spend_and_lets_nothing_ou
     asked = home.ask("one_way").encode()
     assert refused(home.open(Crash()).handle(asked)) == "INTERNAL"  # type: ignore[arg-type]
     assert home.charged == ["run-1/one_way"]
-    assert refused(home.open().handle(asked)) == "LEDGER_INVALID"
+    again = home.open()
+    assert refused(again.handle(asked)) == "LEDGER_INVALID"
     assert home.sealed == {}
+    # The site says that it was spent, although nobody got anything for it.
+    said = Spending.from_dict(Reply.decode(again.handle(home.ask("describe").encode())).facts["spending"])
+    (charges,) = read_ledger(home.ledger).charges.values()
+    assert said.events == tuple(charge.event for charge in charges.values()) != ()
 
 
 def test_a_whole_budget_may_be_spent_at_once_and_nothing_more(home: Home) -> None:

@@ -1017,6 +1017,22 @@ CERTIFICATE = (
         is_fast=True,
     ),
     Mutant(
+        name="lost-answers-not-counted",
+        twin="a coordinator counts what it got, and not what was paid for it",
+        file="common/certificate.py",
+        old="        return self.spending.events",
+        new="        return self.received",
+        killed_by=(f"{_CERTIFICATE}what_a_site_was_charged_counts_whether_or_not_it_came",),
+    ),
+    Mutant(
+        name="sealed-releases-only",
+        twin="a site tells of what it sent, and not of what it was charged",
+        file="common/privacy/ledger.py",
+        old="for charge in book.charges[self._study].values())\n",
+        new="for charge in book.charges[self._study].values() if charge.request in book.seals[self._study])\n",
+        killed_by=(f"{_SITE}a_crash_before_the_reply_was_sealed_costs_the_spend_and_lets_nothing_out",),
+    ),
+    Mutant(
         name="second-accountant-lenient",
         twin="a check with a tolerance of one per cent",
         file="common/privacy/recount.py",

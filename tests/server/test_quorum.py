@@ -18,6 +18,7 @@ from common.errors import CheckpointError, ExitCode, PolicyError, PrivShareError
 from common.privacy.ledger import Head, read_ledger
 from common.privacy.noise import SeededNoise
 from common.privacy.signatures import SigningKey
+from common.privacy.spending import Spending
 from common.privacy.witness import Statement, state_head
 from common.study import Study, load_study
 from common.synthesis.rows import draw_units
@@ -227,6 +228,17 @@ def changed(change: Callable[[Reply], Reply]) -> Fault:
     return fault
 
 
+def spending(change: Callable[[Spending], Spending]) -> Fault:
+    """The site's reply with something else on what it spent, signed by it."""
+
+    def fault(door: Door, envelope: bytes, answer: bytes) -> bytes:
+        reply = body_of(answer)
+        said = change(Spending.from_dict(reply.facts["spending"])).signed(door._site.key)
+        return signed(door, envelope, replace(reply, facts={**reply.facts, "spending": said.as_dict()}).encode())
+
+    return fault
+
+
 def counts(of: Callable[[np.ndarray], Any]) -> Fault:
     return changed(lambda reply: replace(reply, arrays={"counts": np.asarray(of(reply.arrays["counts"]))}))
 
@@ -278,6 +290,23 @@ RELEASE_FAULTS: dict[str, tuple[Fault, str]] = {
     "without an event": (changed(lambda reply: replace(reply, facts={})), "PROTOCOL"),
     "an event of other cells": (event(cells=7), "PROTOCOL"),
     "an event of no scale": (event(scale=0), "PROTOCOL"),
+    "no word on what it spent": (facts(spending=None), "PROTOCOL"),
+    "less than it released": (spending(lambda said: replace(said, events=said.events[:1])), "PROTOCOL"),
+    "its first event taken back": (spending(lambda said: replace(said, events=said.events[1:])), "PROTOCOL"),
+    "its spending in another study": (spending(lambda said: replace(said, study="0" * 64)), "PROTOCOL"),
+    "its spending by another bound": (spending(lambda said: replace(said, bound=1.0)), "PROTOCOL"),
+    "its spending at another head": (
+        spending(lambda said: replace(said, head=replace(said.head, hash="0" * 64))),
+        "PROTOCOL",
+    ),
+    "a spending that is not signed": (
+        changed(
+            lambda reply: replace(
+                reply, facts={**reply.facts, "spending": {**reply.facts["spending"], "signature": "0" * 128}}
+            )
+        ),
+        "PROTOCOL",
+    ),
     "a head of nobody": (facts(ledger_head="0" * 64), "PROTOCOL"),
     "a head that is not signed": (
         changed(
