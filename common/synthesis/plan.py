@@ -87,8 +87,10 @@ def make_plan(release: Release, request: Request, *, rows: int, seed: int, devic
             if worth[found.shares > 0].min() >= _ENOUGH or not can_grow:
                 break
         size *= 2
-    if worth[found.shares > 0].min() < FLOOR:
-        raise ConditionError(asked.say_unsupported(latents, worth), ExitCode.CONDITION_UNSUPPORTED)
+    worth = np.where(found.shares > 0, worth, math.inf)
+    if worth.min() < FLOOR:
+        means = [moment.text for moment in request.moments]
+        raise ConditionError(asked.say_unsupported(latents, worth, means=means), ExitCode.CONDITION_UNSUPPORTED)
     counts = _round(found.shares, asked, rows).ravel()
     random = np.random.default_rng([seed, 11])
     drawn = [
@@ -274,7 +276,8 @@ class _Asked:
             return fits(1, classes, latents, features=sum(release.generator.shape.sizes))
         if not self.request.moments:
             return True
-        features = sum(self.shape) + sum(len(moment.texts) for moment in self.request.moments)
+        # Of each mean: three powers, what is to be 0, and whether there is a value.
+        features = sum(self.shape) + sum(len(moment.texts) + 4 for moment in self.request.moments)
         return fits(len(self.parts), classes, latents, features=features)
 
     def groups_apart(self) -> np.ndarray:
@@ -288,8 +291,8 @@ class _Asked:
         shares = np.array([group.share for group in self.groups[axis]])
         return np.asarray(shares / shares.sum())
 
-    def say_unsupported(self, latents: Latents, worth: np.ndarray) -> str:
-        """One line: what is not supported, how far it is, and what would be."""
+    def say_unsupported(self, latents: Latents, worth: np.ndarray, *, means: Sequence[str] = ()) -> str:
+        """One line: what is not supported, how far it is, and what would be; means: without which it is supported."""
         worst = self.parts[int(worth.argmin())]
         texts = {name: self._text(name, number) for name, number in worst.items()}
         without = {
@@ -298,14 +301,17 @@ class _Asked:
         }
         helpful = [texts[name] for name, found in without.items() if found >= FLOOR and len(worst) > 1]
         alone = [texts[name] for name in worst if effective(latents.weights({name: worst[name]})) >= FLOOR]
-        if helpful:
+        if means:
+            hint = f"; supported without {', '.join(means)}"
+        elif helpful:
             hint = f"; supported without {' or without '.join(helpful)}"
         elif alone and len(worst) > 1:
             hint = f"; supported one by one: {', '.join(alone)}"
         else:
             hint = ""
+        named = ", ".join([*texts.values(), *means])
         return (
-            f"{', '.join(texts.values())}: the generator hardly makes such rows ({worth.min():.0f} effective latents "
+            f"{named}: the generator hardly makes such rows ({worth.min():.0f} effective latents "
             f"of {len(latents.noise)}; at least {FLOOR:.0f} are needed){hint}"
         )
 

@@ -202,6 +202,15 @@ def test_means_that_only_together_are_too_much_are_both_named() -> None:
         synthesizer.sample(100, moments={"low": 45, "high": 35}, seed=0)
 
 
+def test_a_mean_that_leaves_too_few_latents_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.synthesis.plan._Weighed.worth", lambda *_: np.array([500.0, 40.0]))
+    with pytest.raises(ConditionError) as caught:
+        SYNTHESIZER.sample(100, moments={"age": 50}, proportions=["ill=yes:0.5,no:0.5"], seed=0)
+    assert caught.value.code == ExitCode.CONDITION_UNSUPPORTED
+    assert str(caught.value).startswith("ill=no, mean age=50: the generator hardly makes such rows (40 effective")
+    assert str(caught.value).endswith("; supported without mean age=50")
+
+
 def test_the_nearest_mean_is_one_that_can_be_had() -> None:
     with pytest.raises(ConditionError, match=r"nearest to mean age=89\.9: ") as caught:
         SYNTHESIZER.sample(100, moments={"age": 89.9}, seed=0)
