@@ -47,7 +47,7 @@ from common.study import Study, explain, parse_study
 CERTIFICATE: Final = "certificate.json"
 FACTS: Final = "generator/generator.json"
 WEIGHTS: Final = "generator/generator.safetensors"
-_GENERATOR_SCHEMA: Final = "privshare.generator/1"
+_GENERATOR_SCHEMA: Final = "privshare.generator/2"
 CARD: Final = "card.md"
 CROISSANT: Final = "croissant.json"
 _TABLE: Final = "synthetic.csv"

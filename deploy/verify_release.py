@@ -278,7 +278,7 @@ class Release:
     def study(self) -> Json:
         """The study in the release, every default written out."""
         facts = read_json(self.folder, FACTS)
-        expect(facts.get("schema") == "privshare.generator/1", f"{FACTS}: of another version")
+        expect(facts.get("schema") == "privshare.generator/2", f"{FACTS}: of another version")
         expect(isinstance(facts.get("study"), dict), f"{FACTS}: holds no study")
         return dict(facts["study"])
 

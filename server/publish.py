@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.certificate import Signer, SiteRecord, make_certificate
 from common.data.windows import WindowedTable
 from common.evaluation.gates import Gate
 from common.study import Study
 from common.synthesis.card import CARD, CROISSANT, as_json, make_card, make_croissant
-from common.synthesis.release import Release
+from common.synthesis.release import OneWay, Release
 from common.synthesis.rows import tables_of
 from common.synthesis.tables import as_csv
 from server.checkpoints import write_file, write_json
@@ -20,7 +22,9 @@ from server.rounds import Trained
 def release_of(trained: Trained, study: Study) -> Release:
     """What a run may publish of its generator."""
     bins = trained.bins
-    return Release(study, trained.generator, bins.binnings, bins.moves, trained.targets.label_counts)
+    tables = [bins.counts_of(at) for at in range(bins.columns)]
+    one_way = OneWay(tuple(counts for counts, _ in tables), tuple(np.sqrt(variance) for _, variance in tables))
+    return Release(study, trained.generator, bins.binnings, bins.moves, trained.targets.label_counts, one_way)
 
 
 def rows_to_publish(trained: Trained, study: Study) -> int:

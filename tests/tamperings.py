@@ -461,7 +461,7 @@ TAMPERINGS: dict[str, Tampering] = {
         remade("generator/generator.json", once('"name": "tiny"', '"name": "tiny", "name": "tiny"')), "study"
     ),
     "a generator of another version": _T(
-        remade("generator/generator.json", once("privshare.generator/1", "privshare.generator/2")), "study"
+        remade("generator/generator.json", once("privshare.generator/2", "privshare.generator/3")), "study"
     ),
     # sites and their ledgers
     "two keys exchanged": _T(signed(swap_keys), "spending"),

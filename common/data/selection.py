@@ -91,6 +91,26 @@ class Selection:
             shares[-1] = self.missing
         return shares
 
+    def moments(self, center: float) -> tuple[np.ndarray, np.ndarray]:
+        """Mean of x - center and of its square over the wanted numbers x of each cell, (cells,); 0 where there is none.
+
+        Of a numeric column. Numbers are taken as `draw` draws them: uniform over what is wanted of a cell.
+        """
+        begin, end = _ends(self.grid)
+        steps = _steps(self.grid)
+        size, first, second = (np.zeros(self.grid.n_cells) for _ in range(3))
+        values = slice(self.grid.n_values)
+        for interval in self.intervals:
+            held = _overlap(begin, end, interval, self.grid)
+            start = np.maximum(begin, interval[0])
+            middle = start + held / 2 if steps is None else (start + (held - 1) / 2) / steps
+            spread = held**2 / 12 if steps is None else (held**2 - 1) / 12 / steps**2
+            size[values] += held
+            first[values] += held * (middle - center)
+            second[values] += held * (spread + (middle - center) ** 2)
+        divisor = np.where(size > 0, size, 1.0)
+        return first / divisor, second / divisor
+
     def holds(self, values: pd.Series) -> np.ndarray:
         """Whether each value of a column in the schema's dtype is in it, (rows,) bool."""
         absent = values.isna().to_numpy(dtype=bool)
@@ -131,6 +151,13 @@ class Selection:
         marks = np.minimum(start + (offset if steps is None else np.floor(offset)), highs[which])
         numbers = marks if steps is None else marks / steps
         return np.where(absent, np.nan, numbers)
+
+
+def everything(grid: Grid) -> Selection:
+    """All values of a column, missing included if it may be."""
+    if isinstance(grid.column, CategoricalColumn):
+        return Selection(grid, np.ones(grid.n_values, dtype=bool), (), missing=grid.column.missing)
+    return Selection(grid, None, (_bounds(grid),), missing=grid.column.missing)
 
 
 def parse_condition(text: str, find: Callable[[str], Grid]) -> tuple[str, Selection]:

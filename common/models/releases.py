@@ -55,6 +55,13 @@ class Bins:
         """Bins of each column and channel."""
         return tuple(binning.n_bins for binning in self.binnings)
 
+    def counts_of(self, axis: int, *, smooth: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Estimated counts of the bins of a column or channel, (classes, bins), and their variance, (bins,)."""
+        binning, histogram = self.binnings[axis], self.histograms[axis]
+        joined = np.eye(binning.n_bins)[binning.bin_of]  # (cells, bins)
+        variance = np.einsum("cb,cd,db->b", joined, histogram.covariance, joined)
+        return (histogram.smooth if smooth else histogram.counts) @ joined, variance
+
     @property
     def maps(self) -> list[np.ndarray]:
         """Cell to bin, of each column and channel."""
@@ -127,10 +134,8 @@ def targets_from(
     """
     builder = TargetBuilder(shape, groups)
     estimates, variances = [], []
-    for axis, (binning, histogram) in enumerate(zip(bins.binnings, bins.histograms, strict=True)):
-        joined = np.eye(binning.n_bins)[binning.bin_of]  # (cells, bins)
-        variance = np.einsum("cb,cd,db->b", joined, histogram.covariance, joined)
-        builder.add_marginal(axis, histogram.smooth @ joined, variance)
+    for axis, histogram in enumerate(bins.histograms):
+        builder.add_marginal(axis, *bins.counts_of(axis, smooth=True))
         if axis < bins.columns:
             estimates.append(histogram.counts.sum(axis=1))
             variances.append(float(histogram.covariance.sum()))

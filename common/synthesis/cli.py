@@ -87,7 +87,7 @@ def _lines(found: "Verification") -> list[str]:
 
 
 @app.command()
-def sample(
+def sample(  # noqa: PLR0913 (one parameter an option)
     release: Annotated[
         Path, typer.Argument(help="Release folder: of a run, with generator/ in it.", show_default=False)
     ],
@@ -101,17 +101,27 @@ def sample(
         list[str] | None,
         typer.Option(help="Shares of groups: risk=high:0.3,low:0.7 or age=..17:0.1,18..:0.9. Repeat it."),
     ] = None,
+    mean: Annotated[
+        list[str] | None, typer.Option(help="Mean of a column's present values: age=62. Repeat it.")
+    ] = None,
+    sd: Annotated[
+        list[str] | None, typer.Option(help="Standard deviation, with the mean of the same column: age=12. Repeat it.")
+    ] = None,
+    match: Annotated[
+        bool, typer.Option("--match", help="Distribute columns as the released one-way tables say.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same rows. Default: drawn.")] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write, .csv or .parquet.")] = Path("synthetic.csv"),
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     json_output: Annotated[bool, typer.Option("--json", help="What was delivered as one JSON object.")] = False,
 ) -> None:
-    """Draw rows from a released generator, with conditions on any columns and shares of any groups.
+    """Draw rows from a released generator, with conditions on any columns, shares of any groups and means of columns.
 
     Costs no privacy: a release may be asked as often as one likes. What was asked for and delivered, and which release
     it is from, is in a file beside the table that ends in .provenance.json; windows are in a second table, -windows.
     """
     # torch takes seconds to import, and most other commands do without.
+    from common.synthesis.moments import parse_moments  # noqa: PLC0415
     from common.synthesis.provenance import describe, write_provenance  # noqa: PLC0415
     from common.synthesis.rows import tables_of  # noqa: PLC0415
     from common.synthesis.synthesizer import Synthesizer  # noqa: PLC0415
@@ -120,7 +130,14 @@ def sample(
     try:
         synthesizer = Synthesizer.load(release, device=device)
         study = synthesizer.release.study
-        drawn = synthesizer.stream(n, conditions=where or [], proportions=proportions or [], seed=seed)
+        drawn = synthesizer.stream(
+            n,
+            conditions=where or [],
+            proportions=proportions or [],
+            moments=parse_moments(mean or [], sd or []),
+            match=match,
+            seed=seed,
+        )
         with ExitStack() as stack:
             paths = [out, *([out.with_stem(f"{out.stem}-windows")] if study.windows is not None else [])]
             files = [stack.enter_context(TableFile(path, study.columns | study.channels)) for path in paths]
@@ -129,7 +146,7 @@ def sample(
                 for file, table in zip(files, tables_of(units, study, begin=begin).values(), strict=True):
                     file.write(table)
                 begin += len(units.records)
-        facts = describe(release, drawn, rows=begin, where=where or [], proportions=proportions or [])
+        facts = describe(release, drawn, rows=begin, where=where or [], proportions=proportions or [], match=match)
         write_provenance(out, facts)
     except PrivShareError as error:
         _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -149,5 +166,11 @@ def _show(delivered: list[dict[str, Any]]) -> None:
     table.add_column("requested", justify="right")
     table.add_column("delivered", justify="right")
     for one in delivered:
-        table.add_row(one["group"], f"{one['requested']:.2%}", f"{one['delivered']:.2%}")
+        table.add_row(one["group"], *(_figure(one[name], one["kind"]) for name in ("requested", "delivered")))
     Console().print(table)
+
+
+def _figure(value: float | None, kind: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2%}" if kind == "share" else f"{value:.6g}"

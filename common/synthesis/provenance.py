@@ -17,7 +17,7 @@ PROVENANCE_SCHEMA: Final = "privshare.provenance/1"
 
 
 def describe(
-    folder: Path, drawn: Sample, *, rows: int, where: Sequence[str], proportions: Sequence[str]
+    folder: Path, drawn: Sample, *, rows: int, where: Sequence[str], proportions: Sequence[str], match: bool = False
 ) -> dict[str, Any]:
     """Plain values for JSON.
 
@@ -27,6 +27,7 @@ def describe(
         rows: that there were.
         where: conditions as they were asked for.
         proportions: likewise.
+        match: whether columns were to be distributed as the released tables say.
     """
     return {
         "schema": PROVENANCE_SCHEMA,
@@ -35,6 +36,7 @@ def describe(
         "rows": rows,
         "where": list(where),
         "proportions": list(proportions),
+        "match": match,
         "delivered": [asdict(one) for one in drawn.delivered()],
         "effective_latents": None if math.isinf(drawn.effective) else drawn.effective,
         "chance": drawn.chance,

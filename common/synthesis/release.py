@@ -19,9 +19,23 @@ from common.study import Study, parse_study
 from common.synthesis.decoder import Decoder
 from common.wire.packing import shape_of
 
-GENERATOR_SCHEMA: Final = "privshare.generator/1"
+GENERATOR_SCHEMA: Final = "privshare.generator/2"
+_WITHOUT_TABLES: Final = "privshare.generator/1"
+"""The version before, which has no one-way tables."""
 WEIGHTS: Final = "generator/generator.safetensors"
 FACTS: Final = "generator/generator.json"
+
+
+@dataclass(frozen=True)
+class OneWay:
+    """The released one-way tables of the measured columns, as noised.
+
+    counts: of each column, (classes, bins) float64, estimated units; below 0 where noise says so.
+    stddevs: of each column, (bins,) float64, of the noise in one count, in units.
+    """
+
+    counts: tuple[np.ndarray, ...]
+    stddevs: tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,7 @@ class Release:
     binnings: of the measured columns, then of the channels.
     moves: (channels, classes, buckets), the noised tables of moves.
     label_counts: (classes,), the noised count of units of each class of the label.
+    one_way: what columns were counted as; None of a release of the version before.
     """
 
     study: Study
@@ -40,6 +55,7 @@ class Release:
     binnings: tuple[Binning, ...]
     moves: np.ndarray
     label_counts: np.ndarray
+    one_way: OneWay | None = None
 
     @property
     def grids(self) -> tuple[Grid, ...]:
@@ -63,8 +79,12 @@ class Release:
             arrays[f"bins.{position}"] = binning.bin_of
             arrays[f"within.{position}"] = binning.within
         arrays |= {"moves": self.moves, "label_counts": self.label_counts}
+        for position in range(len(self.study.measured) if self.one_way else 0):
+            assert self.one_way is not None
+            arrays[f"one_way.{position}"] = self.one_way.counts[position]
+            arrays[f"one_way_stddev.{position}"] = self.one_way.stddevs[position]
         facts = {
-            "schema": GENERATOR_SCHEMA,
+            "schema": GENERATOR_SCHEMA if self.one_way else _WITHOUT_TABLES,
             "study": json.loads(self.study.canonical()),
             "shape": self.generator.shape.as_dict(),
         }
@@ -91,6 +111,11 @@ def load_release(folder: Path) -> Release:
     grids = make_grids(study.measured) + make_grids(study.channels)
     classes = len(study.label_values)
     binnings = tuple(_take_binning(arrays, at, grid, classes, path) for at, grid in enumerate(grids))
+    one_way = None
+    if facts["schema"] != _WITHOUT_TABLES:
+        sizes = [binning.n_bins for binning in binnings[: len(study.measured)]]
+        tables = [_take_one_way(arrays, at, (classes, size), path) for at, size in enumerate(sizes)]
+        one_way = OneWay(tuple(one for one, _ in tables), tuple(noise for _, noise in tables))
     moves, counts = (_take(arrays, name, path) for name in ("moves", "label_counts"))
     # Without channels there is nothing in it, however it is shaped.
     is_empty = not study.channels and moves.size == 0
@@ -110,7 +135,7 @@ def load_release(folder: Path) -> Release:
         raise ReleaseFileError(f"{path}: {error}") from None
     if not all(torch.isfinite(value).all() for value in generator.state_dict().values()):
         raise ReleaseFileError(f"{path}: a parameter of the generator is not finite")
-    return Release(study, generator, binnings, moves, counts)
+    return Release(study, generator, binnings, moves, counts, one_way)
 
 
 def _read(path: Path) -> bytes:
@@ -137,8 +162,8 @@ def _read_facts(path: Path) -> dict[str, Any]:
         facts = json.loads(_read(path))
     except ValueError:
         raise ReleaseFileError(f"{path}: is not JSON") from None
-    if not isinstance(facts, dict) or facts.get("schema") != GENERATOR_SCHEMA:
-        raise ReleaseFileError(f"{path}: schema: expected {GENERATOR_SCHEMA}")
+    if not isinstance(facts, dict) or facts.get("schema") not in (GENERATOR_SCHEMA, _WITHOUT_TABLES):
+        raise ReleaseFileError(f"{path}: schema: expected {GENERATOR_SCHEMA} or {_WITHOUT_TABLES}")
     for name in ("study", "shape"):
         if not isinstance(facts.get(name), dict):
             raise ReleaseFileError(f"{path}: {name}: expected an object")
@@ -160,6 +185,17 @@ def _take_binning(arrays: dict[str, np.ndarray], at: int, grid: Grid, classes: i
     if within.shape != (classes, grid.n_cells) or within.dtype != np.float64 or not _are_shares(within, bin_of):
         raise ReleaseFileError(f"{path}: within.{at}: expected shares of cells, 1 in each bin and class")
     return Binning(bin_of, within)
+
+
+def _take_one_way(
+    arrays: dict[str, np.ndarray], at: int, shape: tuple[int, int], path: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    counts, noise = _take(arrays, f"one_way.{at}", path), _take(arrays, f"one_way_stddev.{at}", path)
+    if counts.shape != shape or counts.dtype != np.float64 or not np.isfinite(counts).all():
+        raise ReleaseFileError(f"{path}: one_way.{at}: expected a finite count of each class and bin")
+    if noise.shape != shape[1:] or noise.dtype != np.float64 or not (np.isfinite(noise) & (noise > 0)).all():
+        raise ReleaseFileError(f"{path}: one_way_stddev.{at}: expected a number above 0 of each bin")
+    return counts, noise
 
 
 def _is_gapless(bin_of: np.ndarray) -> bool:

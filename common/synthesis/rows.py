@@ -13,8 +13,8 @@ from common.models.generator import cut_windows, draw_bins
 from common.study import Study
 from common.synthesis.courses import draw_courses
 from common.synthesis.latents import whole_shares
+from common.synthesis.plan import Plan, free_plan
 from common.synthesis.release import Release
-from common.synthesis.request import Plan, free_plan
 from common.synthesis.structure import parts_of, values_of
 
 _MOST_TRIES: Final = 64
@@ -97,6 +97,9 @@ class _Draft:
         self._place = {grid.name: slice(*ends) for grid, ends in zip(grids, pairwise(starts), strict=True)}
         asked = [self._structure.masks(own) for own in plan.parts]
         self._masks = {name: np.array([own[name] for own in asked])[self._part] for name in self._structure.names}
+        for name, pieces in plan.pieces.items():
+            self._masks[name] = np.eye(self._masks[name].shape[1], dtype=bool)[pieces[rows]]
+        self._bins = {name: own[rows] for name, own in plan.bins.items()}
 
     @torch.no_grad()
     def units(self) -> WindowedTable:
@@ -110,7 +113,9 @@ class _Draft:
         for at, (name, place) in enumerate(self._place.items()):
             if name in pieces:
                 chances = outcome.records[:, place].double().cpu().numpy()
-                drawn[name], columns[name] = self._structure.values(name, pieces[name], chances, labels, random)
+                drawn[name], columns[name] = self._structure.values(
+                    name, pieces[name], chances, labels, random, bins=self._bins.get(name)
+                )
             else:
                 drawn[name], columns[name] = self._free(at, name, outcome.records[:, place])
         self._structure.put_in_order(columns, pieces, labels, drawn, random)
@@ -161,7 +166,9 @@ class _Draft:
                 rows = self._part == number
                 shares[rows] = parts_of(binning, selection)[labels[rows]]
             chances = chances * torch.from_numpy(shares).to(chances)
-        bins = torch.multinomial(chances, 1, generator=self._generator)[:, 0].cpu().numpy()
+        bins = self._bins.get(name)
+        if bins is None:
+            bins = torch.multinomial(chances, 1, generator=self._generator)[:, 0].cpu().numpy()
         if asked:
             return bins, values_of(asked, binning, bins, labels, self._part, random)
         return bins, grid.decode(binning.draw_cells(bins, labels, random), random)

@@ -172,6 +172,8 @@ class Structure:
         chances: np.ndarray,
         labels: np.ndarray,
         random: np.random.Generator,
+        *,
+        bins: np.ndarray | None = None,
     ) -> tuple[np.ndarray, pd.Series]:
         """Bins, (rows,), and values in the schema's dtype, of rows whose pieces are given.
 
@@ -181,9 +183,10 @@ class Structure:
             chances: (rows, bins).
             labels: (rows,) int64.
             random: of the draws.
+            bins: (rows,) int64, if they are drawn already.
         """
-        weights = chances * self.parts[name][labels, :, pieces]
-        bins = draw_rows(weights, random)
+        if bins is None:
+            bins = draw_rows(chances * self.parts[name][labels, :, pieces], random)
         return bins, self._draw_inside(name, pieces, labels, random, bins=bins)
 
     def _draw_inside(
@@ -311,6 +314,20 @@ def parts_of(binning: Binning, selection: Selection) -> np.ndarray:
     """Share of each bin of a column that a selection holds, (classes, bins), by the released shares of its cells."""
     wanted = binning.within * selection.shares()
     return np.stack([np.bincount(binning.bin_of, weights=own, minlength=binning.n_bins) for own in wanted])
+
+
+def powers_of(binning: Binning, selection: Selection, center: float) -> np.ndarray:
+    """Expected 1, x - center and (x - center)^2 of the values x that `values_of` draws in each bin, (classes, bins, 3).
+
+    A bin of which the selection holds nothing, and a value that is missing, have 0.
+    """
+    first, second = selection.moments(center)
+    cells = np.stack([np.ones_like(first), first, second], axis=1) * selection.shares()[:, None]
+    if selection.grid.column.missing:
+        cells[-1] = 0.0
+    joined = np.eye(binning.n_bins)[binning.bin_of]  # (cells, bins)
+    found = np.einsum("yc,ck,cb->ybk", binning.within, cells, joined, optimize=True)
+    return np.asarray(np.divide(found, found[..., :1].copy(), out=np.zeros_like(found), where=found[..., :1] > 0))
 
 
 def values_of(

@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,10 @@ from common.data.windows import WindowedTable
 from common.errors import ConditionError, ReleaseFileError
 from common.models.devices import device_named
 from common.synthesis.card import CARD
+from common.synthesis.moments import Moments, Tally
+from common.synthesis.plan import Plan, make_plan
 from common.synthesis.release import Release, load_release, read_text
-from common.synthesis.request import Conditions, Plan, Proportions, Request, make_plan, parse_request
+from common.synthesis.request import Conditions, Proportions, Request, parse_request
 from common.synthesis.rows import draw_planned, join_units
 from common.verification import Verification, verify_release
 
@@ -25,11 +28,18 @@ _MOST_ROWS = 10**9
 
 @dataclass(frozen=True)
 class Delivered:
-    """One group of rows that was asked for: its share of all rows, and the share that it has."""
+    """One thing that was asked for, and what came of it.
+
+    group: as it was asked for.
+    requested: share of all rows, or mean or standard deviation of the present values of a column, in its unit.
+    delivered: likewise, of the rows; None of a column without present values.
+    kind: which of them.
+    """
 
     group: str
     requested: float
-    delivered: float
+    delivered: float | None
+    kind: Literal["share", "mean", "sd"] = "share"
 
 
 class Sample:
@@ -48,6 +58,7 @@ class Sample:
         self._request = request
         self._counts = {name: np.zeros(len(groups), dtype=np.int64) for name, groups in request.proportions.items()}
         self._fulfilled = dict.fromkeys(request.conditions, 0)
+        self._tallies = [Tally(moment) for moment in request.moments]
         self._rows = 0
 
     def __iter__(self) -> Iterator[WindowedTable]:
@@ -59,10 +70,12 @@ class Sample:
             for name, groups in self._request.proportions.items():
                 held = [group.selection.holds(units.records[name]).sum() for group in groups]
                 self._counts[name] += np.array(held, dtype=np.int64)
+            for tally in self._tallies:
+                tally.add(units.records[tally.moment.name])
             yield units
 
     def delivered(self) -> list[Delivered]:
-        """Of every condition and group, counted on the rows that went by."""
+        """Of every condition, group, mean and standard deviation, counted on the rows that went by."""
         rows = max(1, self._rows)
         found = [Delivered(self._request.texts[name], 1.0, count / rows) for name, count in self._fulfilled.items()]
         for name, groups in self._request.proportions.items():
@@ -70,6 +83,11 @@ class Sample:
             found += [
                 Delivered(group.text, group.share, count / rows) for group, count in zip(groups, counts, strict=True)
             ]
+        for tally in self._tallies:
+            asked = tally.moment
+            found.append(Delivered(asked.texts[0], asked.mean, tally.mean, "mean"))
+            if asked.stddev is not None:
+                found.append(Delivered(asked.texts[1], asked.stddev, tally.stddev, "sd"))
         return found
 
 
@@ -126,7 +144,14 @@ class Synthesizer:
         return self.release.study.columns
 
     def sample(
-        self, n: int, *, conditions: Conditions = (), proportions: Proportions = (), seed: int | None = None
+        self,
+        n: int,
+        *,
+        conditions: Conditions = (),
+        proportions: Proportions = (),
+        moments: Moments | None = None,
+        match: bool = False,
+        seed: int | None = None,
     ) -> pd.DataFrame:
         """Records, in the study's column order and dtypes.
 
@@ -134,21 +159,41 @@ class Synthesizer:
             n: how many, at least 1.
             conditions: what every row fulfils; see `parse_request`.
             proportions: shares of groups of rows; see `parse_request`.
+            moments: means, or means and standard deviations, by column; see `parse_request`.
+            match: whether columns are distributed as the release's one-way tables say, as far as their noise allows.
             seed: the same seed gives the same rows; None: one that nobody knows.
 
         Raises:
             ConditionError: it cannot be read, or the generator does not support it.
         """
-        return self.sample_units(n, conditions=conditions, proportions=proportions, seed=seed).records
+        return self.sample_units(
+            n, conditions=conditions, proportions=proportions, moments=moments, match=match, seed=seed
+        ).records
 
     def sample_units(
-        self, n: int, *, conditions: Conditions = (), proportions: Proportions = (), seed: int | None = None
+        self,
+        n: int,
+        *,
+        conditions: Conditions = (),
+        proportions: Proportions = (),
+        moments: Moments | None = None,
+        match: bool = False,
+        seed: int | None = None,
     ) -> WindowedTable:
         """Records and windows; arguments and errors as of `sample`."""
-        return join_units(self.stream(n, conditions=conditions, proportions=proportions, seed=seed))
+        return join_units(
+            self.stream(n, conditions=conditions, proportions=proportions, moments=moments, match=match, seed=seed)
+        )
 
     def stream(
-        self, n: int, *, conditions: Conditions = (), proportions: Proportions = (), seed: int | None = None
+        self,
+        n: int,
+        *,
+        conditions: Conditions = (),
+        proportions: Proportions = (),
+        moments: Moments | None = None,
+        match: bool = False,
+        seed: int | None = None,
     ) -> Sample:
         """The same rows, some at a time: for tables that memory does not hold. Arguments and errors as of `sample`."""
         if not 1 <= n <= _MOST_ROWS:
@@ -156,6 +201,7 @@ class Synthesizer:
         seed = secrets.randbelow(MOST_SEED + 1) if seed is None else seed
         if not 0 <= seed <= MOST_SEED:
             raise ConditionError(f"seed={seed}: expected from 0 to {MOST_SEED}")
-        request = parse_request(self.release.study, where=conditions, proportions=proportions)
+        study = self.release.study
+        request = parse_request(study, where=conditions, proportions=proportions, moments=moments, match=match)
         plan = make_plan(self.release, request, rows=n, seed=seed, device=self.device)
         return Sample(self.release, request, plan, seed=seed, device=self.device)

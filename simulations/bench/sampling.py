@@ -99,7 +99,7 @@ def _try(
         table = pd.concat([part.records for part in sample], ignore_index=True)
     except ConditionError:
         return _Found(refused=True)
-    off = max(abs(one.delivered - one.requested) * rows for one in sample.delivered())
+    off = max(abs((one.delivered or 0.0) - one.requested) * rows for one in sample.delivered())
     kept, truth = (_fulfilling(one, study, conditions) for one in (pool, real))
     if proportions or len(kept) < _FEWEST or len(truth) < _FEWEST:
         return _Found(refused=False, off=off)

@@ -123,6 +123,20 @@ def test_without_noise_targets_are_the_tables_of_the_records() -> None:
     np.testing.assert_allclose(targets.label_counts, np.bincount(labels), atol=1e-3)
 
 
+@pytest.mark.statistical
+def test_counts_of_bins_miss_those_of_the_records_by_their_noise() -> None:
+    """z-scores over seeds, bins and classes have variance 1: within 6 of its standard errors."""
+    scores = []
+    for seed in range(12):
+        bins, _, codes, labels = measured(2000, stddev=5.0, seed=seed)
+        for column in range(bins.columns):
+            counts, variance = bins.counts_of(column)
+            true = [np.bincount(codes[labels == label, column], minlength=counts.shape[1]) for label in (0, 1)]
+            scores.append(((counts - true) / np.sqrt(variance)).ravel())
+    every = np.concatenate(scores)
+    assert abs(np.mean(every**2) - 1) < 6 * np.sqrt(2 / len(every)) + 0.1
+
+
 def test_the_precision_of_a_bin_is_that_of_the_sum_of_its_cells() -> None:
     bins, pairs, _, _ = measured(3000, stddev=4.0)
     targets = targets_of(bins, pairs)

@@ -8,7 +8,7 @@ from common.data.binning import Binning
 from common.data.encoding import make_grids
 from common.models.generator import initialise
 from common.study import STEPS, Study, parse_study
-from common.synthesis.release import Release
+from common.synthesis.release import OneWay, Release
 from common.wire.packing import shape_of
 
 PLAIN: dict[str, Any] = {
@@ -55,4 +55,8 @@ def make_release(study: Study | None = None, *, seed: int = 0) -> Release:
     for parameter in generator.parameters():
         parameter.data *= 1.6
     moves = np.zeros((len(study.channels), 2, 5))
-    return Release(study, generator.requires_grad_(requires_grad=False), tuple(binnings), moves, np.array([70.0, 30.0]))
+    units = np.array([70.0, 30.0])
+    tables = [units[:, None] * random.dirichlet(np.ones(one.n_bins), 2) for one in binnings[: len(study.measured)]]
+    one_way = OneWay(tuple(tables), tuple(np.full(table.shape[1], 2.0) for table in tables))
+    generator.requires_grad_(requires_grad=False)
+    return Release(study, generator, tuple(binnings), moves, units, one_way)

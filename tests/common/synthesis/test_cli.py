@@ -50,6 +50,27 @@ def test_what_was_asked_for_and_delivered_is_shown(release: Path, tmp_path: Path
     assert pd.read_parquet(tmp_path / "a.parquet")["ill"].value_counts().tolist() == [100, 100]
 
 
+def test_means_are_shown_and_noted_beside_shares(release: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    asked = ["--mean", "age=50", "--sd", "age=15", "--mean", "pay=1", "--proportions", "ill=yes:0.5,no:0.5"]
+    found = sample(release, "-n", "2000", *asked, "--seed", "7", "-o", str(out))
+    assert found.exit_code == 0, found.stderr
+    table, facts = pd.read_csv(out), json.loads((tmp_path / "rows.csv.provenance.json").read_text())
+    noted = [(one["group"], one["kind"], one["requested"]) for one in facts["delivered"][2:]]
+    assert noted == [("mean age=50", "mean", 50.0), ("sd age=15", "sd", 15.0), ("mean pay=1", "mean", 1.0)]
+    delivered = [one["delivered"] for one in facts["delivered"][2:]]
+    assert delivered == pytest.approx([table.age.mean(), table.age.std(ddof=0), table.pay.mean()])
+    assert delivered == pytest.approx([50, 15, 1], abs=0.5)
+    assert f"{delivered[0]:.6g}" in found.stdout
+    assert not facts["match"]
+
+
+def test_matching_is_noted(release: Path, tmp_path: Path) -> None:
+    found = sample(release, "-n", "50", "--match", "--seed", "7", "-o", str(tmp_path / "rows.csv"), "--json")
+    assert found.exit_code == 0, found.stderr
+    assert json.loads(found.stdout)["match"]
+
+
 def test_windows_are_a_second_table_with_the_same_keys(tmp_path: Path) -> None:
     folder = written(make_release(study_of(windows=WINDOWS)), tmp_path / "release")
     found = sample(folder, "-n", "9000", "--where", "age>=30", "-o", str(tmp_path / "a.csv"))
@@ -65,6 +86,15 @@ def test_windows_are_a_second_table_with_the_same_keys(tmp_path: Path) -> None:
     [
         (["--where", "age>=200"], ExitCode.CONDITION_INVALID, "error: age>=200: the column holds no such value"),
         (["--proportions", "ill=yes:0.5"], ExitCode.CONDITION_INVALID, "error: ill: the shares add up to 0.5"),
+        (["--mean", "age"], ExitCode.CONDITION_INVALID, "error: mean age: expected a column, =, and a number"),
+        (["--mean", "age=99"], ExitCode.CONDITION_INVALID, "error: mean age=99: values that the column and the rest"),
+        (["--sd", "age=9"], ExitCode.CONDITION_INVALID, "error: sd age: ask for the mean of age too"),
+        (["--mean", "age=89.9"], ExitCode.CONDITION_UNSUPPORTED, "error: mean age=89.9: the generator cannot make"),
+        (
+            ["--match", "--where", "age>3"],
+            ExitCode.CONDITION_INVALID,
+            "error: match: goes with proportions of ill alone",
+        ),
         (["--device", "abacus"], ExitCode.USAGE, "error: device=abacus: not a device of this machine"),
         (["--seed", str(2**70)], ExitCode.CONDITION_INVALID, "expected from 0 to 4294967295"),
         (["-o", "a.xlsx"], ExitCode.OUTPUT_NOT_WRITABLE, "error: a.xlsx: expected a name that ends in"),

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
-from common.errors import ExitCode, PrivShareError
+from common.errors import ConditionError, ExitCode, PrivShareError
 from common.synthesis.release import FACTS, WEIGHTS, Release, load_release
 from common.synthesis.rows import draw_units
+from common.synthesis.synthesizer import Synthesizer
 from tests.common.synthesis.releases import WINDOWS, make_release, study_of
 
 
@@ -67,8 +68,8 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut weights": (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-9]), "safetensors"),
     "a pickle": (lambda folder: (folder / WEIGHTS).write_bytes(b"\x80\x04K\x01."), "is not a safetensors file"),
     "text": (lambda folder: (folder / FACTS).write_text("{"), "is not JSON"),
-    "a list": (lambda folder: (folder / FACTS).write_text("[]"), "schema: expected privshare.generator/1"),
-    "next version": (change_facts(lambda facts: facts.update(schema="privshare.generator/2")), "schema: expected"),
+    "a list": (lambda folder: (folder / FACTS).write_text("[]"), "schema: expected privshare.generator/2"),
+    "next version": (change_facts(lambda facts: facts.update(schema="privshare.generator/3")), "schema: expected"),
     "no study": (change_facts(lambda facts: facts.pop("study")), "study: expected an object"),
     "no shape": (change_facts(lambda facts: facts.pop("shape")), "shape: expected an object"),
     "another shape": (change_facts(lambda facts: facts["shape"].update(width=9)), "shape: does not follow"),
@@ -77,6 +78,17 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a bin too far": (change_arrays(spoil("bins.1", 40)), "bins.1: expected the bin of each cell"),
     "a negative bin": (change_arrays(spoil("bins.1", -1)), "bins.1: expected the bin of each cell"),
     "shares above 1": (change_arrays(spoil("within.2", 5.0)), "within.2: expected shares"),
+    "no one-way table": (change_arrays(lambda arrays: arrays.pop("one_way.1")), "one_way.1: is missing"),
+    "fewer counts": (
+        change_arrays(lambda arrays: arrays.update({"one_way.1": arrays["one_way.1"][:, 1:]})),
+        "one_way.1: expected a finite count of each class and bin",
+    ),
+    "nan in a table": (change_arrays(spoil("one_way.0", np.nan)), "one_way.0: expected a finite count"),
+    "no noise": (change_arrays(spoil("one_way_stddev.0", 0.0)), "one_way_stddev.0: expected a number above 0"),
+    "tables in the version before": (
+        change_facts(lambda facts: facts.update(schema="privshare.generator/1")),
+        "other parameters than expected",
+    ),
     "no moves": (change_arrays(lambda arrays: arrays.pop("moves")), "moves: is missing"),
     "counts below 0": (change_arrays(spoil("label_counts", -1.0)), "label_counts: expected one for each class"),
     "nan counts": (change_arrays(spoil("label_counts", np.nan)), "label_counts: expected one for each class"),
@@ -103,3 +115,28 @@ def test_files_that_are_not_what_they_should_be_are_refused_in_one_line(name: st
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.code in {ExitCode.RELEASE_INVALID, ExitCode.STUDY_INVALID}
+
+
+def version_1(folder: Path) -> Path:
+    """A folder as the version before wrote it: without one-way tables."""
+    written(make_release(), folder)
+    change_facts(lambda facts: facts.update(schema="privshare.generator/1"))(folder)
+
+    def leave_out(arrays: dict[str, np.ndarray]) -> None:
+        for name in [name for name in arrays if name.startswith("one_way")]:
+            del arrays[name]
+
+    change_arrays(leave_out)(folder)
+    return folder
+
+
+def test_a_release_of_the_version_before_is_read_and_gives_the_same_rows(tmp_path: Path) -> None:
+    release, before = make_release(), load_release(version_1(tmp_path))
+    assert before.one_way is None
+    assert json.loads(before.files()[FACTS])["schema"] == "privshare.generator/1"
+    units, same = (draw_units(one, rows=50, seed=1, device=torch.device("cpu")) for one in (release, before))
+    pd.testing.assert_frame_equal(units.records, same.records)
+    synthesizer = Synthesizer(before, torch.device("cpu"))
+    assert len(synthesizer.sample(100, conditions=["age>=30"], seed=1)) == 100
+    with pytest.raises(ConditionError, match="match: the release is of an older version, which holds no one-way"):
+        synthesizer.sample(100, match=True, seed=1)

@@ -13,8 +13,9 @@ import torch
 from common.data.windows import WindowedTable
 from common.errors import ConditionError, ExitCode
 from common.synthesis.latents import Latents, effective, resample, whole_shares
+from common.synthesis.plan import FLOOR, make_plan
 from common.synthesis.release import Release
-from common.synthesis.request import FLOOR, make_plan, parse_request
+from common.synthesis.request import parse_request
 from common.synthesis.rows import draw_units
 from common.synthesis.synthesizer import Synthesizer
 from tests.common.synthesis.releases import WINDOWS, make_release, study_of
