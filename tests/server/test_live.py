@@ -232,7 +232,9 @@ class Steps:
         monkeypatch.setattr(live, "draw_units", self._draw)
         monkeypatch.setattr(live, "gates_of", lambda study, state: self.gates)
         monkeypatch.setattr(
-            live, "publish", lambda trained, study, units, folder, *, gates: self.done.append((units, folder, gates))
+            live,
+            "publish",
+            lambda trained, study, units, folder, *, gates, **_: self.done.append((units, folder, gates)),
         )
 
     def _coordinator(self, study: Any, *, run: str, seed: int, folder: Path, **_: Any) -> Any:

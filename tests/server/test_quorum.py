@@ -291,7 +291,10 @@ RELEASE_FAULTS: dict[str, tuple[Fault, str]] = {
     "an event of other cells": (event(cells=7), "PROTOCOL"),
     "an event of no scale": (event(scale=0), "PROTOCOL"),
     "no word on what it spent": (facts(spending=None), "PROTOCOL"),
-    "less than it released": (spending(lambda said: replace(said, events=said.events[:1])), "PROTOCOL"),
+    "less than it released": (
+        spending(lambda said: replace(said, events=said.events[: min(1, len(said.events) - 1)])),
+        "PROTOCOL",
+    ),
     "its first event taken back": (spending(lambda said: replace(said, events=said.events[1:])), "PROTOCOL"),
     "its spending in another study": (spending(lambda said: replace(said, study="0" * 64)), "PROTOCOL"),
     "its spending by another bound": (spending(lambda said: replace(said, bound=1.0)), "PROTOCOL"),
