@@ -23,13 +23,13 @@ _FREE = "free"
 """State of a rule that has nothing more to say of a row."""
 
 
-class _Declared(Section):
+class _Declared(Section, ABC):
     """One constraint."""
 
     @property
+    @abstractmethod
     def text(self) -> str:
         """As a person would say it, in one line."""
-        raise NotImplementedError
 
 
 class Implies(_Declared):
