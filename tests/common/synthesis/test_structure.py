@@ -104,6 +104,28 @@ def test_rows_are_those_that_rejection_would_leave(constraints: list[dict[str, A
                 assert apart < 0.02 + 2.5 / np.sqrt(len(left)), (label, name)
 
 
+@pytest.mark.statistical
+def test_latents_count_as_far_as_their_rows_fulfil_the_constraints() -> None:
+    limit = implies(["age>=75", "age!="])
+    ours, without = (make_release(constrained(*own)) for own in ([limit], []))
+    for release in (ours, without):
+        # Sharp, so that a latent tells the other columns much.
+        for parameter in release.generator.parameters():
+            parameter.data *= 1.5
+    table, free = (Synthesizer(one, CPU).sample(rows, seed=1) for one, rows in ((ours, 8000), (without, 150_000)))
+    for label in ("no", "yes"):
+        own, every = table[table.ill == label], free[free.ill == label]
+        left = every[(every.age >= 75).fillna(value=False)]
+        assert len(left) > 400
+        apart, moved = (
+            {name: float(shares(left, name).sub(shares(one, name), fill_value=0).abs().max()) for name in COLUMNS}
+            for one in (own, every)
+        )
+        names = set(COLUMNS) - {"total", "age"}
+        assert max(moved[name] for name in names) > 0.1
+        assert max(apart[name] for name in names) < 0.02 + 2.5 / np.sqrt(len(left))
+
+
 @pytest.mark.parametrize("constraints", EACH)
 def test_published_rows_and_rows_that_were_asked_for_violate_nothing(constraints: list[dict[str, Any]]) -> None:
     release = make_release(constrained(*constraints))
