@@ -210,8 +210,8 @@ def test_at_a_running_site_each_unit_is_chosen_at_the_rate_and_anew_for_each_mes
         assert refused(site.handle(asked.encode())) is None
     chosen = np.array(noise.chosen)
     assert chosen.shape == (60, training_units())
-    # Two alike by chance: below 1e-4 times 0.58^units.
-    assert len({one.tobytes() for one in chosen}) == 60
+    # Of 1,770 pairs each is alike with 0.58^25: one by chance in 500 runs, three or more in 3e8.
+    assert len({one.tobytes() for one in chosen}) >= 58
     # False alarm: 1e-9 for the whole, 1e-9 times the number of units for each.
     assert stats.binomtest(int(chosen.sum()), chosen.size, 0.3).pvalue > 1e-9
     assert min(stats.binomtest(int(one), 60, 0.3).pvalue for one in chosen.sum(axis=0)) > 1e-9
