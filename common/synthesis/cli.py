@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from common.errors import ExitCode, PrivShareError
@@ -141,11 +142,13 @@ def sample(  # noqa: PLR0913 (one parameter an option)
         with ExitStack() as stack:
             paths = [out, *([out.with_stem(f"{out.stem}-windows")] if study.windows is not None else [])]
             files = [stack.enter_context(TableFile(path, study.columns | study.channels)) for path in paths]
-            begin = 0
+            progress = stack.enter_context(Progress(console=_err, transient=True, disable=not _err.is_terminal))
+            task, begin = progress.add_task("rows", total=n), 0
             for units in drawn:
                 for file, table in zip(files, tables_of(units, study, begin=begin).values(), strict=True):
                     file.write(table)
                 begin += len(units.records)
+                progress.update(task, completed=begin)
         facts = describe(release, drawn, rows=begin, where=where or [], proportions=proportions or [], match=match)
         write_provenance(out, facts)
     except PrivShareError as error:
