@@ -26,10 +26,17 @@ def run(folder: Path, *options: str, study: str = STUDY.replace("WINDOWS", EVENT
 VARIANTS = ("--only", "measured only/fixed", "--only", "neural only/stage", "--only", "without temporal/pid")
 
 
-def test_the_table_has_a_line_a_variant_with_means_and_intervals(tmp_path: Path) -> None:
-    result = run(tmp_path, "--ablate", "2", *VARIANTS)
+@pytest.fixture(scope="module")
+def ablated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """Three variants with two seeds each; its folder is only read, but by the test that goes on in it."""
+    folder = tmp_path_factory.mktemp("ablation")
+    return folder, run(folder, "--ablate", "2", *VARIANTS)
+
+
+def test_the_table_has_a_line_a_variant_with_means_and_intervals(ablated: tuple[Path, Result]) -> None:
+    folder, result = ablated
     assert result.exit_code == 0, result.stderr
-    content = json.loads((tmp_path / "run" / "ablation.json").read_text())
+    content = json.loads((folder / "run" / "ablation.json").read_text())
     assert [row["variant"] for row in content["rows"]] == [*VARIANTS[1::2], "real data"]
     for row in content["rows"]:
         variant, compared = row["variant"], "synthetic_vs_holdout"
@@ -38,22 +45,21 @@ def test_the_table_has_a_line_a_variant_with_means_and_intervals(tmp_path: Path)
             variant, compared = VARIANTS[1], "floor_train_vs_holdout"
         found = []
         for seed in range(2):
-            folder = tmp_path / "run" / f"{variant.replace(' ', '-').replace('/', '-')}-{seed}"
-            evaluation = json.loads((folder / "evaluation.json").read_text())
+            one = folder / "run" / f"{variant.replace(' ', '-').replace('/', '-')}-{seed}"
+            evaluation = json.loads((one / "evaluation.json").read_text())
             found.append(evaluation["fidelity"][compared]["two_way_mean"])
         mean, half = row["two-way distance"]
         assert mean == pytest.approx(sum(found) / 2)
         # The 97.5 % quantile of Student's t with one degree of freedom is 12.706.
         assert half == pytest.approx(12.7062 * abs(found[0] - found[1]) / 2, rel=1e-4)
-    assert (tmp_path / "run" / "ablation.md").read_text() in result.stdout
+    assert (folder / "run" / "ablation.md").read_text() in result.stdout
     assert result.stdout.count("\n| ") == 4
 
 
-def test_each_variant_measures_what_it_says_and_spends_the_whole_budget(tmp_path: Path) -> None:
-    assert run(tmp_path, "--ablate", "1", *VARIANTS).exit_code == 0
+def test_each_variant_measures_what_it_says_and_spends_the_whole_budget(ablated: tuple[Path, Result]) -> None:
     kinds = {}
     for variant in ("measured-only-fixed", "neural-only-stage", "without-temporal-pid"):
-        folder = tmp_path / "run" / f"{variant}-0"
+        folder = ablated[0] / "run" / f"{variant}-0"
         (charges,) = read_ledger(folder / "ledger" / "site_01.jsonl").charges.values()
         kinds[variant] = {request.split("/")[1].split("-")[0] for request in charges}
         last = json.loads((folder / "rounds.jsonl").read_text().splitlines()[-1])
@@ -64,12 +70,16 @@ def test_each_variant_measures_what_it_says_and_spends_the_whole_budget(tmp_path
     assert kinds["without-temporal-pid"] == measured - {"couplings", "dynamics"} | {"critic", "verdict"}
 
 
-def test_what_was_run_is_not_run_again_and_another_study_is_refused(tmp_path: Path) -> None:
-    assert run(tmp_path, "--ablate", "1", *VARIANTS[:2]).exit_code == 0
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*/*") if path.is_file()}
-    assert run(tmp_path, "--ablate", "1", *VARIANTS[:2]).exit_code == 0
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*/*") if path.is_file()} == before
-    assert run(tmp_path, "--ablate", "1", "--epsilon", "2", *VARIANTS[:2]).exit_code == 51
+def test_what_was_run_is_not_run_again_and_another_study_is_refused(ablated: tuple[Path, Result]) -> None:
+    folder, _ = ablated
+
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (folder / "run").glob("*/*") if path.is_file()}
+
+    before = written()
+    assert run(folder, "--ablate", "2", *VARIANTS[:2]).exit_code == 0
+    assert written() == before
+    assert run(folder, "--ablate", "1", "--epsilon", "2", *VARIANTS[:2]).exit_code == 51
 
 
 def test_an_unknown_variant_is_refused(tmp_path: Path) -> None:
