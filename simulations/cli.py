@@ -46,8 +46,8 @@ def audit(
     bound below the claim proves nothing beyond itself.
     """
     # What a simulation needs takes seconds to import; the other commands do without.
-    from simulations.audit import Plan  # noqa: PLC0415
-    from simulations.audit import audit as attack  # noqa: PLC0415
+    from client.audit import Plan  # noqa: PLC0415
+    from client.audit import audit as attack  # noqa: PLC0415
 
     started = time.monotonic()
 

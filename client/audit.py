@@ -24,6 +24,8 @@ from typing import Any, Final, Literal
 import numpy as np
 import yaml
 
+from client.simulated_rows import SimulatedRows, simulate_rows
+from client.simulated_site import make_site_folder
 from client.site import Site, open_site
 from common.data.encoding import Grid, make_grids
 from common.data.queries import catalogue
@@ -37,8 +39,6 @@ from common.privacy.events import GaussianEvent
 from common.study import STEPS, Study, load_study
 from common.wire.messages import KEPT, Reply, Request
 from common.wire.packing import CRITIC, critic_shape_of, pack, pack_bins, shape_of
-from simulations.federation import make_site_folder
-from simulations.rows import SimulatedRows, simulate_rows
 
 TRAIN_KINDS: Final = ("one_way", "tables", "embedding", "critic")
 HELD_OUT_KINDS: Final = ("monitor", "verdict")
