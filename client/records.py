@@ -21,15 +21,47 @@ def read_records(settings: SourceSettings, study: Study) -> tuple[pd.DataFrame, 
         SchemaError: a table is absent, unreadable, has other columns, or a value breaks its column's rule.
         SourceError: a database cannot be read.
     """
+    text, series = read_records_text(settings, study)
+    return parse_text(text, study), series
+
+
+def read_records_text(settings: SourceSettings, study: Study) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Both tables of a site as text, no cell checked yet.
+
+    Raises:
+        SchemaError: a table is absent, unreadable, or has other columns.
+        SourceError: a database cannot be read.
+    """
     assert settings.table is not None  # a preset has its own
     with open_source(settings, study.table) as source:
         text = _read(source, _entity(settings.table), _columns_of(study), study.ignore, may_be_empty=True)
-        table = parse_text(text, study)
         if study.windows is None:
-            return table, None
+            return text, None
         assert settings.series is not None  # the policy has seen to it
         wanted = _series_columns_of(study)
-        return table, _read(source, _entity(settings.series), wanted, study.windows.ignore, may_be_empty=True)
+        return text, _read(source, _entity(settings.series), wanted, study.windows.ignore, may_be_empty=True)
+
+
+def compare_columns(settings: SourceSettings, study: Study) -> list[tuple[list[str], list[int]]]:
+    """Of the table, then of the long one: columns of the study that are not there, and places of those it lacks.
+
+    Raises:
+        SchemaError: a table is absent or unreadable.
+        SourceError: a database cannot be read.
+    """
+    wanted = [(settings.table, _columns_of(study), study.ignore)]
+    if study.windows is not None:
+        wanted.append((settings.series, _series_columns_of(study), study.windows.ignore))
+    found = []
+    with open_source(settings, study.table) as source:
+        for named, expected, ignored in wanted:
+            assert named is not None  # the policy has seen to it
+            present = source.columns(_entity(named))
+            known = {*expected, *ignored}
+            missing = [name for name in expected if name not in present]
+            unknown = [at for at, name in enumerate(present, start=1) if name not in known or name in present[: at - 1]]
+            found.append((missing, unknown))
+    return found
 
 
 def read_text(path: Path, study: Study) -> pd.DataFrame:

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from client.simulated_site import unit_secret_of
+from common.commands import Commands
 from common.data.schema import parse_table
 from common.data.windows import WindowedTable
 from common.errors import ExitCode, OutputError, PrivShareError, UnreachableError
@@ -44,7 +45,7 @@ _BIN: Final = Path(sys.executable).parent
 _PROXY_PORT: Final = 8443
 _STARTED: Final = 60.0
 _STOPPED: Final = 60.0
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Commands()
 err = Console(stderr=True, emoji=False)
 
 
