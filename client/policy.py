@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from client.consent import check_consent, signature_path
 from client.sources import TYPES, SourceSettings
 from common.data.encoding import Grid
 from common.data.queries import Query, catalogue
@@ -138,11 +139,12 @@ def load_policy(path: Path, *, public: str) -> PolicyFile:
         public: the site's own public key.
 
     Raises:
-        PolicyError: it is not signed by the site, or cannot be read.
+        PolicyError: consent was withdrawn, or it is not signed by the site, or cannot be read.
         StudyError: what is wrong, by its path in the file.
     """
+    check_consent(path)
     try:
-        signature = _signature_of(path).read_text(encoding="ascii").strip()
+        signature = signature_path(path).read_text(encoding="ascii").strip()
         body = path.read_bytes()
     except (OSError, ValueError):
         raise PolicyError(f"{path}: not signed by this site; read it, then `privshare-client approve`") from None
@@ -178,16 +180,12 @@ def sign_policy(path: Path, key: SigningKey) -> None:
     Raises:
         OSError: it cannot be read, or the signature not be written.
     """
-    write_durably(_signature_of(path), (key.sign(path.read_bytes(), purpose=_PURPOSE) + "\n").encode())
+    write_durably(signature_path(path), (key.sign(path.read_bytes(), purpose=_PURPOSE) + "\n").encode())
 
 
 def today_utc() -> date:
     """By which policies expire."""
     return datetime.now(UTC).date()
-
-
-def _signature_of(path: Path) -> Path:
-    return path.with_name(path.name + ".sig")
 
 
 def _load(path: Path, model: type[_Loaded], *, what: str) -> _Loaded:
@@ -241,11 +239,15 @@ class SitePolicy:
             raise PolicyError("noise_trust: the policy demands masks, and the study has none")
         if study.privacy.noise_trust != "local" and not policy.peers:
             raise PolicyError("peers: masks need another site; expected the keys of all members of the federation")
-        self._study, self._file, self._today = study, policy, today
+        self._study, self._file, self._today, self._path = study, policy, today, settings.policy
         self._check_date()
-        epsilon = min(study.privacy.epsilon, policy.max_epsilon)
-        delta = min(study.privacy.delta, policy.max_delta)
-        self._bound = min(self._bound_of(epsilon, delta), self.asset.bound)
+        self._bound = min(self._bound_of(*self.limits), self.asset.bound)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The epsilon and the delta of this study at this site: the smaller of the study's and the site's own."""
+        asked, allowed = self._study.privacy, self._file
+        return min(asked.epsilon, allowed.max_epsilon), min(asked.delta, allowed.max_delta)
 
     @property
     def bound(self) -> float:
@@ -292,11 +294,12 @@ class SitePolicy:
         return self.check_list(request, "announcements")
 
     def check(self, request: Request) -> None:
-        """Refuse a request of another study, after the last day, or under a name that cannot be written down.
+        """Refuse a request after consent was withdrawn, of another study, after the last day, or under an odd name.
 
         Raises:
             PolicyError: any of them.
         """
+        check_consent(self._path)  # anew each time: it may end while the site runs
         if request.study != self._file.approved:
             raise PolicyError("request.study: not the study that this site approved")
         # Half of a surrogate pair is text to JSON, and no file can hold it.
@@ -318,7 +321,11 @@ class SitePolicy:
         # NaN compares as false; a whole number may be too long to ask whether it is finite.
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise PolicyError("request.share: expected a number above 0, at most 1")
-        return min(float(share) * self._bound, self._most_spend(request.kind))
+        return self.allowed_spend(request.kind, float(share))
+
+    def allowed_spend(self, kind: str, share: float) -> float:
+        """What a release of a kind may spend of the budget when it asks for a share of it."""
+        return min(share * self._bound, self._most_spend(kind))
 
     def _most_spend(self, kind: str) -> float:
         """What a release with the least noise costs."""

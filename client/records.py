@@ -23,17 +23,46 @@ def read_records(settings: SourceSettings, study: Study) -> tuple[pd.DataFrame, 
         SchemaError: a table is absent, unreadable, has other columns, or a value breaks its column's rule.
         SourceError: a database cannot be read.
     """
-    if settings.table is None:
-        raise PolicyError(f"source.preset={settings.preset}: this version reads tables alone")
     with open_source(settings, study.table) as source:
-        pieces = _pieces(source, _entity(settings.table), _columns_of(study), study.ignore)
+        pieces, series = _texts(settings, source, study)
         # Parsed one by one: typed rows take a fraction of their text.
         table = pd.concat((parse_text(piece, study) for piece in pieces), ignore_index=True)
-        if study.windows is None:
-            return table, None
-        assert settings.series is not None  # the policy has seen to it
-        pieces = _pieces(source, _entity(settings.series), _series_columns_of(study), study.windows.ignore)
-        return table, pd.concat(pieces, ignore_index=True)
+        return table, None if series is None else pd.concat(series, ignore_index=True)
+
+
+def read_records_text(settings: SourceSettings, study: Study) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Both tables of a site as text, no cell checked yet.
+
+    Raises:
+        SchemaError: a table is absent, unreadable, or has other columns.
+        SourceError: a database cannot be read.
+    """
+    with open_source(settings, study.table) as source:
+        pieces, series = _texts(settings, source, study)
+        table = pd.concat(pieces, ignore_index=True)
+        return table, None if series is None else pd.concat(series, ignore_index=True)
+
+
+def compare_columns(settings: SourceSettings, study: Study) -> list[tuple[list[str], list[int]]]:
+    """Of the table, then of the long one: columns of the study that are not there, and places of those it lacks.
+
+    Raises:
+        SchemaError: a table is absent or unreadable.
+        SourceError: a database cannot be read.
+    """
+    wanted = [(settings.table, _columns_of(study), study.ignore)]
+    if study.windows is not None:
+        wanted.append((settings.series, _series_columns_of(study), study.windows.ignore))
+    found = []
+    with open_source(settings, study.table) as source:
+        for named, expected, ignored in wanted:
+            assert named is not None  # the policy has seen to it
+            present = source.columns(_entity(named))
+            known = {*expected, *ignored}
+            missing = [name for name in expected if name not in present]
+            unknown = [at for at, name in enumerate(present, start=1) if name not in known or name in present[: at - 1]]
+            found.append((missing, unknown))
+    return found
 
 
 def read_text(path: Path, study: Study) -> pd.DataFrame:
@@ -54,6 +83,19 @@ def read_series_text(path: Path, study: Study) -> pd.DataFrame:
     assert study.windows is not None
     layout = study.table.model_copy(update={"header": None})
     return _read_file(path, layout, _series_columns_of(study), study.windows.ignore)
+
+
+def _texts(
+    settings: SourceSettings, source: Source, study: Study
+) -> tuple[Iterator[pd.DataFrame], Iterator[pd.DataFrame] | None]:
+    """Pieces of the table, and of the long one."""
+    if settings.table is None:
+        raise PolicyError(f"source.preset={settings.preset}: this version reads tables alone")
+    pieces = _pieces(source, _entity(settings.table), _columns_of(study), study.ignore)
+    if study.windows is None:
+        return pieces, None
+    assert settings.series is not None  # the policy has seen to it
+    return pieces, _pieces(source, _entity(settings.series), _series_columns_of(study), study.windows.ignore)
 
 
 def _entity(named: Path | Entity) -> Entity:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from common.commands import Commands
 from common.errors import ExitCode, OutputError, PrivShareError
 from common.study import load_study
 from common.wire.membership import WARN_DAYS, Enrolment, fingerprints, spaced
@@ -31,10 +32,7 @@ from server.provision import admit as issue
 from server.provision import provision as make_home
 from server.provision import revoke as take_back
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+app = Commands(
     no_args_is_help=True,
     help="Plan a study that sites can join, and say who is in.",
 )

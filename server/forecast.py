@@ -3,8 +3,8 @@
 from common.data.encoding import make_grids
 from common.data.histograms import histogram_layout
 from common.study import Study
+from common.wire.agenda import planned_tables
 from server.noise_controller import share_plan
-from server.survey import planned_tables
 
 
 def plan_of(study: Study, sites: int) -> dict[str, str | int | float]:

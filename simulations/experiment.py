@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from client.records import parse_text, read_series_text, read_text, read_windows
+from client.simulated_site import SiteFolder, make_site_folder
 from common.certificate import Signer, guarantee_statement
 from common.data.units import check_surplus
 from common.data.windows import WindowedTable
@@ -39,7 +40,7 @@ from server.gates import gates_of
 from server.publish import publish
 from server.run_state import RunState
 from simulations.baselines.released import evaluate_classifier
-from simulations.federation import Engine, SiteFolder, credentials_of, make_site_folder
+from simulations.federation import Engine, credentials_of
 from simulations.methods import DESCRIPTIONS, PRIVATE, Made, Method, adapt, conduct
 from simulations.scenarios.bank import MOST_BANKS, simulate_accounts, simulate_transactions
 from simulations.scenarios.icu import MOST_HOSPITALS, simulate_stays

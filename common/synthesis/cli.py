@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from common.commands import Commands
 from common.errors import ExitCode, PrivShareError
 
 if TYPE_CHECKING:
     from common.verification import Verification
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Commands()
 _err = Console(stderr=True, emoji=False)
 
 

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner, Result
 
 from client.records import parse_text, read_text
+from client.simulated_site import make_site_folder
 from client.site import Site
 from client.trainer import read_critic
 from client.vault import Vault
@@ -37,7 +38,6 @@ from common.study import Study, load_study
 from common.wire.messages import Reply, Request
 from common.wire.packing import unpack_bins
 from server.rounds import Coordinator
-from simulations.federation import make_site_folder
 from simulations.run import app
 
 STUDY = """\

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from client.records import parse_text, read_series_text, read_text, read_windows
+from client.simulated_rows import SimulatedRows, simulate_rows
 from common.data.schema import CategoricalColumn
 from common.errors import StudyError
 from common.study import Study, load_study, parse_study
-from simulations.rows import SimulatedRows, simulate_rows
 
 STUDIES = sorted((Path(__file__).resolve().parents[2] / "simulations" / "studies").glob("*.yaml"))
 PLAIN: dict[str, Any] = {
