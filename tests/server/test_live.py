@@ -24,8 +24,9 @@ from common.study import load_study
 from server import live
 from server.exchange import Exchange
 from server.launch import PROXY, prepare, proxy_config
-from server.live import Outcome, Start, conduct, credentials_of, read_outcome, read_start
+from server.live import conduct, credentials_of
 from server.provision import coordinator_key, revoke
+from server.run_folder import Outcome, Start, read_outcome, read_start
 from tests.client.homes import STUDY, write_yaml
 from tests.members import HOUR, NOW, Federation, make_members
 

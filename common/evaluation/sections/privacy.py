@@ -30,7 +30,7 @@ from common.evaluation.sections.blocks import (
     term,
     words,
 )
-from common.evaluation.sections.training import kind_of
+from common.evaluation.steps import kind_of
 from common.evaluation.verdict import GAMES, figure_of, is_residual, label, leaves
 from common.privacy.accountants import accountant_from
 from common.privacy.events import GaussianEvent
