@@ -1,4 +1,4 @@
-"""`privshare dashboard`: the coordinator's page over HTTP, for whoever has its token. It reads files and changes nothing.
+"""`privshare dashboard`: the coordinator's page over HTTP, for whoever has its token. It only reads files.
 
 It shares nothing with what conducts a run but the run's folder, so either can end and start again without the other.
 """

@@ -247,7 +247,7 @@ def _losses_chart(losses: Sequence[Mapping[str, Any]]) -> Markup | None:
     series: dict[str, list[tuple[float, float]]] = {}
     for one in losses:
         series.setdefault(label(one["discriminator"]), []).append((one["round"], one["value"]))
-    if not series:
+    if all(len(points) < 2 for points in series.values()):
         return None
     drawn = charts.lines(
         series,

@@ -28,8 +28,10 @@ from server.provision import MEMBERS, Roster, days_of, read_roster
 from server.run_folder import asked, is_held, read_outcome, read_start
 
 SNAPSHOT_SCHEMA: Final = "privshare.snapshot/1"
-_TAIL: Final = 40
+_TAIL: Final = 24
 """Events that are shown."""
+_ASIDE: Final = ("one_way", "monitor", "verdict")
+"""Releases that are no measurement by a discriminator."""
 _PATIENCE: Final = 60.0
 """Seconds without a step that are no news, however quick the steps before were."""
 _OPEN_METHODS: Final = ("privshare", "local-only")
@@ -114,7 +116,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "sites[].last_fault": "Why the last of them did not count.",
     "sites[].ledger_sequence": "Number of the newest entry of its ledger, as the site signed it.",
     "sites[].ledger_hash": "Hash of that entry; peers witness it.",
-    "sites[].attested_by": "Peers whose last word of its ledger the coordinator has.",
+    "sites[].attested_by": "Peers that signed, at the end of the run, the newest head of its ledger that they saw.",
     "sites[].certificate_days": "Days for which its TLS certificate is in force.",
     "coordinator.certificate_days": "Days for which the coordinator's own TLS certificate is in force.",
     "events[].time": "When it happened.",
@@ -146,6 +148,7 @@ class _Held:
     roster: Roster | None
     days: Mapping[str, int]
     method: str
+    certificate: Mapping[str, Any]
 
     @property
     def decided(self) -> list[Mapping[str, Any]]:
@@ -156,6 +159,12 @@ class _Held:
     def trained(self) -> list[Mapping[str, Any]]:
         """The rounds that ended."""
         return [step for step in self.steps if step.get("step") == "round"]
+
+    @property
+    def measured(self) -> int:
+        """Measurements of which something came."""
+        released = [step for step in self.steps if step.get("noise_stddev") and kind_of(step) not in _ASIDE]
+        return len({stage_of(step) for step in released})
 
     @property
     def is_simulated(self) -> bool:
@@ -221,12 +230,21 @@ def _read(path: Path, now: datetime) -> _Held:
         roster, days = None, {}
     if folder is None:
         assert home is not None  # or find_run had raised
-        return _Held(None, home, load_study(home / "study.yaml"), {}, [], [], roster, days, method)
+        return _Held(None, home, load_study(home / "study.yaml"), {}, [], [], roster, days, method, {})
     facts = latest_facts(folder / "checkpoints") or {}
     study = load_study(folder / "study.lock.yaml")
     if facts and facts.get("study") != study.digest():
         raise StudyError(f"{folder}: its checkpoints are of another study")
-    return _Held(folder, home, study, facts, _lines(folder), read_journal(folder), roster, days, method)
+    steps, events, certificate = _lines(folder), read_journal(folder), _certificate(folder)
+    return _Held(folder, home, study, facts, steps, events, roster, days, method, certificate)
+
+
+def _certificate(folder: Path) -> dict[str, Any]:
+    """The certificate as it is; whether it is true, `privshare verify` finds out."""
+    try:
+        return dict(json.loads((folder / "certificate.json").read_bytes()))
+    except (OSError, ValueError):
+        return {}
 
 
 def _method(folder: Path) -> str:
@@ -262,7 +280,7 @@ def _study(study: Study) -> dict[str, Any]:
 
 
 def _run(held: _Held) -> dict[str, Any]:
-    study, stage, done = held.study, len(held.decided), len(held.trained)
+    study, stage, done = held.study, held.measured, len(held.trained)
     outcome = read_outcome(held.folder) if held.folder is not None else None
     state = _state(held)
     durations = _durations(held.events)
@@ -343,7 +361,7 @@ def _eta(held: _Held, durations: Mapping[tuple[int, str], float]) -> float | Non
     """Seconds to the last round; None before a round was timed."""
     rounds = [seconds for (_, step), seconds in durations.items() if step == "round"]
     others = [seconds for (_, step), seconds in durations.items() if step not in ("round", "one_way")]
-    stages = len(held.decided)
+    stages = held.measured
     if not rounds or not stages:
         return None
     study = held.study
@@ -424,7 +442,7 @@ def _budget(held: _Held, *, is_over: bool) -> list[dict[str, Any]]:
 
 
 def _pairs(decided: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
-    return zip(decided, [None, *decided[:-1]], strict=True)
+    return zip(decided, [None, *decided], strict=False)
 
 
 _TERMS: Final = (
@@ -509,6 +527,7 @@ def _quality(held: _Held) -> dict[str, Any]:
 def _sites(held: _Held) -> list[dict[str, Any]]:
     accounts: Mapping[str, Any] = held.facts.get("accounts", {})
     members = held.roster.members if held.roster is not None else {}
+    certified: Mapping[str, Any] = held.certificate.get("sites", {})
     answered = [event for event in held.events if event["event"] == "answered"]
     found = []
     for site in sorted({*accounts, *members}):
@@ -517,7 +536,8 @@ def _sites(held: _Held) -> list[dict[str, Any]]:
         faults = [event["failed"][site] for event in told if site in event.get("failed", {})]
         if not answered:  # a run of before there were events: what rounds.jsonl says of faults
             faults = [step["sites"][site] for step in held.steps if site in _rejected(step)]
-        account = accounts.get(site)
+        own = certified.get(site) or accounts.get(site) or {}
+        head, attested = own.get("ledger_head") or {}, {one["witness"] for one in own.get("attestations") or []}
         found.append(
             {
                 "site": site,
@@ -526,9 +546,9 @@ def _sites(held: _Held) -> list[dict[str, Any]]:
                 "missed": len(told) - 1 - good[-1] if good else len(told),
                 "dropped": len(faults),
                 "last_fault": str(faults[-1]) if faults else None,
-                "ledger_sequence": account["ledger_head"]["sequence"] if account else None,
-                "ledger_hash": account["ledger_head"]["hash"] if account else None,
-                "attested_by": len({one["witness"] for one in account["attestations"]}) if account else None,
+                "ledger_sequence": head.get("sequence"),
+                "ledger_hash": head.get("hash"),
+                "attested_by": len(attested) if site in certified else None,
                 "certificate_days": held.days.get(site),
             }
         )
