@@ -13,6 +13,7 @@ PrivShareError
   ReleaseFileError the folder of a release is not what it should be
   ConditionError   rows were asked for that a release cannot give
   CheckpointError  a run cannot be resumed from what is on disk
+  StoppedError     a run was asked to stop, and did
   OutputError      a result cannot be written
 
 Messages name the field and the rule. They never hold a cell, a unit's key or a count taken from a real table: errors
@@ -26,7 +27,7 @@ class ExitCode(IntEnum):
     """What a command ends with. The number is stable; Flower's own codes (0-3, 100-800) are avoided above 2.
 
     10-19 the study, 20-29 privacy and policy, 30-49 the table, 50-59 the run, 60-67 windows, 68 a kit,
-    70 a fault of ours, 71-79 a release and rows from it, 80-89 a site's database.
+    69 a run that was asked to stop, 70 a fault of ours, 71-79 a release and rows from it, 80-89 a site's database.
     """
 
     OK = 0
@@ -80,6 +81,7 @@ class ExitCode(IntEnum):
     TIME_UNSORTED = 66
     TIME_REPEATED = 67
     KIT_INVALID = 68
+    STOPPED = 69
     RELEASE_INVALID = 71
     CONDITION_INVALID = 72
     CONDITION_UNSUPPORTED = 73
@@ -196,6 +198,12 @@ class CheckpointError(PrivShareError):
     """A run cannot be resumed from what is on disk."""
 
     code = ExitCode.RESUME_IMPOSSIBLE
+
+
+class StoppedError(PrivShareError):
+    """A run was asked to stop, and did between two steps; it can be started again, and goes on."""
+
+    code = ExitCode.STOPPED
 
 
 class OutputError(PrivShareError):

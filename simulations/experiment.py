@@ -38,6 +38,7 @@ from common.synthesis.latents import whole_shares
 from server.checkpoints import write_file, write_json
 from server.gates import gates_of
 from server.publish import publish
+from server.run_folder import asked, take_back
 from server.run_state import RunState
 from simulations.baselines.released import evaluate_classifier
 from simulations.federation import Engine, credentials_of
@@ -302,12 +303,15 @@ def digest_of(path: Path) -> str:
 
 
 def open_folder(run: Run) -> None:
-    """Make the folder of a new run, and write what is needed to resume it.
+    """Make the folder of a new run, and write what is needed to resume it; let an old one that was stopped go on.
 
     Raises:
         OutputError: it holds something already, or cannot be written.
+        CheckpointError: what was asked of it cannot be read.
     """
     if not run.is_new:
+        if asked(run.folder) == "stop":
+            take_back(run.folder)
         return
     folder = run.folder
     try:

@@ -48,6 +48,14 @@ def postgres() -> Iterator["Server"]:
 
 
 @pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny simulated run with real noise; not to be changed."""
+    from tests.runs import choose_run, conduct  # noqa: PLC0415 (torch, which few folders of tests need)
+
+    return conduct(choose_run(tmp_path_factory.mktemp("finished")))
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of public data sets: PRIVSHARE_DATA, else the nearest `shared/data` beside the repository or above it.
 

@@ -138,15 +138,15 @@ def _releases(study: Study) -> list[Item]:
                 is_exact=False, is_kept=is_local and "tables" in KEPT,
             )
         )  # fmt: skip
-    if share := shares.get("semantic"):
+    if semantic := shares.get("semantic"):
         kept = is_local and "embedding" in KEPT
         cells = 2 * FEATURES * classes
-        found.append(Item("embedding", stages, "", "train", rest * share * reached, cells=cells, is_kept=kept))
-    if (share := shares.get("neural")) and stages > 1:
+        found.append(Item("embedding", stages, "", "train", rest * semantic * reached, cells=cells, is_kept=kept))
+    if (neural := shares.get("neural")) and stages > 1:
         critic = initialise_critic(critic_shape_of(study, shape_of(study, sizes)), seed=0)
         steps = (stages - 1) * study.critic.steps
         cells = sum(values.size for values in critic_parameters(critic).values())
-        found.append(Item("critic", steps, "", "train", rest * share, cells=cells, is_exact=False))
+        found.append(Item("critic", steps, "", "train", rest * neural, cells=cells, is_exact=False))
         if study.privacy.holdout > 0:
             heads = len(heads_of(critic))
             share = held_out_share(study)
