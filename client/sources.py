@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from client.delimited import read_chunks
+from client.folders import CsvFolder
 from common.data.schema import FileLayout, Section, Text, Whole
 from common.errors import ExitCode, SchemaError, SourceError
 from common.files import is_private
@@ -162,7 +163,9 @@ def open_source(settings: SourceSettings, layout: FileLayout) -> Iterator[Source
         SourceError: it cannot be reached, or does not let this user in.
     """
     with ExitStack() as stack:
-        if isinstance(settings, FileSettings):
+        if isinstance(settings, FileSettings) and settings.folder is not None and settings.type == "csv":
+            yield CsvFolder(settings.folder, rows=CHUNK)
+        elif isinstance(settings, FileSettings):
             yield _Files(settings, FileLayout() if settings.preset else layout)
         elif settings.type == "duckdb":
             yield _DuckDB(settings, stack)
