@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from client.presets.tables import read_preset
 from client.sources import Entity, FileSettings, Source, SourceSettings, open_source
 from common.data.schema import FileLayout, check_columns, parse_table
 from common.data.windows import make_windows
@@ -21,8 +22,11 @@ def read_records(settings: SourceSettings, study: Study) -> tuple[pd.DataFrame, 
         SchemaError: a table is absent, unreadable, has other columns, or a value breaks its column's rule.
         SourceError: a database cannot be read.
     """
-    assert settings.table is not None  # a preset has its own
     with open_source(settings, study.table) as source:
+        if settings.preset is not None:
+            text, series = read_preset(settings.preset, source, study)
+            return parse_text(text, study), series
+        assert settings.table is not None  # only a preset has none
         text = _read(source, _entity(settings.table), _columns_of(study), study.ignore, may_be_empty=True)
         table = parse_text(text, study)
         if study.windows is None:
