@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from client.folders import CsvFolder
 from client.presets.measures import CHANNELS, COLUMNS, DIAGNOSES, LABORATORY, WEIGHT
 from client.presets.mimic3 import BEDSIDE, CODES, LABORATORY_ITEMS, URINE, read_mimic3
 from client.presets.tables import read_preset
-from client.records import parse_text, read_windows
+from client.records import parse_text, read_records, read_windows
+from client.sources import FileSettings
 from common.data.schema import CategoricalColumn, ContinuousColumn, IntegerColumn
 from common.errors import SchemaError, StudyError
 from common.study import Study, load_study, parse_study
@@ -314,3 +317,75 @@ def test_a_study_whose_units_have_no_key_is_refused(study: Study) -> None:
 
 
 # --- the open demo
+
+
+@pytest.fixture(scope="module")
+def demo(real_data: Path) -> Path:
+    folder = real_data / "mimic3-demo-1.4"
+    if not (folder / "PATIENTS.csv").is_file():
+        pytest.skip(f"no real data: {folder} is absent")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo_tables(demo: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return read_mimic3(CsvFolder(demo, rows=1_000_000), hours=24)
+
+
+def test_the_demo_fulfils_the_study(demo: Path, study: Study) -> None:
+    settings = FileSettings(type="csv", folder=demo, preset="mimic3")
+    records, series = read_records(settings, study)
+    assert series is not None
+    values, _ = read_windows(records, series, study)
+    # Published: 100 patients, all of them adults.
+    assert values.shape == (100, 24, 10)
+    assert records["subject_id"].is_unique
+    # Most hours of the first half day have a heart rate, and some stays are shorter.
+    assert np.isfinite(values[:, :12, 0]).mean() > 0.8
+
+
+def test_the_demo_is_the_same_in_small_chunks(demo: Path, demo_tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    got = read_mimic3(CsvFolder(demo, rows=1_000), hours=24)
+    for expected, found in zip(demo_tables, got, strict=True):
+        pd.testing.assert_frame_equal(expected, found)
+
+
+def test_the_demo_is_as_a_plain_query_finds_it(demo: Path, demo_tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    def entity(name: str) -> pd.DataFrame:
+        return pd.read_csv(
+            next(path for path in demo.iterdir() if path.name.startswith(f"{name}.csv")), low_memory=False
+        )
+
+    stays = entity("ICUSTAYS").sort_values(["intime", "icustay_id"]).drop_duplicates("subject_id")
+    stays[["intime", "outtime"]] = stays[["intime", "outtime"]].apply(pd.to_datetime)
+    first, series = demo_tables
+    first = first.set_index(first["unit"].astype(int))
+
+    def joined(events: pd.DataFrame, items: list[int]) -> pd.DataFrame:
+        rows = events[events["itemid"].isin(items)].merge(stays, on="subject_id")
+        since = (pd.to_datetime(rows["charttime"]) - rows["intime"]).dt.total_seconds() / 3600
+        left = (rows["outtime"] - pd.to_datetime(rows["charttime"])).dt.total_seconds()
+        return rows.assign(since=since, left=left)
+
+    rows = joined(entity("CHARTEVENTS"), [211, 220045])
+    rows = rows[
+        (rows["error"] != 1) & rows["valuenum"].between(20, 250) & rows["since"].between(0, 24, inclusive="left")
+    ]
+    rows = rows[rows["left"] >= 0]
+    means = rows.groupby(["subject_id", rows["since"].astype(int)])["valuenum"].mean()
+    ours = series[series["heart_rate"] != ""]
+    ours = pd.Series(
+        ours["heart_rate"].astype(float).to_numpy(), index=[ours["unit"].astype(int), ours["hour"].astype(int)]
+    )
+    assert list(ours.index) == list(means.index)
+    assert float((ours - means).abs().max()) <= 0.5
+
+    rows = joined(entity("LABEVENTS"), [50912])
+    rows = rows[rows["valuenum"].between(0.1, 30) & rows["since"].between(-6, 24, inclusive="left")]
+    highest = rows.groupby("subject_id")["valuenum"].max()
+    kept = first[first["creatinine_max"] != ""]["creatinine_max"].astype(float)
+    pd.testing.assert_series_equal(kept, highest, check_names=False)
+
+    died = entity("ADMISSIONS").set_index("hadm_id")["hospital_expire_flag"]
+    expected = stays.set_index("subject_id")["hadm_id"].map(died).map({0: "no", 1: "yes"}).sort_index()
+    assert first["died"].to_dict() == expected.to_dict()
