@@ -320,14 +320,6 @@ def test_a_study_whose_units_have_no_key_is_refused(study: Study) -> None:
 
 
 @pytest.fixture(scope="module")
-def demo(real_data: Path) -> Path:
-    folder = real_data / "mimic3-demo-1.4"
-    if not (folder / "PATIENTS.csv").is_file():
-        pytest.skip(f"no real data: {folder} is absent")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def demo_tables(demo: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return read_mimic3(CsvFolder(demo, rows=1_000_000), hours=24)
 
