@@ -71,8 +71,8 @@ class CsvFolder:
     def _header(self, path: Path) -> dict[str, str]:
         """Names of columns in small letters, and as they stand."""
         try:
-            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as file:
-                first = next(csv.reader(file), [])
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+                first = next(csv.reader([file.readline().decode("utf-8")]), [])
         except (ValueError, OSError, EOFError, csv.Error, zlib.error) as error:
             raise _unreadable(path, error) from None
         if not first:
