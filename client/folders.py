@@ -6,7 +6,7 @@ Such files are large: only the columns and rows that are asked for become Python
 import csv
 import gzip
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
+from client.sources import Entity, Within, rows_at_a_time
 from common.errors import ExitCode, SchemaError
 
 _BLOCK: Final = 2**24
@@ -24,24 +25,22 @@ _BLOCK: Final = 2**24
 class CsvFolder:
     """Comma-separated UTF-8 files with a header line, named like their entities, in small letters or capitals."""
 
-    def __init__(self, folder: Path, *, rows: int) -> None:
+    def __init__(self, folder: Path, *, rows: int | None = None) -> None:
         """Open nothing yet.
 
         Args:
             folder: of the files.
-            rows: at most so many in a piece.
+            rows: at most so many in a piece; by default `rows_at_a_time`.
         """
         self._folder, self._rows = folder, rows
 
-    def columns(self, entity: object) -> list[str]:
+    def columns(self, entity: Entity) -> list[str]:
         """As `Source`; in small letters."""
         return list(self._header(self._path(entity)))
 
-    def read(
-        self, entity: object, columns: Sequence[str], *, within: Mapping[str, Collection[int | str]] | None = None
-    ) -> Iterator[pd.DataFrame]:
+    def read(self, entity: Entity, columns: Sequence[str], *, within: Within | None = None) -> Iterator[pd.DataFrame]:
         """As `Source`."""
-        path = self._path(entity)
+        path, rows = self._path(entity), self._rows or rows_at_a_time(len(columns))
         header = self._header(path)
         for name in (*columns, *(within or {})):
             if name not in header:
@@ -56,11 +55,11 @@ class CsvFolder:
             kept = batch
             for name, values in wanted.items():
                 kept = kept.filter(pc.is_in(kept.column(name), value_set=values))
-            for begin in range(0, kept.num_rows, self._rows):
-                piece = kept.slice(begin, self._rows).select([header[name] for name in columns])
+            for begin in range(0, kept.num_rows, rows):
+                piece = kept.slice(begin, rows).select([header[name] for name in columns])
                 yield piece.to_pandas().set_axis(list(columns), axis="columns").astype("str")
 
-    def _path(self, entity: object) -> Path:
+    def _path(self, entity: Entity) -> Path:
         name = str(entity)
         for called in (name.lower(), name.upper()):
             for ending in (".csv", ".csv.gz"):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from client.sources import SourceSettings
+from client.sources import SourceSettings, settings_of
 from common.data.encoding import Grid
 from common.data.queries import Query, catalogue
 from common.data.schema import Number, Section, Text, Whole
@@ -126,7 +126,8 @@ def read_source_settings(path: Path) -> dict[str, Any]:
         StudyError: what is wrong, by its path in the file.
     """
     found = _load(path, _SourceFile, what="file with `source`").source
-    return found.model_dump(mode="json", by_alias=True, exclude_none=True)
+    own = {name: value.absolute() for name, value in found if isinstance(value, Path)}
+    return found.model_copy(update=own).model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def load_policy(path: Path, *, public: str) -> PolicyFile:
@@ -194,7 +195,20 @@ def _load(path: Path, model: type[_Loaded], *, what: str) -> _Loaded:
         return model.model_validate(read_yaml(path, what=what))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        raise StudyError(f"{path}: {explain(first, model)}") from None
+        raise StudyError(f"{path}: {_explain(first, model)}") from None
+
+
+def _explain(fault: Any, model: type[Section]) -> str:
+    """As `explain`; of `source` nothing is shown, since somebody may have put a password in the wrong place."""
+    section, *where = fault["loc"]
+    if section != "source":
+        return explain(fault, model)
+    plain = {name: value for name, value in fault.items() if name != "input"}
+    if not where:
+        return explain(plain, model)
+    kind, *inside = where  # the type is not a level of the file
+    line = explain({**plain, "loc": tuple(inside)}, settings_of(kind))
+    return f"source.{line}" if inside else f"source: {line}"
 
 
 class SitePolicy:

@@ -1,20 +1,20 @@
-"""The open demo in PostgreSQL, with the types that MIT-LCP's scripts give its columns."""
+"""The open demo in databases: in PostgreSQL with the types that MIT-LCP's scripts give its columns."""
 
 import csv
 import gzip
-import os
-import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import pytest
 
 from client.folders import CsvFolder
 from client.presets.mimic3 import read_mimic3
-from client.sources import PostgresSettings, open_source
+from client.sources import EmbeddedSettings, FileSettings, PostgresSettings, open_source
 from common.data.schema import FileLayout
+
+if TYPE_CHECKING:
+    from tests.postgres import Server
 
 # Of the columns that are not whole numbers. Origin: mimic-iii/buildmimic/postgres/postgres_create_tables.sql of the
 # MIMIC Code Repository.
@@ -34,31 +34,17 @@ ENTITIES = ("patients", "admissions", "icustays", "diagnoses_icd", "chartevents"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL server that lives as long as the tests."""
-    if shutil.which("initdb") is None:
-        pytest.skip("no PostgreSQL: initdb is not installed")
-    folder = tmp_path_factory.mktemp("postgresql")
-    user = "postgres" if os.geteuid() == 0 else None  # a server refuses to be root
-    if user is not None:
-        shutil.chown(folder, user)
-        for above in (folder.parent, folder.parent.parent):
-            above.chmod(above.stat().st_mode | 0o111)
-    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
-    for command in (
-        ["initdb", "-D", str(folder / "data"), "-U", "ward", "-A", "trust", "-E", "UTF8", "--no-sync"],
-        ["pg_ctl", "-D", str(folder / "data"), "-l", str(folder / "log"), "-w", "-o", options, "start"],
-    ):
-        subprocess.run(command, check=True, capture_output=True, user=user, cwd=folder)
-    yield f"postgresql://ward@/postgres?host={folder}"
-    stop = ["pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "stop"]
-    subprocess.run(stop, check=True, capture_output=True, user=user, cwd=folder)
+def from_files(demo: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return read_mimic3(CsvFolder(demo), hours=24)
 
 
 @pytest.fixture(scope="module")
-def loaded(server: str, demo: Path) -> str:
-    psycopg = pytest.importorskip("psycopg")
-    with psycopg.connect(server) as connection:
+def loaded(postgres: "Server", demo: Path) -> str:
+    """The URL of a database with the demo."""
+    import psycopg  # noqa: PLC0415 (of an extra)
+
+    postgres.execute("CREATE DATABASE mimic")
+    with psycopg.connect(postgres.url(database="mimic")) as connection:
         connection.execute("CREATE SCHEMA mimiciii")
         for entity in ENTITIES:
             path = next(path for path in demo.iterdir() if path.name.startswith(f"{entity.upper()}.csv"))
@@ -66,17 +52,16 @@ def loaded(server: str, demo: Path) -> str:
                 names = next(csv.reader(file))
                 number = {"value": "double precision"} if entity == "outputevents" else {}
                 columns = ", ".join(f"{name} {(TYPES | number).get(name, 'int')}" for name in names)
-                connection.execute(f"CREATE TABLE mimiciii.{entity} ({columns})")
-                with connection.cursor().copy(f"COPY mimiciii.{entity} FROM STDIN CSV") as copy:
+                connection.execute(f"CREATE TABLE mimiciii.{entity} ({columns})".encode())
+                with connection.cursor().copy(f"COPY mimiciii.{entity} FROM STDIN CSV".encode()) as copy:
                     while text := file.read(2**20):
                         copy.write(text)
-    return server
+    return postgres.url(database="mimic")
 
 
-def test_the_database_gives_the_same_tables_as_the_files(
-    loaded: str,
-    demo: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.slow
+def test_postgresql_gives_the_same_tables_as_the_files(
+    loaded: str, from_files: tuple[pd.DataFrame, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MIMIC_URL", loaded)
     settings = PostgresSettings.model_validate(
@@ -84,7 +69,30 @@ def test_the_database_gives_the_same_tables_as_the_files(
     )
     with open_source(settings, FileLayout()) as source:
         from_database = read_mimic3(source, hours=24)
-    from_files = read_mimic3(CsvFolder(demo, rows=100_000), hours=24)
     assert len(from_files[0]) == 100
     for expected, found in zip(from_files, from_database, strict=True):
         pd.testing.assert_frame_equal(expected, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["duckdb", "parquet"])
+def test_other_sources_give_the_same_tables_as_the_files(
+    kind: str, demo: Path, from_files: tuple[pd.DataFrame, pd.DataFrame], tmp_path: Path
+) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    with duckdb.connect(str(tmp_path / "mimic.duckdb")) as connection:
+        for entity in ENTITIES:
+            path = next(path for path in demo.iterdir() if path.name.startswith(f"{entity.upper()}.csv"))
+            types = "" if entity != "diagnoses_icd" else ", types={'icd9_code': 'VARCHAR'}"
+            connection.execute(f"CREATE TABLE {entity} AS FROM read_csv('{path}', sample_size=-1{types})")
+            if kind == "parquet":
+                connection.execute(f"COPY {entity} TO '{tmp_path / entity}.parquet'")
+    settings = (
+        EmbeddedSettings(type="duckdb", database=tmp_path / "mimic.duckdb", preset="mimic3")
+        if kind == "duckdb"
+        else FileSettings(type="parquet", folder=tmp_path, preset="mimic3")
+    )
+    with open_source(settings, FileLayout()) as source:
+        found = read_mimic3(source, hours=24)
+    for expected, got in zip(from_files, found, strict=True):
+        pd.testing.assert_frame_equal(expected, got)
