@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from client.sources import SourceSettings, settings_of
+from client.sources import TYPES, SourceSettings
 from common.data.encoding import Grid
 from common.data.queries import Query, catalogue
 from common.data.schema import Number, Section, Text, Whole
@@ -203,11 +203,12 @@ def _explain(fault: Any, model: type[Section]) -> str:
     section, *where = fault["loc"]
     if section != "source":
         return explain(fault, model)
-    plain = {name: value for name, value in fault.items() if name != "input"}
+    if fault["type"] == "missing" and not where:
+        return explain(fault, model)
     if not where:
-        return explain(plain, model)
+        return f"source: expected a `type`: {', '.join(TYPES)}"
     kind, *inside = where  # the type is not a level of the file
-    line = explain({**plain, "loc": tuple(inside)}, settings_of(kind))
+    line = explain({**fault, "loc": tuple(inside), "input": None}, TYPES[kind])
     return f"source.{line}" if inside else f"source: {line}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Protocol, Self
 
 import pandas as pd
-from pydantic import BeforeValidator, Discriminator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from common.data.schema import FileLayout, Section, Text, Whole
 
@@ -135,26 +135,18 @@ class PostgresSettings(_DatabaseSettings):
         return self
 
 
-_TYPES: Final[Mapping[str, type[Section]]] = {
+TYPES: Final[Mapping[str, type[Section]]] = {
     "csv": FileSettings,
     "parquet": FileSettings,
     "sqlite": EmbeddedSettings,
     "duckdb": EmbeddedSettings,
     "postgresql": PostgresSettings,
 }
+"""The section for each `type`."""
 SourceSettings = Annotated[
     FileSettings | EmbeddedSettings | PostgresSettings,
-    Field(
-        discriminator=Discriminator(
-            "type", custom_error_type="source_type", custom_error_message=f"expected a `type`: {', '.join(_TYPES)}"
-        )
-    ),
+    Field(discriminator="type"),
 ]
-
-
-def settings_of(kind: str) -> type[Section]:
-    """The section for a `type` of `source`."""
-    return _TYPES[kind]
 
 
 @contextmanager

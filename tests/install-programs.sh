@@ -11,10 +11,6 @@ if [ -z "$missing" ]; then
     exit 0
 fi
 if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
-    # Tests start their own server: the package's need not run.
-    mkdir -p /etc/postgresql-common
-    [ -e /etc/postgresql-common/createcluster.conf ] ||
-        echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.conf
     # shellcheck disable=SC2086 (a list)
     apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes $missing > /dev/null
     exit 0

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psycopg
-
 _PATIENCE = 60
-ADMIN_PASSWORD = "adm1n-s3cret"  # noqa: S105 (of a server that dies with the test)
+ADMIN, READER = "adm1n-s3cret", "r3ader-s3cret"
+"""Passwords, on a server that dies with the tests."""
 
 
 def programs() -> Path | None:
@@ -45,24 +44,29 @@ class Server:
             entry = names.get("postgres") or names["nobody"]
             self._as = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
             os.chown(folder, entry.pw_uid, entry.pw_gid)
-        (folder / "password").write_text(ADMIN_PASSWORD)
+        (folder / "password").write_text(ADMIN)
         (folder / "password").chmod(0o644)
         flags = ["--username=admin", f"--pwfile={folder / 'password'}", "--auth=scram-sha-256", "--no-sync"]
         self._run("initdb", f"--pgdata={folder / 'data'}", "--encoding=UTF8", "--locale=C", *flags)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def url(self, user: str = "admin", password: str = ADMIN_PASSWORD, database: str = "postgres") -> str:
-        """To be read by psycopg, or by a site from its environment."""
+    def url(self, user: str = "admin", password: str | None = None, database: str = "postgres") -> str:
+        """As a site has it in its environment."""
+        password = password or {"admin": ADMIN, "reader": READER}[user]
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
 
     def execute(self, *statements: str, database: str = "postgres") -> None:
         """As the administrator, each by itself."""
+        import psycopg  # noqa: PLC0415 (of an extra, and other fixtures do without)
+
         with psycopg.connect(self.url(database=database), autocommit=True) as connection:
             for statement in statements:
                 connection.execute(statement.encode())
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
+        import psycopg  # noqa: PLC0415 (as above)
+
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": self.port,
@@ -106,6 +110,6 @@ def serving(bin_: Path) -> Iterator[Server]:
         try:
             yield server
         finally:
-            server.stop()
+            server.stop(how=signal.SIGQUIT)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
