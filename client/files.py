@@ -16,7 +16,7 @@ from common.errors import ExitCode, SchemaError
 
 
 class Files:
-    """A file for each entity: by its path or, in a preset's folder, by its name in upper or lower case.
+    """A file for each entity: by its path or, for Parquet in a preset's folder, by its name in upper or lower case.
 
     In a preset's folder columns are named in lower case, whatever the files say.
     """
@@ -76,12 +76,10 @@ class Files:
         assert isinstance(entity, str)
         if self._folder is None:
             return Path(entity)
-        endings = (".parquet",) if self._type == "parquet" else (".csv", ".csv.gz")
         for name in (entity.lower(), entity.upper()):
-            for ending in endings:
-                if (found := self._folder / f"{name}{ending}").is_file():
-                    return found
-        raise SchemaError(f"{self._folder / entity.upper()}{endings[0]}: no such table", ExitCode.TABLE_NOT_FOUND)
+            if (found := self._folder / f"{name}.parquet").is_file():
+                return found
+        raise SchemaError(f"{self._folder / entity.lower()}.parquet: no such table", ExitCode.TABLE_NOT_FOUND)
 
 
 @contextmanager

@@ -7,10 +7,11 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from client.presets.tables import read_preset
 from client.sources import Entity, FileSettings, Source, SourceSettings, open_source
 from common.data.schema import FileLayout, check_columns, parse_table
 from common.data.windows import make_windows
-from common.errors import ExitCode, PolicyError, SchemaError
+from common.errors import ExitCode, SchemaError
 from common.study import Study
 
 
@@ -46,10 +47,14 @@ def read_records_text(settings: SourceSettings, study: Study) -> tuple[pd.DataFr
 def compare_columns(settings: SourceSettings, study: Study) -> list[tuple[list[str], list[int]]]:
     """Of the table, then of the long one: columns of the study that are not there, and places of those it lacks.
 
+    Of a preset nothing: it makes the study's columns, or refuses.
+
     Raises:
         SchemaError: a table is absent or unreadable.
         SourceError: a database cannot be read.
     """
+    if settings.preset is not None:
+        return []
     wanted = [(settings.table, _columns_of(study), study.ignore)]
     if study.windows is not None:
         wanted.append((settings.series, _series_columns_of(study), study.windows.ignore))
@@ -89,8 +94,10 @@ def _texts(
     settings: SourceSettings, source: Source, study: Study
 ) -> tuple[Iterator[pd.DataFrame], Iterator[pd.DataFrame] | None]:
     """Pieces of the table, and of the long one."""
-    if settings.table is None:
-        raise PolicyError(f"source.preset={settings.preset}: this version reads tables alone")
+    if settings.preset is not None:
+        text, series = read_preset(settings.preset, source, study)
+        return iter([text]), None if series is None else iter([series])
+    assert settings.table is not None  # only a preset has none
     pieces = _pieces(source, _entity(settings.table), _columns_of(study), study.ignore)
     if study.windows is None:
         return pieces, None

@@ -161,7 +161,11 @@ def open_source(settings: SourceSettings, layout: FileLayout) -> Iterator[Source
         SourceError: it cannot be reached, or does not let this user in.
     """
     # Each kind when it is used: a driver takes a moment, and one that is not used need not be there.
-    if isinstance(settings, FileSettings):
+    if isinstance(settings, FileSettings) and settings.folder is not None and settings.type == "csv":
+        from client.folders import CsvFolder  # noqa: PLC0415
+
+        yield CsvFolder(settings.folder)
+    elif isinstance(settings, FileSettings):
         from client.files import Files  # noqa: PLC0415
 
         yield Files(settings, FileLayout() if settings.preset else layout)
