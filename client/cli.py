@@ -26,6 +26,7 @@ from client.policy import (
 )
 from client.replies import Replies
 from common.errors import ExitCode, LedgerError, PolicyError, PrivShareError
+from common.exits import said_of
 from common.privacy.ledger import Book, read_ledger
 from common.study import Study, load_study
 from common.wire.membership import WARN_DAYS, fingerprints, spaced
@@ -195,6 +196,19 @@ def approve(
     except PrivShareError as error:
         _fail(error)
     typer.echo(f"signed {settings.policy} as {key.public}")
+
+
+@app.command()
+def explain(
+    code: Annotated[str, typer.Argument(help="Exit code, by number or name.")],
+    *,
+    json_output: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """What an exit code means, its usual cause, and how to mend it."""
+    try:
+        typer.echo(said_of(code, as_json=json_output))
+    except PrivShareError as error:
+        _fail(error)
 
 
 @ledger_app.command()

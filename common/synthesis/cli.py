@@ -1,4 +1,4 @@
-"""`privshare verify` and `privshare sample`: what a data consumer runs. Thin: parse, call one function, print."""
+"""What consumers and auditors of a release run, and what explains itself. Thin: parse, call one function, print."""
 
 import json
 import re
@@ -13,6 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from common.errors import ExitCode, PrivShareError
+from common.exits import as_page, entries, said_of
 
 if TYPE_CHECKING:
     from common.verification import Verification
@@ -177,3 +178,40 @@ def _figure(value: float | None, kind: str) -> str:
     if value is None:
         return "-"
     return f"{value:.2%}" if kind == "share" else f"{value:.6g}"
+
+
+@app.command()
+def explain(
+    what: Annotated[
+        str, typer.Argument(help="epsilon; an exit code, by number or name; or codes: all.", show_default=False)
+    ],
+    *,
+    epsilon: Annotated[float, typer.Option(help="Of the guarantee at one site.")] = 1.0,
+    delta: Annotated[float, typer.Option(help="Of the guarantee at one site.")] = 1e-6,
+    prior: Annotated[
+        list[float] | None,
+        typer.Option(help="How sure somebody was, 0 to 1, that one unit takes part. Repeat it.", show_default=False),
+    ] = None,
+    sites: Annotated[int, typer.Option(min=1, help="At how many sites the unit is, with the same guarantee.")] = 1,
+    json_output: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Say what an epsilon means in odds, or what an exit code means and how to mend it.
+
+    The options but --json are those of epsilon.
+    """
+    try:
+        if what == "epsilon":
+            from common.evaluation.odds import odds_of  # noqa: PLC0415 (scipy and pandas)
+            from common.synthesis.explain import PRIORS, odds_said  # noqa: PLC0415
+
+            found = odds_of(epsilon=epsilon, delta=delta, priors=prior or PRIORS, sites=sites)
+            typer.echo(json.dumps(found.as_dict(), allow_nan=False) if json_output else odds_said(found))
+        elif what == "codes":
+            typer.echo(
+                json.dumps([one.as_dict() for one in entries().values()]) if json_output else as_page().rstrip("\n")
+            )
+        else:
+            typer.echo(said_of(what, as_json=json_output))
+    except PrivShareError as error:
+        _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(int(error.code)) from None
