@@ -19,10 +19,16 @@ def odds_said(odds: Odds) -> str:
     once, total = f"{odds.delta:g}", numerals.epsilon(odds.total_epsilon)
     where = "one site" if odds.sites == 1 else f"{odds.sites} sites: together epsilon {total} at the same delta"
     beliefs = [
-        [_up(one.prior), _up(one.at_most), _down(one.at_least), _up(one.rarely_above), _up(one.guess)]
+        [
+            percent_up(one.prior),
+            percent_up(one.at_most),
+            percent_down(one.at_least),
+            percent_up(one.rarely_above),
+            percent_up(one.guess),
+        ]
         for one in odds.beliefs
     ]
-    found = [[_up(one.false_alarms), _up(one.pair), _up(one.gaussian)] for one in odds.tests]
+    found = [[percent_up(one.false_alarms), percent_up(one.pair), percent_up(one.gaussian)] for one in odds.tests]
     alone = "" if odds.sites == 1 else f": {odds.sites * odds.epsilon:g} and {odds.sites * odds.delta:g} of these sites"
     head = (
         f"Epsilon {odds.epsilon:g}, delta {once} at a site, for adding or removing one unit with all its records; the "
@@ -30,8 +36,9 @@ def odds_said(odds: Odds) -> str:
     )
     read = (
         f"At most and at least: the odds times e^{total} = {numerals.epsilon(odds.factor)}, or divided by it. "
-        f"With delta 0 that would hold always. With this delta each is passed with a chance of {_chance(odds.beyond)} at most; "
-        f"what is passed with a chance of {once} at most is e^{numerals.epsilon(odds.rare_epsilon)}."
+        f"With delta 0 that would hold always. With this delta each is passed with a chance of "
+        f"{chance_up(odds.beyond)} at most; what is passed with a chance of {once} at most is "
+        f"e^{numerals.epsilon(odds.rare_epsilon)}."
     )
     rests = (
         f"Gaussian DP, mu {numerals.epsilon(odds.mu)}, is what a study with the accountant gdp (the default) keeps; "
@@ -55,19 +62,19 @@ def _table(headings: list[str], rows: list[list[str]]) -> list[str]:
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [headings, *rows]]
 
 
-def _up(share: float) -> str:
+def percent_up(share: float) -> str:
     """In percent, rounded up: to three figures of it, or of what is missing to certainty where that is less.
 
-    >>> _up(0.231969), _up(0.96073), _up(0.1), _up(0.9), _up(1.0)
+    >>> percent_up(0.231969), percent_up(0.96073), percent_up(0.1), percent_up(0.9), percent_up(1.0)
     ('23.2 %', '96.08 %', '10 %', '90 %', '100 %')
     """
     return f"{_figures(share, math.ceil) if share <= 0.5 else 100 - _figures(1 - share, math.floor):.12g} %"
 
 
-def _down(share: float) -> str:
+def percent_down(share: float) -> str:
     """The same, rounded down.
 
-    >>> _down(0.0392703), _down(0.9996)
+    >>> percent_down(0.0392703), percent_down(0.9996)
     ('3.92 %', '99.96 %')
     """
     return f"{_figures(share, math.floor) if share <= 0.5 else 100 - _figures(1 - share, math.ceil):.12g} %"
@@ -82,10 +89,10 @@ def _figures(share: float, rounding: Callable[[float], int]) -> float:
     return rounding(100 * share / unit + (_DUST if rounding is math.floor else -_DUST)) * unit
 
 
-def _chance(value: float) -> str:
+def chance_up(value: float) -> str:
     """Two figures, rounded up.
 
-    >>> _chance(5.2093e-05), _chance(0.1)
+    >>> chance_up(5.2093e-05), chance_up(0.1)
     ('5.3e-05', '0.1')
     """
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
