@@ -10,6 +10,7 @@ from client.commands.place import Place, fail, now, settings_of
 from client.policy import SiteSettings
 from common.commands import Commands
 from common.errors import PrivShareError
+from common.exits import said_of
 
 app = Commands(
     invoke_without_command=True,
@@ -43,6 +44,19 @@ def choose(
     context.obj = Place(site, sites / site)
     if context.invoked_subcommand is None:
         _run(settings_of(context), context.obj, device=device, threads=threads, noise_seed=test_noise_seed)
+
+
+@app.command()
+def explain(
+    code: Annotated[str, typer.Argument(help="Exit code, by number or name.")],
+    *,
+    json_output: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """What an exit code means, its usual cause, and how to mend it."""
+    try:
+        typer.echo(said_of(code, as_json=json_output))
+    except PrivShareError as error:
+        fail(error)
 
 
 def _run(settings: SiteSettings, place: Place, *, device: str, threads: int, noise_seed: int | None) -> None:

@@ -55,7 +55,7 @@ def make_card(release: Release, *, rows: int, gates: Sequence[Mapping[str, Any]]
     environment = jinja2.Environment(  # noqa: S701 (Markdown: names are escaped by `code`)
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters["code"] = _code
+    environment.filters["code"] = as_code
     return environment.from_string(source).render(
         study=study,
         rows=rows,
@@ -102,7 +102,7 @@ def _kind(column: Column) -> str:
     return f"{what}, {column.min} to {column.max}{missing}"
 
 
-def _code(text: object) -> str:
+def as_code(text: object) -> str:
     """A name from a study as code in Markdown, whatever is in it."""
     plain = " ".join(str(text).split()).replace("|", "\\|")
     fence = "``" if "`" in plain else "`"

@@ -1,4 +1,4 @@
-"""`privshare verify` and `privshare sample`: what a data consumer runs. Thin: parse, call one function, print."""
+"""What consumers and auditors of a release run, and what explains itself. Thin: parse, call one function, print."""
 
 import json
 import re
@@ -13,7 +13,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from common.commands import Commands
-from common.errors import ExitCode, PrivShareError
+from common.errors import ExitCode, OutputError, PrivShareError
+from common.exits import as_page, entries, said_of
+from common.files import write_durably
 
 if TYPE_CHECKING:
     from common.verification import Verification
@@ -41,7 +43,7 @@ def verify(
 
     try:
         keys = [_key(text) for text in key or []]
-        site_keys = {name: _key(text) for name, _, text in (given.partition("=") for given in site_key or [])}
+        site_keys = _site_keys(site_key)
     except PrivShareError as error:
         _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(int(error.code)) from None
@@ -64,6 +66,11 @@ def _key(text: str) -> str:
     if not _is_key(said):
         raise PrivShareError(f"{text}: expected a public key of 64 digits, or a file with one", ExitCode.USAGE)
     return "".join(said.split()).lower()
+
+
+def _site_keys(given: list[str] | None) -> dict[str, str]:
+    """Keys by site. Raises as `_key` does."""
+    return {name: _key(text) for name, _, text in (one.partition("=") for one in given or [])}
 
 
 def _is_key(text: str) -> bool:
@@ -178,3 +185,82 @@ def _figure(value: float | None, kind: str) -> str:
     if value is None:
         return "-"
     return f"{value:.2%}" if kind == "share" else f"{value:.6g}"
+
+
+@app.command()
+def dpia(
+    release: Annotated[Path, typer.Argument(help="Release folder: with certificate.json in it.", show_default=False)],
+    *,
+    key: Annotated[
+        list[str] | None, typer.Option(help="The coordinator's public key, in hexadecimal or in a file. Repeat it.")
+    ] = None,
+    site_key: Annotated[list[str] | None, typer.Option(help="A site's public key: NAME=HEX. Repeat it.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write. Default: print it.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="The annex and where it is, as one JSON object.")] = False,
+) -> None:
+    """Write an annex for a data protection impact assessment, from a release that is verified first.
+
+    What is in the release is filled in: parties, guarantee, risks of WP216 with the figures of its evaluation if there
+    is one. What only the controller knows is marked. Ends with 74 where the release is not valid.
+    """
+    from common.synthesis.dpia import TO_FILL_IN, make_annex  # noqa: PLC0415 (scipy and pandas)
+
+    try:
+        annex = make_annex(release, keys=[_key(text) for text in key or []], site_keys=_site_keys(site_key))
+        if out is not None:
+            _write(out, annex)
+    except PrivShareError as error:
+        _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(int(error.code)) from None
+    left = annex.count(TO_FILL_IN)
+    if json_output:
+        typer.echo(json.dumps({"out": None if out is None else str(out), "to_fill_in": left, "annex": annex}))
+    elif out is None:
+        typer.echo(annex, nl=False)
+    else:
+        said = f"wrote {out}: {left} places are marked for the controller"
+        _err.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_durably(path, text.encode())
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+@app.command()
+def explain(
+    what: Annotated[
+        str, typer.Argument(help="epsilon; an exit code, by number or name; or codes: all.", show_default=False)
+    ],
+    *,
+    epsilon: Annotated[float, typer.Option(help="Of the guarantee at one site.")] = 1.0,
+    delta: Annotated[float, typer.Option(help="Of the guarantee at one site.")] = 1e-6,
+    prior: Annotated[
+        list[float] | None,
+        typer.Option(help="How sure somebody was, 0 to 1, that one unit takes part. Repeat it.", show_default=False),
+    ] = None,
+    sites: Annotated[int, typer.Option(min=1, help="At how many sites the unit is, with the same guarantee.")] = 1,
+    json_output: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Say what an epsilon means in odds, or what an exit code means and how to mend it.
+
+    The options but --json are those of epsilon.
+    """
+    try:
+        if what == "epsilon":
+            from common.evaluation.odds import odds_of  # noqa: PLC0415 (scipy and pandas)
+            from common.synthesis.explain import PRIORS, odds_said  # noqa: PLC0415
+
+            found = odds_of(epsilon=epsilon, delta=delta, priors=prior or PRIORS, sites=sites)
+            typer.echo(json.dumps(found.as_dict(), allow_nan=False) if json_output else odds_said(found))
+        elif what == "codes":
+            typer.echo(
+                json.dumps([one.as_dict() for one in entries().values()]) if json_output else as_page().rstrip("\n")
+            )
+        else:
+            typer.echo(said_of(what, as_json=json_output))
+    except PrivShareError as error:
+        _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(int(error.code)) from None

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from client.presets.mimic3 import BEDSIDE, read_mimic3
 from client.sources import FileSettings, open_source
+from common.commands import Commands
 from common.data.schema import FileLayout
 
 OFFICIAL: Final = {"chartevents": 330_712_483, "labevents": 27_854_055, "outputevents": 4_349_218}
@@ -31,7 +32,7 @@ _ENTITIES: Final = ("patients", "admissions", "icustays", "diagnoses_icd", "char
 _NUMBERS: Final = {"subject_id": 100_000, "hadm_id": 1_000_000, "icustay_id": 1_000_000}
 """Larger than any number of the demo; a copy's numbers are so much apart."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Commands()
 
 
 @app.command()

@@ -18,11 +18,12 @@ from client.policy import read_source_settings
 from client.presets.tables import read_preset
 from client.records import parse_text, read_windows
 from client.sources import SourceSettings, open_source
+from common.commands import Commands
 from common.errors import OutputError, PrivShareError, StudyError
 from common.study import load_study
 from server.checkpoints import write_file
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Commands()
 _err = Console(stderr=True, emoji=False)
 
 
