@@ -1,17 +1,19 @@
 """Opens a site's table. The only file, with the vault, that touches real rows."""
 
-import csv
-import gzip
-import zlib
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pandas as pd
 
+from client.delimited import read_chunks
 from common.data.schema import FileLayout, check_columns, parse_table
 from common.data.windows import make_windows
 from common.errors import ExitCode, SchemaError
 from common.study import Study
+
+_CHUNK: Final = 100_000
+"""Rows that are read at a time."""
 
 
 def read_text(path: Path, study: Study, *, may_be_empty: bool = False) -> pd.DataFrame:
@@ -45,57 +47,13 @@ def read_series_text(path: Path, study: Study, *, may_be_empty: bool = False) ->
 def _read_delimited(
     path: Path, layout: FileLayout, expected: list[str], ignored: list[str], *, may_be_empty: bool
 ) -> pd.DataFrame:
-    if not path.is_file():
-        raise SchemaError(f"{path}: no such table", ExitCode.TABLE_NOT_FOUND)
-    try:
-        _check_widths(path, layout)
-        text = pd.read_csv(
-            path,
-            compression="gzip" if _is_packed(path) else None,
-            dtype=str,
-            keep_default_na=False,
-            sep=layout.delimiter,
-            header=None if layout.header else 0,
-            names=list(layout.header) if layout.header else None,
-            index_col=False,
-            comment=layout.comment,
-            skipinitialspace=True,
-            encoding="utf-8",
-        )
-    except pd.errors.EmptyDataError:
-        if may_be_empty and layout.header:
-            return pd.DataFrame(columns=list(layout.header), dtype=str)
-        raise SchemaError(f"{path}: the table is empty, not even a header", ExitCode.TABLE_EMPTY) from None
-    # pandas names the cell that it stumbled over: its text is not passed on.
-    except (ValueError, OSError, EOFError, csv.Error, zlib.error) as error:
-        raise SchemaError(
-            f"{path}: not a table of delimited UTF-8 text ({type(error).__name__})", ExitCode.TABLE_UNREADABLE
-        ) from None
+    text = pd.concat(read_chunks(path, layout, rows=_CHUNK), ignore_index=True)
+    if text.empty and layout.header and not may_be_empty:
+        raise SchemaError(f"{path}: the table is empty, not even a header", ExitCode.TABLE_EMPTY)
     check_columns(text, expected, ignored)
     if text.empty and not may_be_empty:
         raise SchemaError(f"{path}: the table has a header and no rows", ExitCode.TABLE_WITHOUT_ROWS)
-    return text.fillna("")
-
-
-def _is_packed(path: Path) -> bool:
-    return path.suffix == ".gz"
-
-
-def _check_widths(path: Path, layout: FileLayout) -> None:
-    """Refuse a file whose rows differ in length: pandas fills up short ones and may cut long ones, in silence.
-
-    Raises:
-        SchemaError: a row has another number of cells than the first, or than `table.header`.
-    """
-    opened = gzip.open if _is_packed(path) else open
-    with opened(path, "rt", encoding="utf-8", newline="") as file:
-        lines = (line.split(layout.comment)[0] if layout.comment else line for line in file)
-        rows = csv.reader(lines, delimiter=layout.delimiter, skipinitialspace=True)
-        widths = {len(row) for row in rows if any(map(str.strip, row))}
-    if layout.header:
-        widths.add(len(layout.header))
-    if len(widths) > 1:
-        raise SchemaError(f"{path}: a row has more or fewer cells than there are columns", ExitCode.TABLE_UNREADABLE)
+    return text
 
 
 def parse_text(text: pd.DataFrame, study: Study) -> pd.DataFrame:
