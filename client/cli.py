@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -21,6 +21,7 @@ from client.policy import (
     SiteSettings,
     load_site_settings,
     read_policy,
+    read_source_settings,
     sign_policy,
     today_utc,
 )
@@ -106,8 +107,13 @@ def init(
     context: typer.Context,
     *,
     kit: Annotated[Path, typer.Option(help="NAME.zip, as it came from the coordinator.")],
-    table: Annotated[Path, typer.Option(help="Table of this site's records. It is not read yet.")],
+    table: Annotated[
+        Path | None, typer.Option(help="File of this site's records, CSV or .parquet. It is not read yet.")
+    ] = None,
     series: Annotated[Path | None, typer.Option(help="The long table, for a study with windows.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Instead of --table: a YAML file with `source` of site.yaml, for a database.")
+    ] = None,
 ) -> None:
     """Set a site up from the coordinator's kit: its folder, a draft of its policy, its own keys, its enrolment.
 
@@ -116,7 +122,7 @@ def init(
     place = _place(context)
     try:
         opened = open_kit(kit, site=place.site)
-        enrolment = enrol(opened, place.folder, table=table, series=series, now=_now())
+        enrolment = enrol(opened, place.folder, source=_source(table, series, source), now=_now())
         facts = fingerprints(opened.kit, opened.files["ca.crt"])
     except PrivShareError as error:
         _fail(error)
@@ -260,6 +266,22 @@ class _Place:
 
     site: str
     folder: Path
+
+
+def _source(table: Path | None, series: Path | None, file: Path | None) -> dict[str, Any]:
+    """What site.yaml will say of where the records are.
+
+    Raises:
+        PrivShareError: not one of both ways, or the file is no such section.
+    """
+    if (table is None) == (file is None) or (file is not None and series is not None):
+        raise PolicyError("--table or --source: expected one of both; --series goes with --table", ExitCode.USAGE)
+    if file is not None:
+        return read_source_settings(file)
+    assert table is not None
+    files = {"table": table, **({"series": series} if series is not None else {})}
+    kind = "parquet" if table.suffix == ".parquet" else "csv"
+    return {"type": kind, **{name: str(path.absolute()) for name, path in files.items()}}
 
 
 def _place(context: typer.Context) -> _Place:

@@ -23,14 +23,18 @@ _MOST_UNPACKED: Final = 250
 _FREELY_UNPACKED: Final = 2**26
 
 
-def read_chunks(path: Path, layout: FileLayout, *, rows: int, is_checked: bool = False) -> Iterator[pd.DataFrame]:
+Stamp = tuple[int, int, int, int]
+"""Tells a file, and whether it was written since."""
+
+
+def read_chunks(path: Path, layout: FileLayout, *, rows: int, checked: set[Stamp]) -> Iterator[pd.DataFrame]:
     """A file as tables of text, "" where a cell is empty; at least one piece, which may have no rows.
 
     Args:
         path: of the file.
         layout: how it is written.
         rows: at most so many in a piece.
-        is_checked: whether its rows are known to be of one length; otherwise that is looked at first.
+        checked: files that were looked at for what pandas mends in silence; others are, and are added.
 
     Raises:
         SchemaError: the file is absent, empty, not such a table, or changes while it is read.
@@ -39,8 +43,9 @@ def read_chunks(path: Path, layout: FileLayout, *, rows: int, is_checked: bool =
         raise SchemaError(f"{path}: no such table", ExitCode.TABLE_NOT_FOUND)
     try:
         before = _stamp(path)
-        if not is_checked:
+        if before not in checked:
             _check_rows(path, layout)
+            checked.add(before)
         with pd.read_csv(
             path,
             compression="gzip" if _is_packed(path) else None,
@@ -79,7 +84,7 @@ def _is_packed(path: Path) -> bool:
     return path.suffix == ".gz"
 
 
-def _stamp(path: Path) -> tuple[int, int, int, int]:
+def _stamp(path: Path) -> Stamp:
     found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -93,7 +98,7 @@ def _check_rows(path: Path, layout: FileLayout) -> None:
     """
     lines = _lines(path) if layout.comment is None else _uncommented(_lines(path), layout.comment)
     rows = csv.reader(lines, delimiter=layout.delimiter, skipinitialspace=True, strict=True)
-    filled = (row for row in rows if any(map(str.strip, row)))
+    filled = (row for row in rows if len(row) > 1 or "".join(row).strip())
     first = list(layout.header) if layout.header else next(filled, [])
     for position, name in enumerate(first, start=1):
         if name in first[: position - 1]:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from client.sources import SourceSettings
 from common.data.encoding import Grid
 from common.data.queries import Query, catalogue
 from common.data.schema import Number, Section, Text, Whole
@@ -46,10 +47,9 @@ class SiteSettings(Section):
     """site.yaml: where a site's own things are. Nothing in it widens or narrows what may leave."""
 
     site: Annotated[Text, Field(pattern=_NAME)]
-    # The table of this site's records, and the study file that was read and approved here.
-    table: Path
-    # The long table, for a study with windows.
-    series: Path | None = None
+    # The tables of this site's records: files, or tables of a database.
+    source: SourceSettings
+    # The study file that was read and approved here.
     study: Path
     # What this site allows; beside it, with .sig at the end, the site's signature.
     policy: Path
@@ -62,6 +62,10 @@ class SiteSettings(Section):
     ca: Path | None = None
     # Where this site says that it is well, host:port; on loopback, since anybody may ask.
     health: Annotated[Address, AfterValidator(_on_loopback)] | None = None
+
+
+class _SourceFile(Section):
+    source: SourceSettings
 
 
 PublicKey = Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -113,6 +117,16 @@ def load_site_settings(path: Path) -> SiteSettings:
         StudyError: what is wrong, by its path in the file.
     """
     return _load(path, SiteSettings, what="site file")
+
+
+def read_source_settings(path: Path) -> dict[str, Any]:
+    """The section `source` of a file, validated, as a site file will hold it.
+
+    Raises:
+        StudyError: what is wrong, by its path in the file.
+    """
+    found = _load(path, _SourceFile, what="file with `source`").source
+    return found.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def load_policy(path: Path, *, public: str) -> PolicyFile:
@@ -203,8 +217,8 @@ class SitePolicy:
             raise PolicyError(f"{settings.policy}: the policy of another site")
         if study.digest() != policy.approved:
             raise PolicyError(f"{settings.study}: the study is not the one that this site approved")
-        if (settings.series is None) != (study.windows is None):
-            raise PolicyError("series: expected in the site file if, and only if, the study has windows")
+        if settings.source.preset is None and (settings.source.series is None) != (study.windows is None):
+            raise PolicyError("source.series: expected in the site file if, and only if, the study has windows")
         used = {*study.columns, *study.channels}
         if policy.columns is not None and (more := sorted(used - set(policy.columns))):
             raise PolicyError(f"columns: the policy does not allow {', '.join(more)}")

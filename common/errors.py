@@ -3,6 +3,7 @@
 PrivShareError
   StudyError       study.yaml or site.yaml says what it may not
   SchemaError      a table is not what its schema says
+  SourceError      a database of a site cannot be read
   PrivacyError     BudgetError (refused before any draw), LedgerError
   ProtocolError    malformed, wrong study, wrong round; TooFewSitesError, UntrustedError
   MembershipError  a kit, an enrolment or an admission is not what it should be
@@ -25,7 +26,7 @@ class ExitCode(IntEnum):
     """What a command ends with. The number is stable; Flower's own codes (0-3, 100-800) are avoided above 2.
 
     10-19 the study, 20-29 privacy and policy, 30-49 the table, 50-59 the run, 60-67 windows, 68 a kit,
-    70 a fault of ours, 71-79 a release and rows from it.
+    70 a fault of ours, 71-79 a release and rows from it, 80-89 a site's database.
     """
 
     OK = 0
@@ -82,6 +83,9 @@ class ExitCode(IntEnum):
     CONDITION_INVALID = 72
     CONDITION_UNSUPPORTED = 73
     RELEASE_UNVERIFIED = 74
+    SOURCE_UNREACHABLE = 80
+    SOURCE_REFUSED = 81
+    SOURCE_FAILED = 82
     INTERNAL = 70
 
 
@@ -107,6 +111,12 @@ class SchemaError(PrivShareError):
     """A table is not what its schema says. Names the column and the rule, never a value."""
 
     code = ExitCode.TABLE_UNREADABLE
+
+
+class SourceError(PrivShareError):
+    """A database of a site cannot be read. Says what to do, never what the database said."""
+
+    code = ExitCode.SOURCE_UNREACHABLE
 
 
 class PrivacyError(PrivShareError):

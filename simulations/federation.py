@@ -94,7 +94,7 @@ def make_site_folder(
     state, folder = kept / "sites" / name, private / name
     settings = {
         "site": name,
-        **{kind: str(folder / f"{kind}.csv") for kind in tables},
+        "source": {"type": "csv", **{kind: str(folder / f"{kind}.csv") for kind in tables}},
         "study": str(study_path),
         "policy": str(folder / "policy.yaml"),
         "ledger": str(kept / "ledger" / f"{name}.jsonl"),

@@ -58,13 +58,14 @@ class Federation:
 
     def enrol(self, *sites: str) -> list[Enrolment]:
         """Set sites up from their kits."""
-        series = self.folder / "long.csv" if (self.folder / "windows").exists() else None
+        source = {"type": "csv", "table": str(self.folder / "table.csv")}
+        if (self.folder / "windows").exists():
+            source["series"] = str(self.folder / "long.csv")
         return [
             enrol(
                 open_kit(self.kit(site), site=site),
                 self.folder / "sites" / site,
-                table=self.folder / "table.csv",
-                series=series,
+                source=source,
                 now=self.now,
             )
             for site in sites

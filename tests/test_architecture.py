@@ -380,8 +380,7 @@ def test_the_scan_for_calls_sees_them(line: str, name: str) -> None:
     ("name", "callers"),
     [
         # Text becomes values in one file; the cells of the long table on the way to windows.
-        ("read_table", {"client/site.py"}),
-        ("read_series_text", {"client/site.py"}),
+        ("read_records", {"client/site.py"}),
         ("make_windows", {"client/records.py"}),
         ("parse_table", {"client/records.py", "common/data/windows.py"}),
         # From here on a unit is a row of codes, and no other file looks at one.

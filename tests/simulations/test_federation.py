@@ -21,7 +21,7 @@ from scipy.stats import chi2, norm
 from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner, Result
 
-from client.records import read_table
+from client.records import parse_text, read_text
 from client.site import Site
 from client.trainer import read_critic
 from client.vault import Vault
@@ -423,7 +423,7 @@ class NoNoise:
 def noiseless(run: Finished, site: str, folder: Path) -> Vault:
     """The vault of a simulated site, without noise and with a ledger that forbids nothing."""
     study = run.study
-    table = read_table(run.tables / site / "table.csv", study)
+    table = parse_text(read_text(run.tables / site / "table.csv", study), study)
     asset = Asset(site, "rows", "", GdpAccountant(), 1e9)
     key = SigningKey.from_seed(bytes(32))
     ledger = Ledger(folder / f"{site}.jsonl", asset=asset, study=study.digest(), bound=1e9, key=key)
