@@ -14,20 +14,26 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from threadpoolctl import threadpool_limits
 
+from client.delimited import read_chunks
 from client.site import Site
-from common.errors import ExitCode
+from common.data.schema import FileLayout
+from common.errors import ExitCode, SchemaError
 from common.wire.messages import Reply, refusal
-from tests.client.homes import MEASUREMENTS, WINDOWED, Home, below_noise, forbidden, make_home, refused
+from tests.client.homes import MEASUREMENTS, SINGLE, WINDOWED, Home, below_noise, forbidden, make_home, refused
 from tests.simulations.test_bad_input import charges_below, invoke, written
 
-SECRET = "GEHEIM"  # in the key of every unit, and in a column that the study ignores
+PLANTED = "GEHEIM"  # in the key of every unit, and in a column that the study ignores
 HEADER = ["patient", "code", "day", "visits", "amount", "ill", "note"]
 CODES = ("007", "7", "=1+1", "a,b", "café")
 STUDY: dict[str, Any] = {
@@ -49,13 +55,13 @@ STUDY: dict[str, Any] = {
 }
 ROWS = [
     [
-        f"{SECRET}-p{unit}",
+        f"{PLANTED}-p{unit}",
         CODES[unit % 5],
         f"2026-{1 + unit % 12:02d}-{1 + unit:02d}",
         str(unit % 9),
         f"{unit * 31.25 - 300:.2f}",
         ("yes", "no", "no")[unit % 3],
-        f"{SECRET}-{unit}",
+        f"{PLANTED}-{unit}",
     ]
     for unit in range(24)
 ]
@@ -185,9 +191,7 @@ TEXT_CASES = {
         C.TABLE_UNREADABLE, ("UTF-8",), lambda text: text.encode().replace(b"GEHEIM-3", b"GEHEIM\xed\xa0\x803")
     ),
     "two byte order marks": Bad(C.COLUMN_MISSING, ("patient",), in_front("\ufeff\ufeff")),
-    "a mark between two tables": Bad(
-        C.NOT_A_TIME, ("day",), lambda text: text + "\ufeff" + text, planted="GEHEIM-p7"
-    ),
+    "a mark between two tables": Bad(C.NOT_A_TIME, ("day",), lambda text: text + "\ufeff" + text, planted="GEHEIM-p7"),
     "a NUL byte at the start": Bad(C.COLUMN_MISSING, ("patient",), in_front("\0")),
     "a NUL byte in the header": Bad(C.COLUMN_MISSING, ("amount",), named("amount", "amo\0unt")),
     "a NUL byte in a date": Bad(C.NOT_A_TIME, ("day",), with_cell("day", "2026-01-0\x001"), planted="2026-01-0"),
@@ -206,7 +210,7 @@ TEXT_CASES = {
         planted="qqqq",
     ),
     "a quote after a quote": Bad(
-        C.TABLE_UNREADABLE, ("table.csv",), with_line(f'{SECRET}-p4,"7"7,2026-05-05,1,1,no,x'), planted='"7'
+        C.TABLE_UNREADABLE, ("table.csv",), with_line(f'{PLANTED}-p4,"7"7,2026-05-05,1,1,no,x'), planted='"7'
     ),
     "a quote that never ends, and 300,000 letters behind it": Bad(
         C.TABLE_UNREADABLE, ("table.csv",), lambda text: text + '"' + "q,q\n" * 75_000, planted="q,q"
@@ -214,8 +218,9 @@ TEXT_CASES = {
     "a quote that swallows a row": Bad(
         C.TABLE_UNREADABLE,
         ("table.csv", "cells"),
-        lambda text: text.replace(f"{SECRET}-4\n", f'"{SECRET}-4\n', 1).replace(f"{SECRET}-5\n", f'{SECRET}-5"\n', 1)
-        + "x\n",
+        lambda text: (
+            text.replace(f"{PLANTED}-4\n", f'"{PLANTED}-4\n', 1).replace(f"{PLANTED}-5\n", f'{PLANTED}-5"\n', 1) + "x\n"
+        ),
     ),
     "quotes of another kind": Bad(
         C.TABLE_UNREADABLE, ("table.csv", "cells"), lambda text: text.replace('"', "'"), planted="'a"
@@ -238,7 +243,7 @@ TEXT_CASES = {
     ),
     "tabs": Bad(C.COLUMN_MISSING, ("patient",), lambda text: text.replace(",", "\t")),
     "a comment that the study does not expect": Bad(
-        C.TABLE_UNREADABLE, ("cells",), in_front(f"# exported by {SECRET}\n")
+        C.TABLE_UNREADABLE, ("cells",), in_front(f"# exported by {PLANTED}\n")
     ),
     "a line that says the delimiter": Bad(C.TABLE_UNREADABLE, ("cells",), in_front("sep=,\n")),
     "a line with units below the header": Bad(
@@ -250,9 +255,11 @@ TEXT_CASES = {
     "a total below the rows": Bad(
         C.MISSING_NOT_ALLOWED, ("patient",), lambda text: text + ",,,99,123456.5,yes,\n", planted="123456"
     ),
-    "a program's output": Bad(C.COLUMN_MISSING, ("patient",), holding(f'{{"patient": "{SECRET}"}}\n')),
+    "rows of delimiters alone": Bad(C.MISSING_NOT_ALLOWED, ("patient",), lambda text: text + ",,,,,,\n"),
+    "rows of delimiters alone, too few": Bad(C.TABLE_UNREADABLE, ("cells",), lambda text: text + ",,\n"),
+    "a program's output": Bad(C.COLUMN_MISSING, ("patient",), holding(f'{{"patient": "{PLANTED}"}}\n')),
     "a comment that hides a delimiter": Bad(
-        C.TABLE_UNREADABLE, ("cells",), with_line(f"{SECRET}-p4,7,2026-05-05,1,1 # old,no,x"), study=COMMENTED
+        C.TABLE_UNREADABLE, ("cells",), with_line(f"{PLANTED}-p4,7,2026-05-05,1,1 # old,no,x"), study=COMMENTED
     ),
 }
 HEADER_CASES = {
@@ -268,10 +275,14 @@ HEADER_CASES = {
     ),
     "no name": Bad(C.COLUMN_MISSING, ("amount",), named("amount", "")),
     "two columns without a name": Bad(
-        C.COLUMN_MISSING, ("visits",), with_names(lambda names: ["" if one in ("visits", "amount") else one for one in names])
+        C.COLUMN_MISSING,
+        ("visits",),
+        with_names(lambda names: ["" if one in ("visits", "amount") else one for one in names]),
     ),
     "numbers of rows in front": Bad(
-        C.COLUMN_UNKNOWN, ("column 1 ",), lambda text: written([["", *HEADER], *([str(at), *row] for at, row in enumerate(ROWS))])
+        C.COLUMN_UNKNOWN,
+        ("column 1 ",),
+        lambda text: written([["", *HEADER], *([str(at), *row] for at, row in enumerate(ROWS))]),
     ),
     "an ignored column that is there twice": Bad(
         C.COLUMN_UNKNOWN, ("column 8",), lambda text: written([[*row, row[-1]] for row in [HEADER, *ROWS]])
@@ -287,7 +298,9 @@ HEADER_CASES = {
     "20,000 columns": Bad(
         C.COLUMN_UNKNOWN,
         ("column 8 ",),
-        lambda text: written([[*HEADER, *(f"c{at}" for at in range(20_000))], *([*row, *["8"] * 20_000] for row in ROWS[:4])]),
+        lambda text: written(
+            [[*HEADER, *(f"c{at}" for at in range(20_000))], *([*row, *["8"] * 20_000] for row in ROWS[:4])]
+        ),
     ),
 }
 NUMBER_CASES = (
@@ -312,7 +325,9 @@ DATE_CASES = (
 )
 CATEGORY_CASES = (
     cells("code", C.UNLISTED_CATEGORY, "listed", "07", "7.0", "0007", "'007", "''=1+1", '"7"', "=1+2", "=cmd|'/c'!A0")
-    | cells("code", C.UNLISTED_CATEGORY, "listed", "cafe\u0301", "caf\u00e9\u200b", "a, b", "a;b", "7\n7", "q" * 100_000)
+    | cells(
+        "code", C.UNLISTED_CATEGORY, "listed", "cafe\u0301", "caf\u00e9\u200b", "a, b", "a;b", "7\n7", "q" * 100_000
+    )
     | cells("ill", C.UNLISTED_CATEGORY, "listed", "Yes", "1", "true", "y\u0435s")
     | cells("patient", C.MISSING_NOT_ALLOWED, "unit key", "", "\t", "\u00a0")
 )
@@ -340,14 +355,14 @@ FILE_CASES = {
         C.TABLE_UNREADABLE, ("table.csv.gz",), lambda text: packed(text)[:7], file="table.csv.gz"
     ),
     "a packed file with more behind it": Bad(
-        C.TABLE_UNREADABLE, ("table.csv.gz",), lambda text: packed(text) + SECRET.encode(), file="table.csv.gz"
+        C.TABLE_UNREADABLE, ("table.csv.gz",), lambda text: packed(text) + PLANTED.encode(), file="table.csv.gz"
     ),
     "a table packed twice": Bad(
         C.TABLE_UNREADABLE, ("table.csv.gz", "UTF-8"), lambda text: packed(packed(text)), file="table.csv.gz"
     ),
     "an archive in place of a packed file": Bad(C.TABLE_UNREADABLE, ("table.csv.gz",), archive, file="table.csv.gz"),
     "a Parquet file with a plain name": Bad(
-        C.TABLE_UNREADABLE, ("table.csv",), holding(b"PAR1\x15\x04\x15\xff\xfe" + SECRET.encode() + b"PAR1")
+        C.TABLE_UNREADABLE, ("table.csv",), holding(b"PAR1\x15\x04\x15\xff\xfe" + PLANTED.encode() + b"PAR1")
     ),
     "a file that nobody may read": Bad(C.TABLE_UNREADABLE, ("table.csv",), make=put_locked),
 }
@@ -418,7 +433,7 @@ def test_a_bad_file_is_refused_in_one_line_and_costs_nothing(
     assert [record.getMessage() for record in caplog.records] == [reason] * len(kinds)
     printed = capfd.readouterr()
     heard = "".join((line, caplog.text, printed.out, printed.err, *map(repr, map(vars, caplog.records))))
-    for cell in (SECRET, bad.planted or SECRET):
+    for cell in (PLANTED, bad.planted or PLANTED):
         assert cell not in heard
         assert not [name for name, body in home.state.items() if cell.encode() in body]
     assert "Traceback" not in heard
@@ -434,3 +449,323 @@ def table_of(home: Home) -> str:
     """The good table, with the columns that a study has beside those of the others, empty."""
     more = [name for name in home.study.columns if name not in HEADER]
     return written([[*HEADER, *more], *([*row, *("5" for _ in more)] for row in ROWS)])
+
+
+@dataclass(frozen=True)
+class Good:
+    """A file that is taken, and the plain table, by its changed cells, that means the same."""
+
+    change: Change
+    cells: dict[tuple[int, str], str] = field(default_factory=dict)
+    file: str = "table.csv"
+    study: dict[str, Any] = field(default_factory=dict)
+
+
+def spelled(column: str, meaning: str, *spellings: str) -> dict[str, Good]:
+    """Spellings of one cell, which all mean the same."""
+    return {
+        f"{column} {spelling!r}": Good(with_cell(column, spelling), {(CHANGED, column): meaning})
+        for spelling in spellings
+    }
+
+
+def quoted(text: str) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(csv.reader(io.StringIO(text)))
+    return file.getvalue()
+
+
+def noted(note: str) -> Good:
+    return Good(with_cell("note", note))
+
+
+GOOD = (
+    {
+        "other names of the file": Good(str, file="TABLE.TXT"),
+        "columns in another order": Good(lambda text: written([row[::-1] for row in [HEADER, *ROWS]])),
+        "rows in another order": Good(lambda text: written([HEADER, *ROWS[::-1]])),
+        "a column that is ignored and not there": Good(lambda text: written([row[:-1] for row in [HEADER, *ROWS]])),
+        "quotes around everything, and a mark": Good(lambda text: "\ufeff" + quoted(text)),
+        "lone CR": Good(lambda text: text.replace("\n", "\r")),
+        "all kinds of line ends": Good(lambda text: text.replace("\n", "\r\n", 9).replace("\r\n", "\r", 4)),
+        "no line end at the end": Good(lambda text: text.rstrip()),
+        "lines of blanks": Good(lambda text: text.replace("\n", "\n   \n")),
+        "blanks before cells": Good(lambda text: text.replace(",", ", ").replace('"a, b"', '"a,b"')),
+        "packed in two parts": Good(lambda text: packed(text[:300], text[300:]), file="table.csv.gz"),
+        "a note with quotes": noted('she said "no"'),
+        "a note over two lines, with delimiters": noted("a,b\nc,d\r\n"),
+        "a note of 100,000 letters": noted("q" * 100_000),
+        "a note that is a formula": noted('=HYPERLINK("http://example.org","x")'),
+        "a note with other ends of lines": noted("a\u2028b\x0bc\x0cd\x85e"),
+        "a note with a NUL byte": noted("a\0b"),
+        "comments": Good(lambda text: "# exported\n" + text.replace("GEHEIM-4\n", "GEHEIM-4# old\n"), study=COMMENTED),
+        "a comment's mark within quotes": Good(with_cell("note", "room #7, bed 2"), study=COMMENTED),
+        "a comment's mark within quotes, over two lines": Good(
+            with_cell("note", 'bed "2"\nroom #7, and "more" # of it'), study=COMMENTED
+        ),
+    }
+    | spelled("visits", "7", " 7 ", "+7", "7.0", "7.", "7e0", "0.7e1", "70e-1", "007", "7." + "0" * 400)
+    | spelled("visits", "0", "-0", "-0.0", "0e999", "0e-99999999999999999999")
+    | spelled("visits", str(2**63 - 1), "9223372036854775807", "9.223372036854775807e18")
+    | spelled("amount", "0", "-0", "-0.0", "1e-400", "-1e-5000", ".0", "0.", "00")
+    | spelled("amount", "500", "5e2", "5E+2", "+500", "0500", "500.", "499.99999999999999999999", "\u00a0500")
+    | spelled("day", "2026-05-06", "2026-05-06T00:00", "2026-05-06 00:00:00", "2026-05-06 00:00:00.000")
+    | spelled("code", "=1+1", "'=1+1", " =1+1")
+    | spelled("code", "", " ", "\t")
+)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("good", parameters(GOOD))
+def test_a_file_that_is_odd_counts_as_the_plain_one_that_means_the_same(good: Good, tmp_path: Path) -> None:
+    odd = home_of(tmp_path / "odd", good.study, file=good.file)
+    plain = home_of(tmp_path / "plain", good.study)
+    expected = counted(plain, plain.folder / "table.csv", table_with(good.cells))
+    other = home_of(tmp_path / "other", good.study)
+    assert not good.cells or np.any(expected != counted(other, other.folder / "table.csv", TABLE))
+    np.testing.assert_array_equal(counted(odd, odd.folder / good.file, good.change(TABLE)), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "units"),
+    [
+        pytest.param(lambda text: text.splitlines()[0], 0, id="a header alone"),
+        pytest.param(lambda text: "".join(text.splitlines(keepends=True)[:2]), 1, id="one row"),
+        pytest.param(with_columns({"ill": "no"}), 24, id="one class"),
+        pytest.param(with_columns({"amount": "5"}), 24, id="a constant column"),
+        pytest.param(with_columns(dict.fromkeys(("code", "day", "visits", "amount"), "")), 24, id="nothing but units"),
+        pytest.param(lambda text: text + "\n".join(text.splitlines()[1:]), 24, id="every row twice"),
+        pytest.param(lambda text: text + (text.splitlines()[1] + "\n") * 240, 24, id="a unit with nine rows of ten"),
+    ],
+)
+def test_what_would_be_too_little_for_a_study_is_counted_at_a_site(change: Change, units: int, tmp_path: Path) -> None:
+    """A refusal would tell something of the rows. A unit counts once in each table, whatever it owns."""
+    each = []
+    for unit in range(units):
+        one = home_of(tmp_path / f"unit{unit}")
+        each.append(counted(one, one.folder / "table.csv", written([HEADER, ROWS[unit]])).sum())
+    home = home_of(tmp_path / "north")
+    assert counted(home, home.folder / "table.csv", change(TABLE)).sum() == sum(each)
+
+
+def test_a_million_categories_are_one_line_or_one_cell(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "north" / "table.csv"
+    for unlisted in ("refuse", "other"):
+        columns = {"code": {"type": "categorical", "categories": ["a", "b"], "unlisted": unlisted}}
+        study = {"unit": {"name": "patient"}, "columns": {**columns, "ill": STUDY["columns"]["ill"]}, "ignore": []}
+        home = home_of(tmp_path / "north", study)
+        put(path, "code,ill\n" + "".join(f"{PLANTED}{at},no\n" for at in range(10**6)))
+        (body,) = ask(home, home.open(), "one_way")
+        if unlisted == "refuse":
+            assert body == refusal("north", ExitCode.INTERNAL)
+            assert PLANTED not in caplog.text
+            assert "code: a value is not among the listed" in caplog.text
+            assert home.charged == []
+        else:
+            sums = below_noise(Reply.decode(body), "run-1/one_way")
+            assert np.count_nonzero(sums) == 1
+            home.ledger.unlink()
+
+
+# Members of a packed file that unpack to 16 MiB each; four GiB in all.
+_BOMBS = {
+    "of one line": (b"q" * 2**24, "longer than"),
+    "of rows": (b"GEHEIM-p1,7,2026-01-01,1,1,no,GEHEIM\n" * (2**24 // 37), "unpacks to more than"),
+}
+_READ = """
+import resource, sys
+from pathlib import Path
+from client.records import read_text
+from common.errors import PrivShareError
+from common.study import load_study
+study = load_study(Path(sys.argv[1]))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
+try:
+    read_text(Path(sys.argv[2]), study)
+except PrivShareError as error:
+    print(int(error.code), error)
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", _BOMBS)
+def test_a_packed_bomb_is_refused_within_256_mib(kind: str, tmp_path: Path) -> None:
+    home = home_of(tmp_path / "north", file="table.csv.gz")
+    member, says = _BOMBS[kind]
+    path = home.folder / "table.csv.gz"
+    path.write_bytes(packed(",".join(HEADER) + "\n") + packed(member) * 256)
+    done = subprocess.run(
+        [sys.executable, "-c", _READ, str(home.folder / "study.yaml"), str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith(f"{int(ExitCode.TABLE_UNREADABLE)} {path}: ")
+    assert says in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda path: path.write_text(TABLE + TABLE), "changed while it was read"),
+        (lambda path: path.unlink(), "not a table"),
+        (lambda path: path.with_name("other.csv").replace(path), "changed while it was read"),
+    ],
+    ids=["written", "gone", "another"],
+)
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    change: Callable[[Path], object], says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.csv"
+    put(path, TABLE)
+    put(path.with_name("other.csv"), TABLE)
+    pieces = read_chunks(path, FileLayout(), rows=5, checked=set())
+    next(pieces)
+    change(path)
+    with pytest.raises(SchemaError, match=says):
+        list(pieces)
+
+
+def test_what_was_looked_at_is_looked_at_again_once_it_is_another(tmp_path: Path) -> None:
+    path, checked = tmp_path / "table.csv", set[tuple[int, int, int, int]]()
+    put(path, TABLE)
+    list(read_chunks(path, FileLayout(), rows=5, checked=checked))
+    put(path, TABLE + "x\n")
+    with pytest.raises(SchemaError, match="cells"):
+        list(read_chunks(path, FileLayout(), rows=5, checked=checked))
+
+
+def test_a_link_to_a_table_is_followed(tmp_path: Path) -> None:
+    home = home_of(tmp_path / "north")
+    put(tmp_path / "export.csv", TABLE)
+    (home.folder / "table.csv").symlink_to("../export.csv")
+    assert refused(*ask(home, home.open(), "describe")) is None
+
+
+SERIES_HEADER = "patient,minute,pulse,drug\n"
+
+
+@pytest.mark.parametrize(
+    ("series", "says"),
+    [
+        ("p0,0,40,a\np0,0,41,a\n", "minute: "),
+        ("p0,7,40,a\np0,0,41,a\n", "minute: "),
+        ("p0,GEHEIM,40,a\n", "minute: "),
+        ("p0,nan,40,a\n", "minute: "),
+        ("p0,1e309,40,a\n", "minute: "),
+        (",0,40,a\n", "patient: "),
+        ("GEHEIM,0,40,a\n", "patient: "),
+        ("p0,0,GEHEIM,a\n", "pulse: "),
+        ("p0,0,40,GEHEIM\n", "drug: "),
+        ("p0,0,40\n", "cells"),
+        ('p0,0,40,"a\n', "not a table"),
+    ],
+    ids=[
+        "a time twice",
+        "times that overlap",
+        "no time",
+        "NaN",
+        "infinite",
+        "no unit",
+        "an unknown unit",
+        "no number",
+        "no category",
+        "a short row",
+        "a quote without end",
+    ],
+)
+def test_a_bad_long_table_is_heard_of_as_any_bad_table(
+    series: str, says: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = make_home(tmp_path / "north", SINGLE, study=WINDOWED)
+    put(home.folder / "series.csv", SERIES_HEADER + series)
+    site = home.open(forbidden())
+    bodies = ask(home, site, "describe", *MEASUREMENTS)
+    assert bodies == [refusal("north", ExitCode.INTERNAL)] * (1 + len(MEASUREMENTS))
+    assert says in caplog.text
+    assert PLANTED not in caplog.text
+    assert home.charged == []
+
+
+def parquet(**columns: Any) -> bytes:
+    """The good table, with other columns."""
+    text = {name: [row[at] or None for row in ROWS] for at, name in enumerate(HEADER)}
+    found = io.BytesIO()
+    pq.write_table(pa.table({**text, **columns}), found)
+    return found.getvalue()
+
+
+_NUMBERS = [unit % 9 for unit in range(24)]
+PARQUET_CASES = {
+    "nothing": Bad(C.TABLE_UNREADABLE, ("table.parquet", "Parquet"), holding(b"")),
+    "text": Bad(C.TABLE_UNREADABLE, ("table.parquet", "Parquet"), str),
+    "a magic alone": Bad(C.TABLE_UNREADABLE, ("table.parquet", "Parquet"), holding(b"PAR1")),
+    "another magic": Bad(C.TABLE_UNREADABLE, ("Parquet",), lambda _: b"PARX" + parquet()[4:-4] + b"PARX"),
+    "cut at the end": Bad(C.TABLE_UNREADABLE, ("Parquet",), lambda _: parquet()[:-9]),
+    "cut in the middle": Bad(C.TABLE_UNREADABLE, ("Parquet",), lambda _: parquet()[:400] + parquet()[-4:]),
+    "pages that are damaged": Bad(
+        C.TABLE_UNREADABLE, ("Parquet",), lambda _: parquet()[:4] + bytes(300) + parquet()[304:]
+    ),
+    "lists": Bad(C.TABLE_UNREADABLE, ("visits: ",), lambda _: parquet(visits=[[1, 2]] * 24)),
+    "documents": Bad(C.TABLE_UNREADABLE, ("visits: ",), lambda _: parquet(visits=[{PLANTED: 1}] * 24)),
+    "bytes": Bad(C.TABLE_UNREADABLE, ("code: ",), lambda _: parquet(code=[b"7"] * 24)),
+    "durations": Bad(C.TABLE_UNREADABLE, ("visits: ",), lambda _: parquet(visits=[timedelta(1)] * 24)),
+    "truths": Bad(C.NOT_A_NUMBER, ("visits: ",), lambda _: parquet(visits=[True] * 24)),
+    "NaN": Bad(C.NOT_FINITE, ("amount: ",), lambda _: parquet(amount=[float("nan")] * 24)),
+    "infinite": Bad(C.NOT_FINITE, ("amount: ",), lambda _: parquet(amount=[float("inf")] * 24)),
+    "numbers without a sign, too big": Bad(
+        C.OUT_OF_BOUNDS, ("visits: ",), lambda _: parquet(visits=pa.array([2**64 - 1] * 24, pa.uint64()))
+    ),
+    "a column too many": Bad(C.COLUMN_UNKNOWN, ("column 8",), lambda _: parquet(more=_NUMBERS)),
+    "half an hour": Bad(
+        C.NOT_A_TIME, ("day: ",), lambda _: parquet(day=[datetime.fromisoformat("2026-01-01 00:30")] * 24)
+    ),
+    "a zone": Bad(C.NOT_A_TIME, ("day: ",), lambda _: parquet(day=[datetime(2026, 1, 1, tzinfo=UTC)] * 24)),
+    "a time of day": Bad(C.TABLE_UNREADABLE, ("day: ",), lambda _: parquet(day=[time(7)] * 24)),
+}
+PARQUET_GOOD = {
+    "text": ({}, {}),
+    "whole numbers": ({"visits": _NUMBERS}, {}),
+    "whole numbers as floats": ({"visits": [float(one) for one in _NUMBERS]}, {}),
+    "numbers of fixed point": ({"amount": [Decimal(row[4]) for row in ROWS]}, {}),
+    "floats": ({"amount": [float(row[4]) for row in ROWS]}, {}),
+    "dates": ({"day": [date.fromisoformat(row[2]) for row in ROWS]}, {}),
+    "moments": ({"day": [datetime.fromisoformat(row[2]) for row in ROWS]}, {}),
+    "a dictionary": ({"code": pa.array([row[1] for row in ROWS]).dictionary_encode()}, {}),
+    "nothing at all": ({"visits": [None] * 24}, {(row, "visits"): "" for row in range(24)}),
+    "negative zero": ({"amount": [-0.0] * 24}, {(row, "amount"): "0" for row in range(24)}),
+}
+
+
+def parquet_home(folder: Path) -> Home:
+    home = home_of(folder, file="table.parquet")
+    settings = home.folder / "site.yaml"
+    settings.write_text(settings.read_text(encoding="utf-8").replace("type: csv", "type: parquet"), encoding="utf-8")
+    return home
+
+
+@pytest.mark.parametrize("bad", parameters(PARQUET_CASES))
+def test_a_bad_parquet_file_is_refused_in_one_line_and_costs_nothing(
+    bad: Bad, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = parquet_home(tmp_path / "north")
+    put(home.folder / "table.parquet", bad.change(TABLE))
+    site = home.open(forbidden())
+    assert ask(home, site, "describe", "one_way") == [refusal("north", ExitCode.INTERNAL)] * 2
+    (reason, again) = (record.getMessage() for record in caplog.records)
+    assert reason == again
+    assert reason.startswith("site=north event=table_refused reason=")
+    assert all(part in reason for part in bad.says), reason
+    assert PLANTED not in caplog.text
+    assert home.charged == []
+
+
+@pytest.mark.parametrize("name", PARQUET_GOOD)
+def test_a_parquet_file_counts_as_the_text_that_means_the_same(name: str, tmp_path: Path) -> None:
+    columns, changed = PARQUET_GOOD[name]
+    plain, home = home_of(tmp_path / "plain"), parquet_home(tmp_path / "north")
+    expected = counted(plain, plain.folder / "table.csv", table_with(changed))
+    np.testing.assert_array_equal(counted(home, home.folder / "table.parquet", parquet(**columns)), expected)
