@@ -20,7 +20,7 @@ _LONGEST_LINE: Final = 2**22
 """Characters. A file of one endless line would fill the memory before its first row ends."""
 _MOST_UNPACKED: Final = 250
 """Times the size of what is packed, beyond the first `_FREELY_UNPACKED`. Tables come to 50 at most: keys differ."""
-_FREELY_UNPACKED: Final = 2**26
+_FREELY_UNPACKED: Final = 2**24
 
 
 Stamp = tuple[int, int, int, int]
@@ -100,9 +100,11 @@ def _check_rows(path: Path, layout: FileLayout) -> None:
     rows = csv.reader(lines, delimiter=layout.delimiter, skipinitialspace=True, strict=True)
     filled = (row for row in rows if len(row) > 1 or "".join(row).strip())
     first = list(layout.header) if layout.header else next(filled, [])
+    seen: set[str] = set()
     for position, name in enumerate(first, start=1):
-        if name in first[: position - 1]:
+        if name in seen:
             raise SchemaError(f"column {position} of the table has a name that is there twice", ExitCode.COLUMN_UNKNOWN)
+        seen.add(name)
     if any(len(row) != len(first) for row in filled):
         raise _uneven(path)
 
