@@ -7,7 +7,7 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, Final, cast
 
@@ -27,7 +27,9 @@ Stamp = tuple[int, int, int, int]
 """Tells a file, and whether it was written since."""
 
 
-def read_chunks(path: Path, layout: FileLayout, *, rows: int, checked: set[Stamp]) -> Iterator[pd.DataFrame]:
+def read_chunks(
+    path: Path, layout: FileLayout, *, rows: int, checked: set[Stamp]
+) -> Generator[pd.DataFrame, None, None]:
     """A file as tables of text, "" where a cell is empty; at least one piece, which may have no rows.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from client.sources import SourceSettings
+from client.sources import TYPES, SourceSettings
 from common.data.encoding import Grid
 from common.data.queries import Query, catalogue
 from common.data.schema import Number, Section, Text, Whole
@@ -126,7 +126,8 @@ def read_source_settings(path: Path) -> dict[str, Any]:
         StudyError: what is wrong, by its path in the file.
     """
     found = _load(path, _SourceFile, what="file with `source`").source
-    return found.model_dump(mode="json", by_alias=True, exclude_none=True)
+    own = {name: value.absolute() for name, value in found if isinstance(value, Path)}
+    return found.model_copy(update=own).model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def load_policy(path: Path, *, public: str) -> PolicyFile:
@@ -194,7 +195,21 @@ def _load(path: Path, model: type[_Loaded], *, what: str) -> _Loaded:
         return model.model_validate(read_yaml(path, what=what))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        raise StudyError(f"{path}: {explain(first, model)}") from None
+        raise StudyError(f"{path}: {_explain(first, model)}") from None
+
+
+def _explain(fault: Any, model: type[Section]) -> str:
+    """As `explain`; of `source` nothing is shown, since somebody may have put a password in the wrong place."""
+    section, *where = fault["loc"]
+    if section != "source":
+        return explain(fault, model)
+    if fault["type"] == "missing" and not where:
+        return explain(fault, model)
+    if not where:
+        return f"source: expected a `type`: {', '.join(TYPES)}"
+    kind, *inside = where  # the type is not a level of the file
+    line = explain({**fault, "loc": tuple(inside), "input": None}, TYPES[kind])
+    return f"source.{line}" if inside else f"source: {line}"
 
 
 class SitePolicy:

@@ -1,6 +1,8 @@
 """A site's own records, from where its site file says; the only file, with the vault, that touches real rows."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ import pandas as pd
 from client.sources import Entity, FileSettings, Source, SourceSettings, open_source
 from common.data.schema import FileLayout, check_columns, parse_table
 from common.data.windows import make_windows
-from common.errors import ExitCode, SchemaError
+from common.errors import ExitCode, PolicyError, SchemaError
 from common.study import Study
 
 
@@ -21,15 +23,17 @@ def read_records(settings: SourceSettings, study: Study) -> tuple[pd.DataFrame, 
         SchemaError: a table is absent, unreadable, has other columns, or a value breaks its column's rule.
         SourceError: a database cannot be read.
     """
-    assert settings.table is not None  # a preset has its own
+    if settings.table is None:
+        raise PolicyError(f"source.preset={settings.preset}: this version reads tables alone")
     with open_source(settings, study.table) as source:
-        text = _read(source, _entity(settings.table), _columns_of(study), study.ignore, may_be_empty=True)
-        table = parse_text(text, study)
+        pieces = _pieces(source, _entity(settings.table), _columns_of(study), study.ignore)
+        # Parsed one by one: typed rows take a fraction of their text.
+        table = pd.concat((parse_text(piece, study) for piece in pieces), ignore_index=True)
         if study.windows is None:
             return table, None
         assert settings.series is not None  # the policy has seen to it
-        wanted = _series_columns_of(study)
-        return table, _read(source, _entity(settings.series), wanted, study.windows.ignore, may_be_empty=True)
+        pieces = _pieces(source, _entity(settings.series), _series_columns_of(study), study.windows.ignore)
+        return table, pd.concat(pieces, ignore_index=True)
 
 
 def read_text(path: Path, study: Study) -> pd.DataFrame:
@@ -38,8 +42,7 @@ def read_text(path: Path, study: Study) -> pd.DataFrame:
     Raises:
         SchemaError: the file is absent, empty, has no rows, is not such a table, or has other columns.
     """
-    with open_source(_file(path), study.table) as source:
-        return _read(source, str(path), _columns_of(study), study.ignore, with_ignored=True)
+    return _read_file(path, study.table, _columns_of(study), study.ignore)
 
 
 def read_series_text(path: Path, study: Study) -> pd.DataFrame:
@@ -49,12 +52,8 @@ def read_series_text(path: Path, study: Study) -> pd.DataFrame:
         SchemaError: as `read_text`.
     """
     assert study.windows is not None
-    with open_source(_file(path), FileLayout(delimiter=study.table.delimiter, comment=study.table.comment)) as source:
-        return _read(source, str(path), _series_columns_of(study), study.windows.ignore, with_ignored=True)
-
-
-def _file(path: Path) -> FileSettings:
-    return FileSettings(type="parquet" if path.suffix == ".parquet" else "csv", table=path)
+    layout = study.table.model_copy(update={"header": None})
+    return _read_file(path, layout, _series_columns_of(study), study.windows.ignore)
 
 
 def _entity(named: Path | Entity) -> Entity:
@@ -71,22 +70,22 @@ def _series_columns_of(study: Study) -> list[str]:
     return [study.unit.key, *study.windows.columns]
 
 
-def _read(
-    source: Source,
-    entity: Entity,
-    expected: list[str],
-    ignored: tuple[str, ...],
-    *,
-    may_be_empty: bool = False,
-    with_ignored: bool = False,
-) -> pd.DataFrame:
+def _pieces(
+    source: Source, entity: Entity, expected: list[str], ignored: tuple[str, ...], *, with_ignored: bool = False
+) -> Iterator[pd.DataFrame]:
+    """The expected columns alone, after the names of all were checked."""
     present = source.columns(entity)
     check_columns(pd.DataFrame(columns=present), expected, list(ignored))
-    wanted = [*expected, *(name for name in ignored if with_ignored and name in present)]
-    text = pd.concat(source.read(entity, wanted), ignore_index=True)
-    if text.empty and not may_be_empty:
-        name = entity if isinstance(entity, str) else "query"
-        raise SchemaError(f"{name}: the table has no rows", ExitCode.TABLE_WITHOUT_ROWS)
+    kept = [name for name in ignored if with_ignored and name in present]
+    return source.read(entity, [*expected, *kept])
+
+
+def _read_file(path: Path, layout: FileLayout, expected: list[str], ignored: tuple[str, ...]) -> pd.DataFrame:
+    kind: Literal["csv", "parquet"] = "parquet" if path.suffix == ".parquet" else "csv"
+    with open_source(FileSettings(type=kind, table=path), layout) as source:
+        text = pd.concat(_pieces(source, str(path), expected, ignored, with_ignored=True), ignore_index=True)
+    if text.empty:
+        raise SchemaError(f"{path}: the table has no rows", ExitCode.TABLE_WITHOUT_ROWS)
     return text
 
 

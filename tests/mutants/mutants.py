@@ -536,8 +536,10 @@ EGRESS = (
         name="empty-table-refused",
         twin="ZeroDivisionError of Opacus: a refusal tells that the last person has left",
         file="client/records.py",
-        old="study.ignore, may_be_empty=True)\n        table =",
-        new="study.ignore)\n        table =",
+        old="        if study.windows is None:\n            return table, None\n        assert settings.series",
+        new="        if table.empty:\n"
+        '            raise SchemaError("the table has no rows", ExitCode.TABLE_WITHOUT_ROWS)\n'
+        "        if study.windows is None:\n            return table, None\n        assert settings.series",
         killed_by=(f"{_SITE}a_site_without_a_row_answers_like_any_other",),
     ),
     Mutant(
