@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from client.cells import empty_batch, frame_of_arrow
-from client.delimited import read_chunks
+from client.delimited import Stamp, read_chunks
 from client.sources import Entity, FileSettings, Within, rows_at_a_time
 from common.data.schema import FileLayout
 from common.errors import ExitCode, SchemaError
@@ -26,7 +26,7 @@ class Files:
         # Names that the study gives are those of the first table.
         self._layouts = {settings.table: layout}
         self._layout = layout.model_copy(update={"header": None})
-        self._checked: set[Path] = set()
+        self._checked: set[Stamp] = set()
 
     def columns(self, entity: Entity) -> list[str]:
         """As `Source`."""
@@ -65,9 +65,7 @@ class Files:
 
     def _delimited(self, path: Path, *, rows: int) -> Generator[pd.DataFrame, None, None]:
         layout = self._layouts.get(path, self._layout)
-        for piece in read_chunks(path, layout, rows=rows, is_checked=path in self._checked):
-            self._checked.add(path)
-            yield piece
+        return read_chunks(path, layout, rows=rows, checked=self._checked)
 
     def _name(self, own: str) -> str:
         return own if self._folder is None else own.lower()

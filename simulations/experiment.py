@@ -297,7 +297,10 @@ def _default_folder(study: Study) -> Path:
 def digest_of(path: Path) -> str:
     """SHA-256 of a file; empty where there is none, which reading it will say better."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        if not path.is_file():  # a pipe never ends, nor do some devices
+            return ""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
 
