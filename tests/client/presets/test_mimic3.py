@@ -211,12 +211,17 @@ def test_chunks_and_their_order_make_no_difference(rows: int) -> None:
             pd.testing.assert_frame_equal(expected, got)
 
 
-def test_nobody_in_the_database_is_a_table_without_rows() -> None:
+def test_nobody_in_the_database_is_a_table_without_rows(study: Study) -> None:
     nobody = {name: frame.iloc[:0] for name, frame in HOSPITAL.items()}
     first, series = read_mimic3(Frames(nobody), hours=24)
     assert (len(first), len(series)) == (0, 0)
     assert tuple(first.columns) == ("unit", *COLUMNS)
     assert tuple(series.columns) == ("unit", "hour", *CHANNELS)
+    # A site that has nobody left answers like any other.
+    records, hours = read_preset("mimic3", Frames(nobody), study)
+    assert hours is not None
+    values, _ = read_windows(parse_text(records, study), hours, study)
+    assert values.shape == (0, 24, 10)
 
 
 def test_every_code_stands_for_one_measure_and_every_measure_has_one() -> None:
