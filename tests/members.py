@@ -104,9 +104,11 @@ def make_federation(folder: Path, *, now: datetime = NOW, windows: bool = False,
     return made
 
 
-def make_members(folder: Path, *sites: str, now: datetime = NOW, address: str = ADDRESS) -> Federation:
+def make_members(
+    folder: Path, *sites: str, now: datetime = NOW, windows: bool = False, address: str = ADDRESS
+) -> Federation:
     """A federation of which some sites have joined; the first two by default."""
-    made, sites = make_federation(folder, now=now, address=address), sites or SITES[:2]
+    made, sites = make_federation(folder, now=now, windows=windows, address=address), sites or SITES[:2]
     made.enrol(*sites)
     made.admit(*sites)
     made.join(*sites)
