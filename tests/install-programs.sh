@@ -6,6 +6,7 @@ wants() { # FILE-OR-COMMAND PACKAGE
     command -v "$1" > /dev/null || missing="$missing $2"
 }
 wants "$(find /usr/lib/postgresql -path '*/bin/initdb' 2> /dev/null | sort -V | tail -1)" postgresql # databases of a site
+wants chromium chromium # the coordinator's page in a browser
 # One line for each further program.
 if [ -z "$missing" ]; then
     exit 0
