@@ -254,6 +254,7 @@ def test_floats_of_arrow_are_as_short_as_their_precision_lets_them(tmp_path: Pat
         "whole": pa.array([5.0, float("nan")], pa.float64()),
         "coded": pa.array(["a", None]).dictionary_encode(),
         "late": pa.array([2**63 - 1, None], pa.uint64()),
+        "unique": pa.array([bytes(range(16)), None], pa.uuid()),
         "nothing": pa.nulls(2),
     }
     pq.write_table(pa.table(arrays), tmp_path / "t.parquet")
@@ -264,6 +265,7 @@ def test_floats_of_arrow_are_as_short_as_their_precision_lets_them(tmp_path: Pat
         ["5", "nan"],
         ["a", ""],
         ["9223372036854775807", ""],
+        ["00010203-0405-0607-0809-0a0b0c0d0e0f", ""],
         ["", ""],
     ]
 
