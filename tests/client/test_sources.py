@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -162,7 +162,7 @@ ROWS = st.lists(st.tuples(*(st.none() | VALUES[name] for name in COLUMNS)), max_
 
 
 @given(rows=ROWS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate])  # smaller rows take minutes
 def test_a_typed_table_has_one_text_wherever_it_is_kept(places: Places, rows: list[Row]) -> None:
     sections = places.write(rows)
     expected = pd.DataFrame([[text_of(value) for value in row] for row in rows], columns=list(COLUMNS), dtype=str)
