@@ -11,7 +11,6 @@ from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from types import NoneType
 from typing import Any, Final
-from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -50,7 +49,9 @@ def texts_of_arrow(values: pa.Array, name: str) -> "pd.Series[str]":
             # As short as its own precision lets it be: 0.1, and not the nearest of twice the length.
             kind_of = np.float16 if pa.types.is_float16(kind) else np.float32
             return texts([None if one is None else float(str(kind_of(one))) for one in values.to_pylist()], name)
-        if isinstance(kind, pa.UuidType) or any(is_written(kind) for is_written in _WRITTEN):
+        if isinstance(kind, pa.UuidType):
+            return texts([None if one is None else str(one) for one in values.to_pylist()], name)
+        if any(is_written(kind) for is_written in _WRITTEN):
             return texts(values.to_pylist(), name)
     raise no_text(name, str(kind))
 
@@ -132,5 +133,4 @@ _WRITERS: Final[Mapping[type, Callable[[Any], str]]] = {
     time: time.isoformat,
     datetime: _moment,
     pd.Timestamp: _moment,  # of Arrow's nanoseconds
-    UUID: str,
 }

@@ -69,6 +69,7 @@ def open_postgresql(settings: PostgresSettings) -> Iterator["PostgreSQL"]:
     """
     try:
         import psycopg  # noqa: PLC0415 (of an extra)
+        from psycopg.types.string import TextLoader  # noqa: PLC0415 (as above)
     except ImportError:
         raise SourceError(
             "source: psycopg is not installed; pip install 'privshare[sql]'", ExitCode.SOURCE_NOT_INSTALLED
@@ -90,6 +91,7 @@ def open_postgresql(settings: PostgresSettings) -> Iterator["PostgreSQL"]:
         with _faults(where):
             for name, value in (*_SESSION.items(), ("statement_timeout", str(1000 * settings.timeout))):
                 connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+        connection.adapters.register_loader("uuid", TextLoader)
         connection.autocommit = False
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True

@@ -125,7 +125,7 @@ FAULTS: dict[str, Fault] = {
         "query: the query failed (SQLSTATE 22P02)",
     ),
     "too slow": (
-        by_query("SELECT pg_sleep(60)::text AS n FROM t", timeout=1),
+        by_query("SELECT pg_sleep(3)::text AS n", timeout=1),
         C.SOURCE_FAILED,
         "longer than `timeout`",
     ),
