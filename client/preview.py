@@ -188,7 +188,8 @@ class _Speaker:
             stated = state_head(self.site, self._head, _KEY)
             attested = Attestation.of(self.site, self.site, stated, _DIGEST[:32]).signed(_KEY)
             return {"attestations": [asdict(attested)] * self.peers}
-        return {"confirm": {"confirmed": self.peers}, "masks": participants}.get(item.kind, {})
+        other: dict[str, dict[str, Any]] = {"confirm": {"confirmed": self.peers}, "masks": participants}
+        return other.get(item.kind, {})
 
     def _ledger(self) -> dict[str, Any]:
         spent = (_EVENT,) * self.events

@@ -138,11 +138,11 @@ def _releases(study: Study) -> list[Item]:
                 is_exact=False, is_kept=is_local and "tables" in KEPT,
             )
         )  # fmt: skip
-    if share := shares.get("semantic"):
+    if share := shares.get("semantic", 0.0):
         kept = is_local and "embedding" in KEPT
         cells = 2 * FEATURES * classes
         found.append(Item("embedding", stages, "", "train", rest * share * reached, cells=cells, is_kept=kept))
-    if (share := shares.get("neural")) and stages > 1:
+    if (share := shares.get("neural", 0.0)) and stages > 1:
         critic = initialise_critic(critic_shape_of(study, shape_of(study, sizes)), seed=0)
         steps = (stages - 1) * study.critic.steps
         cells = sum(values.size for values in critic_parameters(critic).values())

@@ -105,7 +105,6 @@ def test_approve_shows_the_terms_and_signs_once_the_sites_name_is_typed(home: Ho
         "epsilon",
         "read by the coordinator",
         "of the budget of all",
-        "of the budget",
     ):
         assert part in result.stdout
     signed = signature.read_text(encoding="ascii").strip()

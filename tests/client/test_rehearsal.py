@@ -21,8 +21,8 @@ def run(home: Home, *arguments: str) -> Result:
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Home:
-    """A site whose table is gone, with half of the units held out, so that one is found soon."""
-    home = make_home(tmp_path / "north", study={**STUDY, "privacy": {**PRIVACY, "holdout": 0.5}})
+    """A site whose table is gone, with nearly half of the units held out, so that one is found soon."""
+    home = make_home(tmp_path / "north", study={**STUDY, "privacy": {**PRIVACY, "holdout": 0.45}})
     (home.folder / "table.csv").unlink()
     return home
 
