@@ -17,7 +17,7 @@ from common.data.schema import Column, parse_table
 from common.errors import ExitCode, SchemaError
 from common.study import Study
 
-_MOST_PROBES: Final = 2000
+_MOST_PROBES: Final = 300
 """Calls of the parser for one column: beyond so many, what is wrong is everywhere."""
 
 

@@ -12,7 +12,7 @@ from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Head
 from common.privacy.signatures import SigningKey
 from common.privacy.spending import Spending
-from common.privacy.witness import state_head
+from common.privacy.witness import Attestation, state_head
 from common.study import Study
 from common.wire.agenda import Item, agenda
 from common.wire.envelopes import ANY_SITE, Order, answer_to
@@ -100,17 +100,15 @@ def preview(study: Study, policy: SitePolicy, *, site: str, peers: int) -> Previ
         peers: other sites.
     """
     items = agenda(study, sites=peers + 1)
-    overhead = _overhead(study, policy, site=site, events=sum(item.times for item in items if item.account))
-    lines = tuple(_line(item, study, policy, overhead=overhead, peers=peers) for item in items)
+    speaker = _Speaker(study, policy, site, peers, sum(item.times for item in items if item.account))
+    lines = tuple(_line(item, study, policy, speaker) for item in items)
     epsilon, delta = policy.limits
     return Preview(study.name, study.digest(), study.unit.name, epsilon, delta, peers + 1, lines)
 
 
-def _line(item: Item, study: Study, policy: SitePolicy, *, overhead: int, peers: int) -> Line:
-    # What peers sign of each other's ledgers grows with the federation.
-    own = overhead * (peers if item.kind == "witness" else 1)
+def _line(item: Item, study: Study, policy: SitePolicy, speaker: "_Speaker") -> Line:
     per_number = _PARAMETER_BYTES if item.kind == "train" else _NUMBER_BYTES
-    size = own + (0 if item.is_kept else per_number * item.cells)
+    size = speaker.overhead(item) + (0 if item.is_kept else per_number * item.cells)
     noise = None
     if item.account is not None:
         sampling = study.critic.sampling if item.kind == "critic" else 1.0
@@ -147,28 +145,69 @@ def _says(item: Item, study: Study) -> str:
     return _SAYS[item.kind]
 
 
-def _overhead(study: Study, policy: SitePolicy, *, site: str, events: int) -> int:
-    """Bytes of a reply's signed header at the end of a run, when the site states all that it has spent."""
-    key, digest = SigningKey.from_seed(bytes(32)), "0" * 64
-    head = Head(digest, 2 * events, digest)
-    event = GaussianEvent(
-        account="holdout", squared_sensitivity=10**9, noise_stddev=123456789.123456789, cells=10**6, scale=10**6,
-        noise="csprng",
-    )  # fmt: skip
-    spending = Spending(site, study.digest(), head, policy.bound, (event,) * events).signed(key)
-    stated = state_head(site, head, key, past=dict.fromkeys(range(8), digest))
-    facts = {"event": event.as_dict(), "ledger_head": asdict(stated), "spending": spending.as_dict()}
-    body = Reply(site, facts).encode()
-    order = Order.of(body, study=study.digest(), site=ANY_SITE)
-    return len(
-        answer_to(
-            order.seal(b"", key),
-            study=study.digest(),
-            request=digest,
-            site=site,
-            policy=digest,
-            head=head,
-            body=body,
-            key=key,
+@dataclass(frozen=True)
+class _Speaker:
+    """Says what a site says beside numbers, at the end of a run, when it states all that it has spent."""
+
+    study: Study
+    policy: SitePolicy
+    site: str
+    peers: int
+    events: int
+
+    def overhead(self, item: Item) -> int:
+        """Bytes of an answer without its numbers."""
+        body = Reply(self.site, self._facts(item)).encode()
+        order = Order.of(body, study=self.study.digest(), site=ANY_SITE)
+        return len(
+            answer_to(
+                order.seal(b"", _KEY),
+                study=self.study.digest(),
+                request=_DIGEST,
+                site=self.site,
+                policy=_DIGEST,
+                head=self._head,
+                body=body,
+                key=_KEY,
+            )
         )
-    )
+
+    @property
+    def _head(self) -> Head:
+        return Head(_DIGEST, 2 * self.events, _DIGEST)
+
+    def _facts(self, item: Item) -> dict[str, Any]:
+        participants = {"participants": _DIGEST} if self.policy.is_masked else {}
+        if item.account is not None:
+            return {"event": _EVENT.as_dict(), **self._ledger(), **participants}
+        if item.kind == "describe":
+            mask = {"mask": dict.fromkeys(("public", "signature", "study", "run", "site"), _DIGEST)}
+            known = {"bound": self.policy.bound, "key": _DIGEST, "nonce": _DIGEST[:32], **self._ledger()}
+            return {**known, **(mask if self.policy.is_masked else {})}
+        if item.kind == "witness":
+            stated = state_head(self.site, self._head, _KEY)
+            attested = Attestation.of(self.site, self.site, stated, _DIGEST[:32]).signed(_KEY)
+            return {"attestations": [asdict(attested)] * self.peers}
+        other: dict[str, dict[str, Any]] = {"confirm": {"confirmed": self.peers}, "masks": participants}
+        return other.get(item.kind, {})
+
+    def _ledger(self) -> dict[str, Any]:
+        spent = (_EVENT,) * self.events
+        spending = Spending(self.site, self.study.digest(), self._head, self.policy.bound, spent).signed(_KEY)
+        stated = state_head(self.site, self._head, _KEY, past=dict.fromkeys(range(_SHOWN), _DIGEST))
+        return {"ledger_head": asdict(stated), "spending": spending.as_dict()}
+
+
+_KEY: Final = SigningKey.from_seed(bytes(32))
+_DIGEST: Final = "0" * 64
+_SHOWN: Final = 8
+"""Earlier entries that a statement shows; see `client.witnesses`."""
+_EVENT: Final = GaussianEvent(
+    account="holdout",
+    squared_sensitivity=10**9,
+    noise_stddev=123456789.123456789,
+    cells=10**6,
+    scale=10**6,
+    noise="csprng",
+)
+"""As long as one gets."""

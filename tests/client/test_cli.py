@@ -104,8 +104,7 @@ def test_approve_shows_the_terms_and_signs_once_the_sites_name_is_typed(home: Ho
         "east, west",
         "epsilon",
         "read by the coordinator",
-        "90.",
-        "of the budget",
+        "of the budget of all",
     ):
         assert part in result.stdout
     signed = signature.read_text(encoding="ascii").strip()

@@ -1,8 +1,6 @@
-"""`doctor` on a healthy site and on sites with one planted fault each: that check fails, alone, and says how to mend it."""
+"""`doctor` on a healthy site, and on sites with one planted fault each: its check fails alone and names the mend."""
 
-import errno
 import json
-import os
 import resource
 import shutil
 import socket
@@ -28,7 +26,7 @@ from client.doctor.checks import CHECKS
 from client.doctor.checkup import Case, Check, Mark, Surroundings, examine, first_failure
 from client.doctor.checkup import Result as Finding
 from client.keys import identity
-from client.policy import load_site_settings, policy_digest, sign_policy
+from client.policy import policy_digest, sign_policy
 from common.errors import ExitCode
 from common.study import load_study
 from common.wire.messages import Reply
@@ -483,9 +481,7 @@ def memory_short(patient: Patient) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_fails_its_check_alone_and_its_mend_is_named(
-    take: Callable[[str], Patient], name: str
-) -> None:
+def test_a_planted_fault_fails_its_check_alone_and_its_mend_is_named(take: Callable[[str], Patient], name: str) -> None:
     on, plant, check, mend, code = FAULTS[name]
     patient = take(on)
     plant(patient)
@@ -498,3 +494,90 @@ def test_a_planted_fault_fails_its_check_alone_and_its_mend_is_named(
     skipped = [result for result in found if result.mark == Mark.SKIPPED]
     assert len(found) == len(CHECKS)
     assert all(result.says.startswith(("needs: ", "not checked: ")) for result in skipped)
+
+
+# --- what is said, and what is not
+
+
+def test_few_units_are_a_doubt_that_fails_nothing(patient: Patient) -> None:
+    patient.write(ROWS[:20])
+    found = patient.examined()
+    (doubt,) = [result for result in found if result.mark != Mark.OK]
+    assert (doubt.check, doubt.mark, first_failure(found)) == ("enough units", Mark.WARNED, ExitCode.OK)
+    assert "20 units" in doubt.says
+
+
+def test_cells_are_counted_by_column_and_rule_and_never_shown(patient: Patient) -> None:
+    rows = [(*row[:2], "777", *row[3:]) for row in ROWS[:3]]
+    rows += [(*row[:3], value, row[4]) for row, value in zip(ROWS[3:6], ("", "much", "12.5"), strict=True)]
+    patient.write([*rows, *ROWS[6:]])
+    (cells,) = [result for result in patient.examined() if result.check == "cells"]
+    age, amount = cells.says.split("; ")
+    assert age == "age: 3 out of bounds"
+    rules = {"1 missing not allowed", "1 not a number", "1 out of bounds"}
+    assert set(amount.removeprefix("amount: ").split(", ")) == rules
+    assert not any(value in cells.says for value in ("777", "much", "12.5"))
+
+
+def command(patient: Patient, *arguments: str) -> Result:
+    options = ["--site", "north", "--sites", str(patient.federation.folder / "sites")]
+    return CliRunner().invoke(app, [*options, *arguments], env={"COLUMNS": "200"})
+
+
+def test_the_command_prints_a_line_a_check_and_ends_with_the_first_failures_code(
+    patient: Patient, caplog: pytest.LogCaptureFixture
+) -> None:
+    patient.spoil(2, "100", rows=3)
+    (patient.folder / "ca.crt").write_text("nonsense")
+    before = {path: path.read_bytes() for path in patient.folder.rglob("*") if path.is_file()}
+    result = command(patient, "doctor")
+    assert result.exit_code == ExitCode.OUT_OF_BOUNDS
+    lines = result.stdout.splitlines()
+    assert [line[:4] for line in lines if line and not line.startswith("  ")][:3] == ["ok  ", "ok  ", "ok  "]
+    assert "FAIL cells: age: 3 out of bounds" in lines
+    assert lines[lines.index("FAIL cells: age: 3 out of bounds") + 1].strip().startswith("mend: correct the cells")
+    assert any(line.startswith("FAIL federation's CA") for line in lines)
+    assert "keep them at this site" in result.stderr
+    # The counts are on the terminal, and nowhere else.
+    assert caplog.records == []
+    assert {path: path.read_bytes() for path in patient.folder.rglob("*") if path.is_file()} == before
+
+
+def test_as_json_it_says_the_same(patient: Patient) -> None:
+    patient.spoil(2, "100")
+    result = command(patient, "doctor", "--json")
+    found = json.loads(result.stdout)
+    assert found["code"] == result.exit_code == ExitCode.OUT_OF_BOUNDS
+    assert [check["check"] for check in found["checks"]] == [check.name for check in CHECKS]
+    (failed,) = [check for check in found["checks"] if check["mark"] == "failed"]
+    assert (failed["check"], failed["says"]) == ("cells", "age: 1 out of bounds")
+
+
+def test_a_check_that_breaks_fails_alone_and_says_nothing_of_what_it_saw() -> None:
+    def breaks(case: Case) -> str:
+        raise ValueError("cell 'Jane Doe'")
+
+    checks = [
+        Check("first", breaks, "mend"),
+        Check("second", lambda _: "fine", "mend"),
+        Check("third", lambda _: "fine", "mend", ("first",)),
+        Check("fourth", lambda _: "fine", "mend", ("third",)),
+    ]
+    found = examine(Case(Path("site.yaml"), "north"), checks)
+    assert [result.mark for result in found] == [Mark.FAILED, Mark.OK, Mark.SKIPPED, Mark.SKIPPED]
+    assert found[0].says == "the check broke (ValueError)"
+
+
+def test_a_column_that_is_wrong_everywhere_is_not_counted_for_ever(patient: Patient) -> None:
+    patient.write([(*row[:3], f"{at}", row[4]) for at, row in enumerate(ROWS * 4, start=1000)])
+    (cells,) = [result for result in patient.examined() if result.check == "cells"]
+    assert cells.says.startswith("amount: at least ")
+
+
+def test_every_check_needs_only_checks_before_it_and_says_how_to_mend() -> None:
+    seen: set[str] = set()
+    for check in CHECKS:
+        assert set(check.needs) <= seen
+        assert check.name not in seen
+        assert check.mend.strip()
+        seen.add(check.name)
