@@ -180,7 +180,7 @@ def test_a_port_that_is_taken_is_told_in_a_line(running: Path) -> None:
         taken.listen()
         result = run("dashboard", running, "--port", taken.getsockname()[1])
     assert result.exit_code == ExitCode.OUTPUT_NOT_WRITABLE
-    assert "cannot listen there; choose another --port" in result.stderr
+    assert "cannot listen there (Address already in use); choose another --port" in result.stderr
 
 
 def test_a_token_file_is_its_owner_s_alone(running: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
