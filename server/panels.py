@@ -19,7 +19,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from common.evaluation import charts, numerals
-from common.evaluation.verdict import heading, label
+from common.evaluation.labels import heading, label
 from server.snapshot import MEANINGS
 
 SECTIONS: Final = ("top", "budget", "noise", "quality", "gates", "sites", "audit")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from common.evaluation import charts, numerals
+from common.evaluation.labels import label
 from common.evaluation.sections.blocks import (
     Block,
     Cell,
@@ -20,7 +21,7 @@ from common.evaluation.sections.blocks import (
     words,
 )
 from common.evaluation.steps import kind_of, stage_of
-from common.evaluation.verdict import figure_of, label, spoken_of
+from common.evaluation.verdict import figure_of, spoken_of
 
 _LISTED_SITES: Final = 6
 """Sites with a column of their own."""
