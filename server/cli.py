@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -131,18 +131,10 @@ def budget(
         for row in found:
             typer.echo(json.dumps(row, allow_nan=False))
         return
-    table = Table(
-        title=escape(f"{loaded.name}: noise of one count, delta {loaded.privacy.delta:g}"),
-        caption=f"error: of a cell that holds {cell:.3g} of all units; first, last: of that measurement alone",
-    )
-    for heading in ("epsilon", "units", "sites", "rounds", "release", "noise", "of units", "error", "first", "last"):
-        table.add_column(heading, justify="left" if heading == "release" else "right")
-    for row in found:
-        counts = (f"{row['units']:,}", str(row["sites"]), str(row["rounds"]), row["release"].replace("_", " "))
-        errors = (row[name] for name in ("relative_error", "first_relative_error", "last_relative_error"))
-        shares = (f"{row['share']:.2%}", *(f"{error:.1%}" for error in errors))
-        table.add_row(f"{row['epsilon']:g}", *counts, f"{row['noise']:,.1f}", *shares)
-    Console().print(table)
+    console = Console()
+    # A table that is cut says nothing; a terminal that is narrower breaks its lines.
+    console.width = max(console.width, 100)
+    console.print(_what_if_table(loaded.name, found, cell=cell))
 
 
 @app.command()
@@ -307,6 +299,29 @@ def proxy(
         typer.echo(proxy_config(PROXY, home, listen=listen, upstream=f"127.0.0.1:{port}", run=run))
     except PrivShareError as error:
         _fail(error)
+
+
+def _what_if_table(name: str, found: list[dict[str, Any]], *, cell: float) -> Table:
+    """Of noise; what is the same in all rows stands above them."""
+    formats = {"epsilon": "{:g}", "units": "{:,}", "sites": "{}", "rounds": "{}"}
+    varied = [key for key in formats if len({row[key] for row in found}) > 1]
+    same = ", ".join(f"{key} {formats[key].format(found[0][key])}" for key in formats if key not in varied)
+    table = Table(
+        title=escape(f"{name}: noise of one count{', ' if same else ''}{same}"),
+        caption=f"error: of a cell that holds {cell:.3g} of all units; first, last: of that measurement alone",
+    )
+    for heading in (*varied, "release", "noise", "of units", "error", "first", "last"):
+        table.add_column(heading, justify="left" if heading == "release" else "right", no_wrap=True)
+    for row in found:
+        errors = (row[key] for key in ("relative_error", "first_relative_error", "last_relative_error"))
+        table.add_row(
+            *(formats[key].format(row[key]) for key in varied),
+            row["release"].replace("_", " "),
+            f"{row['noise']:,.1f}",
+            f"{row['share']:.2%}",
+            *(f"{error:.1%}" for error in errors),
+        )
+    return table
 
 
 def _line_of(step: dict[str, object]) -> str:

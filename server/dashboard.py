@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import json
 import secrets
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -137,12 +138,13 @@ def _stat(path: Path) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def make_app(watch: Watch, token: str) -> ASGIApp:
+def make_app(watch: Watch, token: str, *, is_over: Callable[[], bool] = lambda: False) -> ASGIApp:
     """The page and its data. GET and HEAD alone, and nothing without the token.
 
     Args:
         watch: of what is shown.
         token: as a cookie, which a request with `?token=` gets, as `?token=` itself, or as a bearer.
+        is_over: whether streams are to end.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
 
@@ -166,7 +168,7 @@ def make_app(watch: Watch, token: str) -> ASGIApp:
 
     @app.api_route("/stream", methods=list(_READ))
     async def stream() -> StreamingResponse:
-        return StreamingResponse(_messages(watch), media_type="text/event-stream")
+        return StreamingResponse(_messages(watch, is_over), media_type="text/event-stream")
 
     async def fail(_: object, error: Exception) -> Response:
         return PlainTextResponse(f"error: {error}\n", status_code=503)
@@ -175,12 +177,12 @@ def make_app(watch: Watch, token: str) -> ASGIApp:
     return _Guard(app, token)
 
 
-async def _messages(watch: Watch) -> AsyncIterator[str]:
+async def _messages(watch: Watch, is_over: Callable[[], bool]) -> AsyncIterator[str]:
     """A message with every section, then another whenever something changed."""
     yield "retry: 1000\n\n"
     sent: View | None = None
     quiet = 0.0
-    while True:
+    while not is_over():
         try:
             view = await asyncio.to_thread(watch.look)
         except PrivShareError:
@@ -266,23 +268,42 @@ def serve(watch: Watch, *, host: str, port: int, token: str, on_ready: Callable[
     Raises:
         OutputError: the port is taken, or the address is not of this machine.
     """
+    listener = _listen(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    servers: list[uvicorn.Server] = []
+    app = make_app(watch, token, is_over=lambda: any(server.should_exit for server in servers))
     config = uvicorn.Config(
-        make_app(watch, token),
-        host=host,
-        port=port,
-        log_level="warning",
+        app,
+        log_config=None,
         access_log=False,  # the token may be in an address
         server_header=False,
-        timeout_graceful_shutdown=1,  # streams do not end by themselves
+        timeout_graceful_shutdown=5,
         limit_concurrency=64,
     )
-    try:
-        listener = config.bind_socket()
-    except SystemExit:  # uvicorn logs why, and exits
-        raise OutputError(f"{host}:{port}: cannot listen there; choose another --port") from None
-    shown = f"[{host}]" if ":" in host else host
+    servers.append(uvicorn.Server(config))
     on_ready(f"http://{shown}:{listener.getsockname()[1]}/?token={token}")
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        servers[0].run(sockets=[listener])
     finally:
         listener.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        OutputError: the port is taken, or the address is not of this machine.
+    """
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, number)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            listener.listen()
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise OutputError(f"{host}:{port}: cannot listen there ({error.strerror}); choose another --port") from None
+    return listener

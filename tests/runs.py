@@ -33,7 +33,7 @@ gates: {misfit: 1000, monitor_auc: 0.5}
 
 
 def choose_run(folder: Path, *, noise_seed: int | None = None) -> Run:
-    """A run over two sites in `folder`/run, not begun; noise from a seed voids it, and makes runs comparable."""
+    """A run over two simulated sites in `folder`/run, not begun; noise from a seed makes runs comparable, and void."""
     random, people = np.random.default_rng(3), 240
     columns = {
         "person": [f"p{number}" for number in range(people)],

@@ -125,7 +125,7 @@ def test_the_stream_tells_each_step_once_and_that_it_is_alive(
     monkeypatch.setattr(dashboard, "_BREATH", 0.02)
 
     async def listen() -> list[str]:
-        messages = dashboard._messages(Watch(run))
+        messages = dashboard._messages(Watch(run), lambda: False)
         told = [await anext(messages) for _ in range(3)]
         grow(finished, run, HALF + 1)
         while told[-1].startswith(":"):

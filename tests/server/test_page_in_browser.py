@@ -1,4 +1,4 @@
-"""The coordinator's page in a real browser: it follows a run, survives its server, fits, and is quiet on the console."""
+"""The coordinator's page in a real browser: it follows a run, survives its server, fits, and says nothing aside."""
 
 import os
 import re
@@ -148,8 +148,9 @@ def test_a_saved_page_opens_from_a_file_and_fits(browser: Any, saved: Path, widt
     # Nothing sticks out but in what scrolls by itself.
     wide = shown.page.evaluate(
         """() => [...document.querySelectorAll('h1, h2, p, figure, svg, dl, li, section')]
-            .filter(one => !one.closest('.scroll') && !one.closest('.skip, .hidden') && one.getBoundingClientRect().width)
-            .filter(one => one.getBoundingClientRect().right > window.innerWidth + 1).map(one => one.outerHTML.slice(0, 80))"""
+            .filter(one => !one.closest('.scroll, .skip, .hidden') && one.getBoundingClientRect().width)
+            .filter(one => one.getBoundingClientRect().right > window.innerWidth + 1)
+            .map(one => one.outerHTML.slice(0, 80))"""
     )
     assert wide == []
 

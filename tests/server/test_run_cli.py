@@ -16,6 +16,8 @@ from server.forecast import plan_of, what_if
 from server.run_folder import asked
 from tests.runs import STUDY, cut
 
+EVERYWHERE = "0.0.0.0"  # noqa: S104 (what is refused)
+
 
 def run(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
@@ -152,7 +154,7 @@ def test_a_run_that_is_stopped_is_not_resumed_but_started(running: Path) -> None
 
 
 def test_a_page_is_not_shown_to_the_network_unless_that_is_said(running: Path) -> None:
-    fails(run("dashboard", running, "--host", "0.0.0.0"), ExitCode.USAGE, "--expose")
+    fails(run("dashboard", running, "--host", EVERYWHERE), ExitCode.USAGE, "--expose")
 
 
 def test_a_page_that_is_shown_to_the_network_comes_with_a_warning(
@@ -160,17 +162,15 @@ def test_a_page_that_is_shown_to_the_network_comes_with_a_warning(
 ) -> None:
     served: list[str] = []
     monkeypatch.setattr("server.dashboard.serve", lambda *_, host, **__: served.append(host))
-    result = run("dashboard", running, "--host", "0.0.0.0", "--expose")
-    assert (result.exit_code, served) == (0, ["0.0.0.0"])
+    result = run("dashboard", running, "--host", EVERYWHERE, "--expose")
+    assert (result.exit_code, served) == (0, [EVERYWHERE])
     assert "warning: 0.0.0.0 is reached from the network, without TLS" in result.stderr
     assert run("dashboard", running).stderr == ""
 
 
 def test_a_page_of_nothing_is_not_served(tmp_path: Path) -> None:
     token = tmp_path / "token"
-    fails(
-        run("dashboard", tmp_path / "none", "--token-file", token), ExitCode.RESUME_IMPOSSIBLE, "neither the folder"
-    )
+    fails(run("dashboard", tmp_path / "none", "--token-file", token), ExitCode.RESUME_IMPOSSIBLE, "neither the folder")
     assert not token.exists()
 
 
@@ -180,7 +180,7 @@ def test_a_port_that_is_taken_is_told_in_a_line(running: Path) -> None:
         taken.listen()
         result = run("dashboard", running, "--port", taken.getsockname()[1])
     assert result.exit_code == ExitCode.OUTPUT_NOT_WRITABLE
-    assert "cannot listen there; choose another --port" in result.stderr
+    assert "cannot listen there (Address already in use); choose another --port" in result.stderr
 
 
 def test_a_token_file_is_its_owner_s_alone(running: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

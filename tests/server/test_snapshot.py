@@ -16,6 +16,7 @@ from server.journal import Journal
 from server.launch import prepare
 from server.metrics import NAMES, as_metrics
 from server.panels import render_page, render_sections
+from server.provision import CERTIFICATE_DAYS
 from server.run_folder import LOCK, ask, is_held
 from server.snapshot import MEANINGS, find_run, snapshot_of
 from tests.members import NOW, make_members
@@ -175,12 +176,12 @@ def test_a_home_shows_its_members_before_a_run_and_then_its_newest_run(tmp_path:
     found = look(fed.home)
     assert (found["run"]["state"], found["verdict"]["word"]) == ("waiting", "Not begun")
     assert {site["site"]: site["status"] for site in found["sites"]} == {
+        "east": "invited",
         "north": "admitted",
         "south": "admitted",
-        "west": "invited",
     }
-    assert found["sites"][0]["certificate_days"] == 396
-    assert found["coordinator"]["certificate_days"] == 396
+    assert found["sites"][1]["certificate_days"] == CERTIFICATE_DAYS
+    assert found["coordinator"]["certificate_days"] == CERTIFICATE_DAYS
     run = fed.home / "runs" / "one"
     given = {"run": "one", "seed": 0, "device": "cpu", "patience": 1.0, "timeout": 1.0}
     prepare(fed.folder / "study.yaml", fed.home, run, **given)  # type: ignore[arg-type]
