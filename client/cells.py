@@ -53,7 +53,8 @@ def texts_of_arrow(values: pa.Array, name: str) -> "pd.Series[str]":
             return texts([None if one is None else str(one) for one in values.to_pylist()], name)
         if any(is_written(kind) for is_written in _WRITTEN):
             return texts(values.to_pylist(), name)
-    raise no_text(name, str(kind))
+    # Its kind alone: the names of a document's fields may come from its rows.
+    raise no_text(name, str(kind).partition("<")[0])
 
 
 def frame_of_arrow(batch: pa.RecordBatch, names: Sequence[str]) -> pd.DataFrame:

@@ -64,7 +64,7 @@ def read_chunks(
         ) as pieces:
             for piece in pieces:
                 # An empty cell is "": what is not there at all is the end of a short row.
-                if bool(piece.isna().to_numpy().any()):
+                if bool(piece.iloc[:, -1].isna().any()):
                     raise _uneven(path)
                 yield piece
         # Two passes saw it, and what the first one found must hold of the second.
