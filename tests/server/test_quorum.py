@@ -389,7 +389,8 @@ def test_a_site_that_fails_in_a_release_is_on_record_and_its_weight_filled_in(tm
     found = dict(zip(faults, fed.rejected, strict=True))
     assert found == {how: (name, {"bob": faults[how][1]}) for how, name in zip(faults, names, strict=True)}
     state = fed.coordinator()._state
-    factor = sum(state.units.values()) / (state.units["ann"] + state.units["cyd"])
+    weights = {site: units.total for site, units in state.units.items()}
+    factor = sum(weights.values()) / (weights["ann"] + weights["cyd"])
     assert factor == pytest.approx(360 / 240, rel=0.1)
     for name in names:
         release, two = state.releases[name], [fed.replies[site, name] for site in ("ann", "cyd")]
@@ -408,11 +409,13 @@ def test_a_site_that_fails_in_a_release_is_on_record_and_its_weight_filled_in(tm
 
 def test_what_a_site_weighs_is_what_its_noised_one_way_counts_say(whole: Federation) -> None:
     units = whole.coordinator()._state.units
-    assert {site: round(found / UNITS[site], 1) for site, found in units.items()} == dict.fromkeys(SITES, 1.0)
+    assert {site: round(found.total / UNITS[site], 1) for site, found in units.items()} == dict.fromkeys(SITES, 1.0)
     for site in SITES:
         reply = whole.replies[site, "one_way"]
-        # The smallest table, colours by label, is the first one.
-        assert units[site] == reply.arrays["counts"][: 3 * 2].sum() / reply.facts["event"]["scale"]
+        tables = np.split(reply.arrays["counts"] / reply.facts["event"]["scale"], [3 * 2])
+        totals = [table.reshape(2, -1).sum(axis=1) for table in tables]
+        # The colours' total is over 3 cells, the amounts' over 8: its noise has so much more variance.
+        assert units[site].counts == pytest.approx((totals[0] / 3 + totals[1] / 8) / (1 / 3 + 1 / 8))
 
 
 def test_a_site_that_fails_in_training_is_left_out_of_the_mean(tmp_path: Path) -> None:
