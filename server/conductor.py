@@ -32,7 +32,7 @@ from server.aggregation import add_up, check_release
 from server.checkpoints import load_latest, save_checkpoint, write_file
 from server.exchange import Answers, Credentials, Exchange, Roster, call_roll
 from server.journal import Journal
-from server.plausibility import MOST_NOISE, Form, Units, check_counts, check_event, check_units, state_units
+from server.plausibility import MOST_NOISE, Form, check_counts, check_event, check_units, state_units
 from server.run_folder import heed
 from server.run_state import RunState, SiteAccount, checkpoint_of, mask_of, restore
 

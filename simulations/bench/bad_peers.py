@@ -32,7 +32,7 @@ from common.study import load_study
 from common.synthesis.rows import draw_units
 from common.wire.messages import Reply, Request
 from server.aggregation import REACH
-from server.plausibility import Form
+from server.plausibility import DEVIATIONS, Form
 from server.publish import release_of
 from server.rounds import Coordinator
 from simulations.federation import credentials_of
@@ -56,7 +56,9 @@ columns:
 privacy: {epsilon: 4, delta: 1.0e-5, holdout: 0}
 discriminators: {scope: %(scope)s}
 noise: {rounds: 1, schedule: fixed}
-rounds: {count: 6, trainers: %(sites)d, local_steps: 20, refine_steps: 20, quorum: 1, site_units: 500, aggregation: %(aggregation)s}
+rounds:
+  {count: 6, trainers: %(sites)d, local_steps: 20, refine_steps: 20, quorum: 1, site_units: 500,
+  aggregation: %(aggregation)s}
 model: {latent: 4, width: 32, blocks: 1, batch: 128}
 """
 _CODES: Final = {"a": 4, "b": 4, "c": 3, "d": 6, "ill": 2}
@@ -147,9 +149,29 @@ class Unguarded(Coordinator):
         pass
 
 
-def population(rows: int, random: np.random.Generator) -> pd.DataFrame:
-    """Units whose columns hang together and tell of the label, as codes."""
-    hidden = random.normal(size=(rows, 2))
+def most_moved(*, units: float, share: float, cells: int, classes: int, event: GaussianEvent, stddev: float) -> float:
+    """The most that one site can move the shares of a summed table, in total variation, and pass the checks.
+
+    Let x be what the site adds, T its total and S that of the others: the shares move by at most (|x|_1 + |T|) / 2 over
+    S + T, and |x|_1 is T and twice what lies below zero. The rules bound T, and the norm of what lies below zero.
+
+    Args:
+        units: that the site states.
+        share: these units in those of all sites.
+        cells: of the table.
+        classes: of the label.
+        event: of the release.
+        stddev: of the units that the site states in one class.
+    """
+    noise = event.noise_stddev / event.scale
+    room = classes * DEVIATIONS * np.sqrt((noise**2 + 1 / 12 / event.scale**2) * cells / classes + stddev**2)
+    below = np.sqrt(cells) * (noise * (np.sqrt(cells / 2) + DEVIATIONS) + np.sqrt(cells) / 2 / event.scale)
+    return share * float(1 + (room + below) / units)
+
+
+def population(rows: int, random: np.random.Generator, *, shift: float = 0.0) -> pd.DataFrame:
+    """Units whose columns hang together and tell of the label, as codes; `shift` is what sites differ by."""
+    hidden = random.normal(size=(rows, 2)) + shift
     noisy = hidden[:, [0, 1, 0, 1]] + 0.7 * random.normal(size=(rows, 4))
     codes = {
         name: np.digitize(noisy[:, at], np.linspace(-1.2, 1.2, _CODES[name] - 1)) for at, name in enumerate("abcd")
@@ -204,7 +226,16 @@ class Outcome:
 
 
 def run(
-    attack: Attack, *, sites: int, bad: int, seed: int, aggregation: str, scope: str, guarded: bool, folder: Path
+    attack: Attack,
+    *,
+    sites: int,
+    bad: int,
+    seed: int,
+    aggregation: str,
+    scope: str,
+    guarded: bool,
+    uneven: float,
+    folder: Path,
 ) -> Outcome:
     """One run of the federation; the first sites are bad."""
     torch.set_num_threads(1)
@@ -213,9 +244,10 @@ def run(
     study = load_study(path)
     random = np.random.default_rng(seed)
     names = [f"s{at:02}" for at in range(sites)]
+    shifts = np.linspace(-uneven, uneven, sites)
     doors: dict[str, Door] = {}
     for at, name in enumerate(names):
-        rows = population(_UNITS, random)
+        rows = population(_UNITS, random, shift=shifts[at])
         is_bad = at < bad
         made = make_site_folder(
             name,
@@ -242,7 +274,8 @@ def run(
     ).run(_InProcess(doors))
     drawn = draw_units(release_of(trained, study), rows=_ROWS, seed=seed, device=torch.device("cpu"))
     codes = pd.DataFrame({name: drawn.records[name].cat.codes for name in _CODES})
-    truth = population(_ROWS, np.random.default_rng(12345))
+    fresh = np.random.default_rng(12345)
+    truth = pd.concat([population(_ROWS // sites, fresh, shift=shift) for shift in shifts], ignore_index=True)
     return Outcome(_distance(codes, truth), _auc(codes, truth), len(refused))
 
 
@@ -273,13 +306,15 @@ def main(
     sites: Annotated[list[int] | None, typer.Option(help="Sites; repeat it.")] = None,
     bad: Annotated[list[int] | None, typer.Option(help="Bad ones of each; as many times as --sites.")] = None,
     scope: Annotated[Literal["shared", "local"], typer.Option(help="discriminators.scope of the study.")] = "shared",
+    attacks: Annotated[list[str] | None, typer.Option("--attack", help="Some alone; repeat it.")] = None,
+    uneven: Annotated[float, typer.Option(help="By how much the sites' populations are shifted, at most.")] = 0.0,
     seeds: Annotated[int, typer.Option(help="Runs of each kind.")] = 2,
 ) -> None:
     """Distance and AUC of the published table, with and without bad sites, with and without what is done about them."""
     guards = {"releases": [("mean", False), ("mean", True)], "generators": [("mean", True), ("median", True)]}[what]
     table = Table("sites", "bad", "attack", "aggregation", "checks", "refused", "distance", "AUC")
     for count, wrong in zip(sites or [4, 8, 16], bad or [1, 3, 7], strict=True):
-        for name, attack in ATTACKS[what].items():
+        for name in attacks or ATTACKS[what]:
             for aggregation, guarded in guards:
                 found: list[Outcome] = []
                 for seed in range(seeds):
@@ -287,8 +322,8 @@ def main(
                         own = wrong if name != "none" else 0
                         found.append(
                             run(
-                                attack, sites=count, bad=own, seed=seed, aggregation=aggregation, scope=scope,
-                                guarded=guarded, folder=Path(folder),
+                                ATTACKS[what][name], sites=count, bad=own, seed=seed, aggregation=aggregation,
+                                scope=scope, guarded=guarded, uneven=uneven, folder=Path(folder),
                             )
                         )  # fmt: skip
                 table.add_row(

@@ -71,6 +71,7 @@ class Federation:
     quorum: int | None = 2
     stages: int = 1
     rounds: int = 2
+    more: str = ""
     faults: dict[tuple[str, str], Fault] = field(default_factory=dict)
     replies: dict[tuple[str, str], Reply] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
@@ -81,7 +82,7 @@ class Federation:
         self.folder.mkdir(exist_ok=True)
         path = self.folder / "study.yaml"
         quorum = "" if self.quorum is None else f", quorum: {self.quorum}"
-        path.write_text(STUDY % (self.stages, self.rounds, quorum))
+        path.write_text(STUDY % (self.stages, self.rounds, quorum + self.more))
         for site in SITES:
             made = make_site_folder(
                 site,
@@ -441,6 +442,29 @@ def test_the_mean_is_that_of_those_who_trained_well(whole: Federation, tmp_path:
     assert found[0] == found[1] != generator_of(whole)
 
 
+@pytest.mark.parametrize("aggregation", ["mean", "median"])
+def test_a_generator_within_reach_moves_the_mean_and_not_the_median(tmp_path: Path, aggregation: str) -> None:
+    # What bob sends is where another site's steps could have led, in every parameter at once.
+    found = []
+    for way in (-1, 1):
+        federation = Federation(tmp_path / str(way), rounds=1, more=f", aggregation: {aggregation}")
+
+        def moved(reply: Reply, way: int = way) -> Reply:
+            step = np.float32(
+                way * 0.9 * 4.0 * 5e-3 * 0.1
+            )  # of four times the first learning rate, a tenth of the peak
+            return replace(reply, arrays={name: array + step for name, array in reply.arrays.items()})
+
+        federation.fails("bob", changed(moved), "train-1")
+        state = federation.run().state
+        assert federation.rejected == []
+        found.append(state.generator)
+    apart = np.concatenate([np.abs(found[0][name] - found[1][name]).ravel() for name in found[0]])
+    # One step of Adam at the coordinator follows, which no site moves.
+    mean_moves = 2 * 0.9 * 4.0 * 5e-4 / 3
+    assert (np.median(apart) < mean_moves / 10) == (aggregation == "median")
+
+
 def generator_of(federation: Federation) -> bytes:
     return (federation.folder / "generator" / "generator.safetensors").read_bytes()
 
@@ -530,6 +554,19 @@ def test_a_site_that_does_not_say_its_budget_and_key_is_not_in_the_run(fed: Fede
         fed.fails("bob", facts(**wrong), "describe")
         assert fed.coordinator()._call_roll(fed).names == ["ann", "cyd"]
     assert fed.rejected == [("describe", {"bob": "PROTOCOL"})] * len(BAD_DESCRIPTIONS)
+
+
+def test_a_site_whose_budget_buys_far_more_noise_is_refused_before_anybody_spends(fed: Federation) -> None:
+    whole = fed.coordinator()._bound
+    for factor, names in ((1 / 15, list(SITES)), (1 / 17, ["ann", "cyd"])):
+
+        def narrow(reply: Reply, bound: float = whole * factor) -> Reply:
+            said = replace(Spending.from_dict(reply.facts["spending"]), bound=bound).signed(fed.doors["bob"]._site.key)
+            return replace(reply, facts={**reply.facts, "bound": bound, "spending": said.as_dict()})
+
+        fed.fails("bob", changed(narrow), "describe")
+        assert fed.coordinator()._call_roll(fed).names == names
+    assert fed.rejected == [("describe", {"bob": "PROTOCOL"})]
 
 
 def test_a_site_with_a_key_that_the_federation_does_not_know_is_not_in_the_run(fed: Federation) -> None:
