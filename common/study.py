@@ -167,6 +167,12 @@ class Rounds(Section):
     refine_steps: Annotated[Whole, Field(ge=0, le=10_000)] = 40
     # Sites that must answer; without it, all. One that is missing in a release is taken to be like the others.
     quorum: Annotated[Whole, Field(ge=1)] | None = None
+    # How the generators of a round's sites become one. median: of each parameter, which fewer than half of them cannot
+    # move out of the range of the others; among honest sites it is no worse (docs/results/bad-peers.md). Of fewer than
+    # three it is the mean.
+    aggregation: Literal["mean", "median"] = "median"
+    # No site has more units than this, as everybody knows: one that states more is not believed.
+    site_units: Annotated[Whole, Field(ge=1)] | None = None
 
 
 class Model(Section):

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,9 +16,12 @@ import numpy as np
 import torch
 
 from common.data.encoding import make_grids
-from common.data.histograms import histogram_layout
+from common.data.histograms import histogram_layout, resolutions
+from common.data.tables import TableLayout
+from common.data.units import WINDOW_WEIGHT, unit_weight
 from common.errors import CheckpointError, ExitCode, ProtocolError
 from common.models.releases import Bins, Release, bins_from
+from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Head
 from common.privacy.spending import Spending
 from common.privacy.witness import Attestation, Statement, is_newer
@@ -29,6 +32,7 @@ from server.aggregation import add_up, check_release
 from server.checkpoints import load_latest, save_checkpoint, write_file
 from server.exchange import Answers, Credentials, Exchange, Roster, call_roll
 from server.journal import Journal
+from server.plausibility import MOST_NOISE, Form, check_counts, check_event, check_units, state_units
 from server.run_folder import heed
 from server.run_state import RunState, SiteAccount, checkpoint_of, mask_of, restore
 
@@ -119,10 +123,18 @@ class Conductor(ABC, Generic[_Outcome]):
         return roster.only(members & set(replies))
 
     def _measure_one_way(self, roster: Roster) -> Bins:
-        cells = histogram_layout(self._grids, self._classes, self._channels).n_cells
+        layout = histogram_layout(self._grids, self._classes, self._channels)
+        # A unit is in every table of a column of the record; its steps need not be in those of channels.
+        columns = sum(len(resolutions(grid)) for grid in self._grids)
+        form = self._form(layout, whole=[number < columns for number in range(layout.n_tables)])
         options = {"share": self._study.privacy.one_way_share}
-        release = self._measure(roster, "one_way", "one_way", options, {}, cells)
+        release = self._measure(roster, "one_way", "one_way", options, {}, form)
         return bins_from(release, self._study)
+
+    def _form(self, layout: TableLayout, *, whole: Sequence[bool] = (), held_out: float = 0.0) -> Form:
+        """Of a release of tables of this study's units."""
+        scale = unit_weight(self._study.unit.max_records) * (1 if self._study.windows is None else WINDOW_WEIGHT)
+        return Form.of_tables(layout, scale=scale, whole=whole, held_out=held_out)
 
     @abstractmethod
     def _learn(self, roster: Roster, bins: Bins) -> _Outcome:
@@ -132,6 +144,12 @@ class Conductor(ABC, Generic[_Outcome]):
     def _is_local(self) -> bool:
         """Whether the discriminators stay at the sites, and only generators meet here."""
         return self._study.discriminators.scope == "local"
+
+    @property
+    def _bound(self) -> float:
+        """The budget of a site that narrows the study by nothing, as the study's accountant counts."""
+        privacy = self._study.privacy
+        return self._study.accountant.bound(epsilon=privacy.epsilon, delta=privacy.delta)
 
     @property
     def _is_strict(self) -> bool:
@@ -145,26 +163,30 @@ class Conductor(ABC, Generic[_Outcome]):
         name: str,
         options: dict[str, Any],
         arrays: dict[str, np.ndarray],
-        cells: int,
+        form: Form,
     ) -> Release:
         """A release of all sites, or the one that was made under this name before the run was interrupted."""
-        state = self._state
+        state, cells = self._state, form.cells
         kept, masks = self._is_local and kind in KEPT, self._masks
         if masks is not None:
             options = {**options, "participants": masks.digest}
         if name not in state.releases:
             requests = {site: self._request(kind, name, options, arrays) for site in roster.names}
-            account = "holdout" if kind in HELD_OUT else "train"
 
             def check(site: str, reply: Reply) -> None:
                 event = check_release(site, reply, cells=cells, kept=kept, masks=masks)
-                most = options["share"] * state.accounts[site].bound * (1 + 1e-9)
-                if event.account != account or not self._study.accountant.spend(event) <= most:
-                    raise ProtocolError(f"site {site}: spent another budget than it was asked to, or more")
+                self._check_event(site, event, kind, options["share"], form)
+                if not kept and masks is None:  # what is masked or kept can be anything
+                    self._check_counts(site, kind, reply, event, form)
 
             answers = self._ask_confirmed(roster, requests, check)
             replies = answers.of_at_least(self._quorum)
             release = add_up(replies, cells=cells, kept=kept, masks=masks)
+            if kind == "one_way" and masks is None:
+                state.units = {
+                    site: state_units(reply.arrays["counts"], release.events[site], form)
+                    for site, reply in replies.items()
+                }
             # Under masks nobody is missing, and nothing tells what one of them weighs.
             state.releases[name] = self._weighed(kind, release, replies) if masks is None else release
             for site, event in state.releases[name].events.items():
@@ -178,6 +200,32 @@ class Conductor(ABC, Generic[_Outcome]):
             raise CheckpointError("the checkpoint's release does not fit the study")
         return release
 
+    def _check_event(self, site: str, event: GaussianEvent, kind: str, share: float, form: Form) -> None:
+        """Refuse an event that another request than the one for this release would have bought.
+
+        Raises:
+            ProtocolError: it is.
+        """
+        accountant, spend = self._study.accountant, share * self._state.accounts[site].bound
+        account = "holdout" if kind in HELD_OUT else "train"
+        if event.account != account or not accountant.spend(event) <= spend * (1 + 1e-9):
+            raise ProtocolError(f"site {site}: spent another budget than it was asked to, or more")
+        bought = accountant.noise_stddev(
+            squared_sensitivity=form.squared_sensitivity, spend=share * self._bound, sampling=form.sampling
+        )
+        check_event(site, event, form, bought=bought)
+
+    def _check_counts(self, site: str, kind: str, reply: Reply, event: GaussianEvent, form: Form) -> None:
+        """Refuse what the units that a site states cannot make; the one-way tables state them.
+
+        Raises:
+            ProtocolError: they cannot, or are more than any site has.
+        """
+        counts = reply.arrays["counts"]
+        units = state_units(counts, event, form) if kind == "one_way" else self._state.units[site]
+        check_units(site, units, most=self._study.rounds.site_units)
+        check_counts(site, counts, event, form, units)
+
     def _weighed(self, kind: str, release: Release, replies: Mapping[str, Reply]) -> Release:
         """A release as it stands for all sites of the run: those that it lacks are taken to be like the others.
 
@@ -185,13 +233,8 @@ class Conductor(ABC, Generic[_Outcome]):
         """
         state = self._state
         if kind == "one_way":
-            layout = histogram_layout(self._grids, self._classes, self._channels)
-            smallest = int(np.argmin([np.prod(shape) for shape in layout.shapes]))
-            for site, reply in replies.items():
-                counted = list(layout.split(reply.arrays["counts"]))[smallest].sum() / release.events[site].scale
-                state.units[site] = max(1.0, float(counted))
             state.accounts = {site: account for site, account in state.accounts.items() if site in replies}
-        factor = sum(state.units.values()) / sum(state.units[site] for site in replies)
+        factor = sum(one.total for one in state.units.values()) / sum(state.units[site].total for site in replies)
         return (
             release
             if factor == 1
@@ -250,6 +293,11 @@ class Conductor(ABC, Generic[_Outcome]):
         known, said, spending = accounts.get(site), _head_of(site, reply), _spending_of(site, reply)
         if "key" in facts:
             account = _account_of(site, reply, said, spending, public=self._credentials.sites[site])
+            if account.bound * MOST_NOISE**2 < self._bound:  # said before anybody has spent; see `check_event`
+                raise ProtocolError(
+                    f"site {site}: its budget buys more than {MOST_NOISE:g} times the noise that the study asks for; "
+                    "raise max_epsilon in its policy, or lower the study's epsilon"
+                )
             if self._is_masked and account.mask is None:
                 raise ProtocolError(f"site {site}: announced no key for masks")
             if known is not None and known.mask != account.mask:

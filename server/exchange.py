@@ -125,14 +125,13 @@ class Roster:
 def call_roll(exchange: Exchange, request: Request, credentials: Credentials) -> tuple[Roster, Answers]:
     """Ask every address who it is; what is no member of the federation is passed over.
 
-    Raises:
-        ProtocolError: two sites of one name.
+    Two sites of one name are a failure of that site: nobody can tell which of them is meant.
     """
     body = request.encode()
     order = Order.of(body, study=request.study, site=ANY_SITE)
     found = exchange.ask(dict.fromkeys(exchange.sites(), order.seal(body, credentials.key)))
     addresses: dict[str, str] = {}
-    answers = Answers()
+    answers, twice = Answers(), set()
     for address in sorted(found):
         name = _claimed(found[address])
         if name not in credentials.sites:
@@ -143,8 +142,11 @@ def call_roll(exchange: Exchange, request: Request, credentials: Credentials) ->
             answers.failures[name] = fault
             continue
         if name in addresses:
-            raise ProtocolError(f"site {name}: two sites have this name")
+            twice.add(name)
         addresses[name], answers.replies[name] = address, reply
+    for name in twice:
+        del addresses[name]
+        answers.failures[name] = ProtocolError(f"site {name}: two sites have this name")
     named = {name: answers.replies[name] for name in sorted(addresses)}
     # Who is there twice, and once well, is there.
     failures = {name: answers.failures[name] for name in sorted(answers.failures) if name not in named}

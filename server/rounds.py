@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.data.queries import layout_of
-from common.data.tables import sizes_of
+from common.data.queries import Family, layout_of
+from common.data.tables import one_way, sizes_of
 from common.errors import PolicyError
 from common.models.critics import MARGINALS
+from common.models.embedding import SCALE
 from common.models.generator import Generator, draw_bins, initialise
 from common.models.monitor import ranking_quality, score_layout
 from common.models.neural import (
@@ -26,7 +27,7 @@ from common.models.neural import (
 )
 from common.models.releases import Bins, Measured, Release, targets_from
 from common.models.targets import Targets
-from common.models.training import Stretch, average, load_parameters, parameters_of, schedule
+from common.models.training import Stretch, average, load_parameters, median, parameters_of, schedule
 from common.models.verdicts import accuracies, gate, heads_of, judge
 from common.wire.agenda import discriminators_share, held_out_share, validation_share
 from common.wire.packing import (
@@ -44,6 +45,7 @@ from server.conductor import Conductor
 from server.exchange import Roster
 from server.learner import Learner
 from server.noise_controller import NoisePlan, Quality, decide
+from server.plausibility import Form
 from server.quality import fit_score
 from server.run_state import RunState, Stage
 from server.survey import Part, Survey, plan_survey
@@ -167,18 +169,20 @@ class Coordinator(Conductor[Trained]):
         emphasis = np.ones(len(part.numbers), dtype=np.int64)
         cells = [group[bin_of] for group, bin_of in zip(part.maps, bins.maps, strict=True)]
         arrays = {**pack_bins(cells), "tables": part.numbers, "emphasis": emphasis}
-        size = layout_of(part.queries, sizes_of(part.maps), self._classes).n_cells
+        layout = layout_of(part.queries, sizes_of(part.maps), self._classes)
+        # Each unit is in a cell of a pair; how its steps are spread over other tables, only the site knows.
+        form = self._form(layout, whole=[query.family == Family.PAIR for query in part.queries])
         whole = discriminators_share(self._study) * part.share
-        release = self._measure(roster, "tables", name, {"share": share * whole}, arrays, size)
+        release = self._measure(roster, "tables", name, {"share": share * whole}, arrays, form)
         return Measured(part.queries, emphasis, part.maps, release)
 
     def _measure_embedding(self, roster: Roster, bins: Bins, learner: "Learner", stage: int) -> list[Release]:
         share = self._share_of("semantic", stage)
         if not share:
             return []
-        cells = self._classes * learner.features.cells
+        form = Form.of_vectors(self._classes * learner.features.cells, scale=SCALE)
         name = f"embedding-{stage + 1}"
-        return [self._measure(roster, "embedding", name, {"share": share}, pack_bins(bins.maps), cells)]
+        return [self._measure(roster, "embedding", name, {"share": share}, pack_bins(bins.maps), form)]
 
     def _share_of(self, discriminator: str, stage: int) -> float:
         """Share of a site's whole budget that a discriminator has in a stage."""
@@ -199,11 +203,11 @@ class Coordinator(Conductor[Trained]):
             learner.adopt(unpack(f"{STAGE}{stage}.", state.critics), state.gates[stage - 1])
             return
         optimiser = torch.optim.Adam(learner.critic.parameters(), lr=network.learning_rate, betas=(0.5, 0.9))
-        cells = learner.critic.shape.cells
+        form = Form.of_vectors(learner.critic.shape.cells, scale=GRADIENT_SCALE, sampling=network.sampling)
         for step in range(network.steps):
             arrays = {**pack_bins(bins.maps), **pack(CRITIC, critic_parameters(learner.critic))}
             release = self._measure(
-                roster, "critic", f"critic-{stage + 1}-{step + 1}", {"share": share / network.steps}, arrays, cells
+                roster, "critic", f"critic-{stage + 1}-{step + 1}", {"share": share / network.steps}, arrays, form
             )
             real = real_gradient(
                 release.counts * GRADIENT_SCALE,
@@ -232,11 +236,17 @@ class Coordinator(Conductor[Trained]):
             return (0.0,) * heads
         arrays = {**pack_bins(bins.maps), **pack(CRITIC, critic_parameters(learner.critic))}
         share = held_out_share(self._study) / (self._study.noise.rounds - 1)
-        release = self._measure(roster, "verdict", f"verdict-{stage + 1}", {"share": share}, arrays, 2 * heads)
+        form = self._form(one_way([2] * heads, 1), held_out=self._held_out)
+        release = self._measure(roster, "verdict", f"verdict-{stage + 1}", {"share": share}, arrays, form)
         verdicts = judge(learner.critic, *learner.fakes(self._seed(stage, 999)))
         found = accuracies(release.counts.reshape(heads, 2), release.variance, verdicts)
         self._state.accuracy = max(accuracy for accuracy, _ in found) if found else None
         return gate(found, heads)
+
+    @property
+    def _held_out(self) -> float:
+        """Share of held-out units that a site's counts can be compared with; 0 where equal records go together."""
+        return self._study.privacy.holdout if self._study.unit.key is not None else 0.0
 
     def _quality(self, roster: Roster, bins: Bins, learner: "Learner", stage: int) -> Quality:
         """What is known of the generator before a stage is decided: free figures, and what held-out units say."""
@@ -294,7 +304,7 @@ class Coordinator(Conductor[Trained]):
         return is_told and max(losses.values()) <= 1 and learner.adversary is None
 
     def _train_at_sites(self, roster: Roster, trainers: list[str], learner: "Learner", bins: Bins, number: int) -> None:
-        """Local steps at some sites from the same generator, then the mean of theirs."""
+        """Local steps at some sites from the same generator, then the mean or the median of theirs."""
         arrays = {
             **pack(GENERATOR, parameters_of(learner.generator)),
             **pack_bins(bins.maps),
@@ -315,8 +325,9 @@ class Coordinator(Conductor[Trained]):
         answers = self._ask(roster, requests, lambda site, reply: check_generator(site, reply, sent=sent, reach=reach))
         replies = answers.whole() if self._is_strict else answers.replies
         if replies:
+            join = {"mean": average, "median": median}[self._study.rounds.aggregation]
             load_parameters(
-                learner.generator, average([unpack(GENERATOR, replies[site].arrays) for site in sorted(replies)])
+                learner.generator, join([unpack(GENERATOR, replies[site].arrays) for site in sorted(replies)])
             )
 
     def _validate(
@@ -336,10 +347,9 @@ class Coordinator(Conductor[Trained]):
         weights = fit_score(rows, positive, generator.shape.sizes, seed=0)
         arrays = {**pack_bins(bins.maps), "weights": weights}
         layout = score_layout()
+        form = self._form(layout, held_out=self._held_out)
         try:
-            release = self._measure(
-                roster, "monitor", name, {"share": validation_share(study, stage)}, arrays, layout.n_cells
-            )
+            release = self._measure(roster, "monitor", name, {"share": validation_share(study, stage)}, arrays, form)
             quality = ranking_quality(next(layout.split(release.counts)), release.variance)
         except PolicyError as refused:
             # A figure about the generator, not a part of it: the run is good without.

@@ -23,6 +23,7 @@ from common.wire.packing import (
 from common.wire.secure_sum import MaskAnnouncement
 from server.checkpoints import Checkpoint
 from server.noise_controller import NoiseState
+from server.plausibility import Units
 
 _RELEASE = "release."
 _AVERAGED = "averaged."
@@ -77,7 +78,8 @@ class Stage:
 class RunState:
     """Everything that a run has so far; what a checkpoint holds.
 
-    units: of each site, as its noised one-way tables say; what a site weighs that a later release is without.
+    units: of each site, as its noised one-way tables say; what a site weighs that a later release is without, and
+        what its later releases must agree with. None of sites that mask.
     snapshots: the averaged generator at the end of each stage but the last, names prefixed by `stage-N.`.
     losses: of each measured critic after the last round, in noise variances a cell; none right after a measurement.
     """
@@ -86,7 +88,7 @@ class RunState:
     seed: int
     study: str
     accounts: dict[str, SiteAccount] = field(default_factory=dict)
-    units: dict[str, float] = field(default_factory=dict)
+    units: dict[str, Units] = field(default_factory=dict)
     releases: dict[str, Release] = field(default_factory=dict)
     generator: dict[str, np.ndarray] = field(default_factory=dict)
     averaged: dict[str, np.ndarray] = field(default_factory=dict)
@@ -132,7 +134,7 @@ def checkpoint_of(state: RunState) -> Checkpoint:
         "seed": state.seed,
         "study": state.study,
         "accounts": {site: account.as_dict() for site, account in state.accounts.items()},
-        "units": state.units,
+        "units": {site: asdict(units) for site, units in state.units.items()},
         "releases": {
             kind: {
                 "variance": release.variance,
@@ -181,7 +183,7 @@ def restore(checkpoint: Checkpoint, *, expected: RunState) -> RunState:
         seed=expected.seed,
         study=expected.study,
         accounts={site: SiteAccount.from_dict(account) for site, account in facts["accounts"].items()},
-        units=facts["units"],
+        units={site: Units(tuple(units["counts"]), units["stddev"]) for site, units in facts["units"].items()},
         releases={
             kind: Release(
                 counts[kind],

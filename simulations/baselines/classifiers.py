@@ -43,6 +43,7 @@ from common.wire.messages import Reply, Request
 from common.wire.packing import pack, pack_bins, unpack
 from server.conductor import Conductor
 from server.exchange import Credentials, Roster
+from server.plausibility import Form
 from server.run_state import RunState
 from simulations.baselines.classifier_model import (
     GRADIENT_SCALE,
@@ -341,7 +342,7 @@ class ClassifierCoordinator(Conductor[TrainedClassifier]):
             replies = answers.whole() if self._is_strict else answers.replies
             if replies:
                 found = [unpack(_CLASSIFIER, reply.arrays) for reply in replies.values()]
-                parameters = _mean(found, [state.units[site] for site in replies])
+                parameters = _mean(found, [state.units[site].total for site in replies])
             self._end_round(number, parameters, trainers=list(requests))
         return parameters
 
@@ -357,6 +358,7 @@ class ClassifierCoordinator(Conductor[TrainedClassifier]):
     ) -> dict[str, np.ndarray]:
         """Gradient descent, a step a round, on what all sites release. A resumed run repeats the steps it knows."""
         count, mechanism = self._study.rounds.count, shape.mechanism
+        form = Form.of_vectors(mechanism.cells, scale=mechanism.scale, sampling=self._study.critic.sampling)
         share = (1 - self._study.privacy.one_way_share) * _WHOLE / count
         layers = {name: torch.tensor(array, dtype=torch.float64) for name, array in start.items()}
         optimiser = self._optimiser(layers, shape, prior=prior)
@@ -364,7 +366,7 @@ class ClassifierCoordinator(Conductor[TrainedClassifier]):
         for number in range(count):
             arrays = {**pack_bins(bins.maps), **pack(_CLASSIFIER, parameters)}
             name = f"gradient-{number + 1}"
-            release = self._measure(roster, "critic", name, {"share": share}, arrays, mechanism.cells)
+            release = self._measure(roster, "critic", name, {"share": share}, arrays, form)
             gradient = shape.mean_gradient(release.counts * GRADIENT_SCALE, units=units)
             for layer, found in gradient.items():
                 layers[layer].grad = torch.from_numpy(found)

@@ -499,7 +499,15 @@ OTHERWISE: dict[str, dict[str, Any]] = {
         "goal": 0.8,
         "reference_auc": 0.8,
     },
-    "rounds": {"count": 11, "trainers": 3, "local_steps": 7, "refine_steps": 9, "quorum": 2},
+    "rounds": {
+        "count": 11,
+        "trainers": 3,
+        "local_steps": 7,
+        "refine_steps": 9,
+        "quorum": 2,
+        "aggregation": "mean",
+        "site_units": 5000,
+    },
     "model": {
         "latent": 9,
         "width": 99,

@@ -215,9 +215,13 @@ def test_a_forger_is_not_on_the_roll(how: str) -> None:
     assert found.names == list(answers.replies) == ["a", "c"]
 
 
-def test_two_sites_of_one_name_are_refused() -> None:
+def test_two_sites_of_one_name_are_refused_and_the_others_are_on_the_roll() -> None:
+    there = Sites({"1": hello("a"), "2": hello("b"), "3": hello("a"), "4": hello("a")})
+    found, answers = call_roll(there, REQUEST, credentials("a", "b", "c"))
+    assert found.names == list(answers.replies) == ["b"]
+    assert str(answers.failures["a"]) == "site a: two sites have this name"
     with pytest.raises(ProtocolError, match=r"^site a: two sites have this name$") as error:
-        roll({"1": hello("a"), "2": hello("b"), "3": hello("a")})
+        answers.whole()
     assert error.value.code == ExitCode.PROTOCOL
 
 

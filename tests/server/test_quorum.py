@@ -71,6 +71,7 @@ class Federation:
     quorum: int | None = 2
     stages: int = 1
     rounds: int = 2
+    more: str = ""
     faults: dict[tuple[str, str], Fault] = field(default_factory=dict)
     replies: dict[tuple[str, str], Reply] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
@@ -81,7 +82,7 @@ class Federation:
         self.folder.mkdir(exist_ok=True)
         path = self.folder / "study.yaml"
         quorum = "" if self.quorum is None else f", quorum: {self.quorum}"
-        path.write_text(STUDY % (self.stages, self.rounds, quorum))
+        path.write_text(STUDY % (self.stages, self.rounds, quorum + self.more))
         for site in SITES:
             made = make_site_folder(
                 site,
@@ -389,7 +390,8 @@ def test_a_site_that_fails_in_a_release_is_on_record_and_its_weight_filled_in(tm
     found = dict(zip(faults, fed.rejected, strict=True))
     assert found == {how: (name, {"bob": faults[how][1]}) for how, name in zip(faults, names, strict=True)}
     state = fed.coordinator()._state
-    factor = sum(state.units.values()) / (state.units["ann"] + state.units["cyd"])
+    weights = {site: units.total for site, units in state.units.items()}
+    factor = sum(weights.values()) / (weights["ann"] + weights["cyd"])
     assert factor == pytest.approx(360 / 240, rel=0.1)
     for name in names:
         release, two = state.releases[name], [fed.replies[site, name] for site in ("ann", "cyd")]
@@ -408,11 +410,13 @@ def test_a_site_that_fails_in_a_release_is_on_record_and_its_weight_filled_in(tm
 
 def test_what_a_site_weighs_is_what_its_noised_one_way_counts_say(whole: Federation) -> None:
     units = whole.coordinator()._state.units
-    assert {site: round(found / UNITS[site], 1) for site, found in units.items()} == dict.fromkeys(SITES, 1.0)
+    assert {site: round(found.total / UNITS[site], 1) for site, found in units.items()} == dict.fromkeys(SITES, 1.0)
     for site in SITES:
         reply = whole.replies[site, "one_way"]
-        # The smallest table, colours by label, is the first one.
-        assert units[site] == reply.arrays["counts"][: 3 * 2].sum() / reply.facts["event"]["scale"]
+        tables = np.split(reply.arrays["counts"] / reply.facts["event"]["scale"], [3 * 2])
+        totals = [table.reshape(2, -1).sum(axis=1) for table in tables]
+        # The colours' total is over 3 cells, the amounts' over 8: its noise has so much more variance.
+        assert units[site].counts == pytest.approx((totals[0] / 3 + totals[1] / 8) / (1 / 3 + 1 / 8))
 
 
 def test_a_site_that_fails_in_training_is_left_out_of_the_mean(tmp_path: Path) -> None:
@@ -436,6 +440,29 @@ def test_the_mean_is_that_of_those_who_trained_well(whole: Federation, tmp_path:
         federation.publish()
         found.append(generator_of(federation))
     assert found[0] == found[1] != generator_of(whole)
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "median"])
+def test_a_generator_within_reach_moves_the_mean_and_not_the_median(tmp_path: Path, aggregation: str) -> None:
+    # What bob sends is where another site's steps could have led, in every parameter at once.
+    found = []
+    for way in (-1, 1):
+        federation = Federation(tmp_path / str(way), rounds=1, more=f", aggregation: {aggregation}")
+
+        def moved(reply: Reply, way: int = way) -> Reply:
+            step = np.float32(
+                way * 0.9 * 4.0 * 5e-3 * 0.1
+            )  # of four times the first learning rate, a tenth of the peak
+            return replace(reply, arrays={name: array + step for name, array in reply.arrays.items()})
+
+        federation.fails("bob", changed(moved), "train-1")
+        state = federation.run().state
+        assert federation.rejected == []
+        found.append(state.generator)
+    apart = np.concatenate([np.abs(found[0][name] - found[1][name]).ravel() for name in found[0]])
+    # One step of Adam at the coordinator follows, which no site moves.
+    mean_moves = 2 * 0.9 * 4.0 * 5e-4 / 3
+    assert (np.median(apart) < mean_moves / 10) == (aggregation == "median")
 
 
 def generator_of(federation: Federation) -> bytes:
@@ -527,6 +554,19 @@ def test_a_site_that_does_not_say_its_budget_and_key_is_not_in_the_run(fed: Fede
         fed.fails("bob", facts(**wrong), "describe")
         assert fed.coordinator()._call_roll(fed).names == ["ann", "cyd"]
     assert fed.rejected == [("describe", {"bob": "PROTOCOL"})] * len(BAD_DESCRIPTIONS)
+
+
+def test_a_site_whose_budget_buys_far_more_noise_is_refused_before_anybody_spends(fed: Federation) -> None:
+    whole = fed.coordinator()._bound
+    for factor, names in ((1 / 15, list(SITES)), (1 / 17, ["ann", "cyd"])):
+
+        def narrow(reply: Reply, bound: float = whole * factor) -> Reply:
+            said = replace(Spending.from_dict(reply.facts["spending"]), bound=bound).signed(fed.doors["bob"]._site.key)
+            return replace(reply, facts={**reply.facts, "bound": bound, "spending": said.as_dict()})
+
+        fed.fails("bob", changed(narrow), "describe")
+        assert fed.coordinator()._call_roll(fed).names == names
+    assert fed.rejected == [("describe", {"bob": "PROTOCOL"})]
 
 
 def test_a_site_with_a_key_that_the_federation_does_not_know_is_not_in_the_run(fed: Federation) -> None:

@@ -3,11 +3,13 @@
 import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from common.data.queries import Family
@@ -18,7 +20,7 @@ from common.models.neural import CriticShape, initialise_critic
 from common.models.paths import PathHead
 from common.models.sequences import SequenceShape
 from common.models.targets import Groups, Target, Targets, table_shapes
-from common.models.training import Stretch, average, load_parameters, parameters_of, schedule, train
+from common.models.training import Stretch, average, load_parameters, median, parameters_of, schedule, train
 
 CPU = torch.device("cpu")
 SIZES = (3, 4)
@@ -533,3 +535,41 @@ def test_the_average_of_one_is_itself_and_no_site_weighs_more() -> None:
     assert all(np.array_equal(value, one[name]) for name, value in average([one]).items())
     assert all(np.array_equal(value, one[name]) for name, value in average([one, one]).items())
     assert not np.array_equal(average([one, other, other])["heads.weight"], average([one, other])["heads.weight"])
+
+
+@given(
+    honest=st.lists(st.floats(-3, 3, width=32), min_size=2, max_size=6),
+    bad=st.lists(st.floats(-(2.0**90), 2.0**90, width=32), max_size=5),
+    random=st.randoms(),
+)
+@settings(deadline=None, max_examples=200)
+def test_fewer_than_half_bad_ones_keep_the_median_between_the_honest_ones(
+    honest: list[float], bad: list[float], random: Any
+) -> None:
+    bad = bad[: len(honest) - 1]
+    everybody = [*honest, *bad]
+    random.shuffle(everybody)
+    found = median([{"w": np.full((2, 1), value, dtype=np.float32)} for value in everybody])["w"]
+    assert found.dtype == np.float32
+    assert found.shape == (2, 1)
+    assert min(honest) <= found[0, 0] <= max(honest)
+
+
+def test_half_of_them_take_the_median_where_they_like_and_one_alone_takes_the_mean() -> None:
+    def of(*values: float) -> float:
+        return float(median([{"w": np.array([value], dtype=np.float32)} for value in values])["w"][0])
+
+    assert of(0, 0, 1e6, 1e6) == 5e5
+    assert of(0, 0, 0, 1e6) == 0
+    assert of(0, 0, 1e6) == 0
+    assert of(0, 1e6) == 5e5
+    assert of(7) == 7
+
+
+def test_the_median_does_not_depend_on_the_order_and_fits_the_generator() -> None:
+    several = [parameters_of(initialise(SHAPE, seed=seed)) for seed in range(4)]
+    found = median(several)
+    for order in itertools.permutations(several):
+        assert all(np.array_equal(value, found[name]) for name, value in median(list(order)).items())
+    load_parameters(initialise(SHAPE, seed=0), found)
+    assert not np.array_equal(found["heads.weight"], average(several)["heads.weight"])
