@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -109,14 +109,13 @@ def open_kit(path: Path, *, site: str) -> OpenKit:
     return OpenKit(kit, study, files)
 
 
-def enrol(opened: OpenKit, folder: Path, *, table: Path, series: Path | None, now: datetime) -> Enrolment:
+def enrol(opened: OpenKit, folder: Path, *, source: Mapping[str, Any], now: datetime) -> Enrolment:
     """Make a site's folder, its keys and its enrolment.
 
     Args:
         opened: the kit.
         folder: of the site.
-        table: of its records.
-        series: the long table, if and only if the study has windows.
+        source: of its records, as site.yaml has it.
         now: the moment that the enrolment states.
 
     Raises:
@@ -125,14 +124,14 @@ def enrol(opened: OpenKit, folder: Path, *, table: Path, series: Path | None, no
     """
     if (folder / ENROLMENT).exists():
         raise MembershipError(f"{folder / ENROLMENT}: the site is set up already; `rotate` makes new keys")
-    if (series is None) != (opened.study.windows is None):
-        raise MembershipError("--series: expected if, and only if, the study has windows", ExitCode.USAGE)
+    if "preset" not in source and ("series" in source) != (opened.study.windows is not None):
+        raise MembershipError("series: expected if, and only if, the study has windows", ExitCode.USAGE)
     folder = folder.absolute()
     for name, body in {
         "study.yaml": opened.files["study.yaml"],
         "ca.crt": opened.files["ca.crt"],
         "policy.yaml": _draft_policy(opened).encode(),
-        "site.yaml": _draft_settings(opened.kit, folder, table, series).encode(),
+        "site.yaml": _draft_settings(opened.kit, folder, source).encode(),
     }.items():
         _write_once(folder / name, body)
     state = folder / "state"
@@ -255,12 +254,11 @@ def _read_as(what: str, body: bytes, read: Callable[[Path], _Read]) -> _Read:
             raise MembershipError(what + str(error).removeprefix(file.name)) from None
 
 
-def _draft_settings(kit: Kit, folder: Path, table: Path, series: Path | None) -> str:
+def _draft_settings(kit: Kit, folder: Path, source: Mapping[str, Any]) -> str:
     return _as_yaml(
         {
             "site": kit.site,
-            "table": str(table.absolute()),
-            **({"series": str(series.absolute())} if series is not None else {}),
+            "source": dict(source),
             "study": str(folder / "study.yaml"),
             "policy": str(folder / "policy.yaml"),
             "ledger": str(folder / "ledger.jsonl"),
@@ -288,7 +286,7 @@ def _draft_policy(opened: OpenKit) -> str:
     )
 
 
-def _as_yaml(content: Mapping[str, str | float]) -> str:
+def _as_yaml(content: Mapping[str, Any]) -> str:
     """Every text in quotes: to YAML, a site that is called 1e5 would be a number."""
     return "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in content.items())
 

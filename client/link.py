@@ -49,6 +49,7 @@ from google.protobuf.message import DecodeError
 
 from client.keys import transport_key
 from client.policy import SiteSettings
+from client.tls import tls_context
 from common.errors import ExitCode, ProtocolError, UnreachableError
 from common.wire.messages import MAX_BODY
 from common.wire.parcels import pack_body, unpack_body
@@ -109,7 +110,7 @@ class Link:
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
                 NodeAuthHttpInterceptor(private, private.public_key()),
             ],
-            verify=_tls(settings),
+            verify=tls_context(settings),
             timeout=_CALL_TIMEOUT,
         )
         self._is_stopping = is_stopping
@@ -308,19 +309,3 @@ def pauses(spread: float = 1.0) -> Iterator[float]:
     while True:
         yield pause * spread
         pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-def _tls(settings: SiteSettings) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.hostname_checks_common_name = False  # a name is an alternative name, or none
-    certificate, key = settings.state / "tls.crt", settings.state / "tls.key"
-    try:
-        context.load_verify_locations(cafile=settings.ca)
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError):
-        raise UnreachableError(
-            f"{settings.ca}, {certificate}: not there, not certificates, or not of the site's key",
-            ExitCode.NOT_ADMITTED,
-        ) from None
-    return context

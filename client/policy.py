@@ -6,11 +6,13 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from client.consent import check_consent, signature_path
+from client.sources import TYPES, SourceSettings
 from common.data.encoding import Grid
 from common.data.queries import Query, catalogue
 from common.data.schema import Number, Section, Text, Whole
@@ -46,10 +48,9 @@ class SiteSettings(Section):
     """site.yaml: where a site's own things are. Nothing in it widens or narrows what may leave."""
 
     site: Annotated[Text, Field(pattern=_NAME)]
-    # The table of this site's records, and the study file that was read and approved here.
-    table: Path
-    # The long table, for a study with windows.
-    series: Path | None = None
+    # The tables of this site's records: files, or tables of a database.
+    source: SourceSettings
+    # The study file that was read and approved here.
     study: Path
     # What this site allows; beside it, with .sig at the end, the site's signature.
     policy: Path
@@ -62,6 +63,10 @@ class SiteSettings(Section):
     ca: Path | None = None
     # Where this site says that it is well, host:port; on loopback, since anybody may ask.
     health: Annotated[Address, AfterValidator(_on_loopback)] | None = None
+
+
+class _SourceFile(Section):
+    source: SourceSettings
 
 
 PublicKey = Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -115,6 +120,17 @@ def load_site_settings(path: Path) -> SiteSettings:
     return _load(path, SiteSettings, what="site file")
 
 
+def read_source_settings(path: Path) -> dict[str, Any]:
+    """The section `source` of a file, validated, as a site file will hold it.
+
+    Raises:
+        StudyError: what is wrong, by its path in the file.
+    """
+    found = _load(path, _SourceFile, what="file with `source`").source
+    own = {name: value.absolute() for name, value in found if isinstance(value, Path)}
+    return found.model_copy(update=own).model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
 def load_policy(path: Path, *, public: str) -> PolicyFile:
     """Read and validate a policy, its signature first.
 
@@ -123,11 +139,12 @@ def load_policy(path: Path, *, public: str) -> PolicyFile:
         public: the site's own public key.
 
     Raises:
-        PolicyError: it is not signed by the site, or cannot be read.
+        PolicyError: consent was withdrawn, or it is not signed by the site, or cannot be read.
         StudyError: what is wrong, by its path in the file.
     """
+    check_consent(path)
     try:
-        signature = _signature_of(path).read_text(encoding="ascii").strip()
+        signature = signature_path(path).read_text(encoding="ascii").strip()
         body = path.read_bytes()
     except (OSError, ValueError):
         raise PolicyError(f"{path}: not signed by this site; read it, then `privshare-client approve`") from None
@@ -163,7 +180,7 @@ def sign_policy(path: Path, key: SigningKey) -> None:
     Raises:
         OSError: it cannot be read, or the signature not be written.
     """
-    write_durably(_signature_of(path), (key.sign(path.read_bytes(), purpose=_PURPOSE) + "\n").encode())
+    write_durably(signature_path(path), (key.sign(path.read_bytes(), purpose=_PURPOSE) + "\n").encode())
 
 
 def today_utc() -> date:
@@ -171,16 +188,26 @@ def today_utc() -> date:
     return datetime.now(UTC).date()
 
 
-def _signature_of(path: Path) -> Path:
-    return path.with_name(path.name + ".sig")
-
-
 def _load(path: Path, model: type[_Loaded], *, what: str) -> _Loaded:
     try:
         return model.model_validate(read_yaml(path, what=what))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        raise StudyError(f"{path}: {explain(first, model)}") from None
+        raise StudyError(f"{path}: {_explain(first, model)}") from None
+
+
+def _explain(fault: Any, model: type[Section]) -> str:
+    """As `explain`; of `source` nothing is shown, since somebody may have put a password in the wrong place."""
+    section, *where = fault["loc"]
+    if section != "source":
+        return explain(fault, model)
+    if fault["type"] == "missing" and not where:
+        return explain(fault, model)
+    if not where:
+        return f"source: expected a `type`: {', '.join(TYPES)}"
+    kind, *inside = where  # the type is not a level of the file
+    line = explain({**fault, "loc": tuple(inside), "input": None}, TYPES[kind])
+    return f"source.{line}" if inside else f"source: {line}"
 
 
 class SitePolicy:
@@ -203,8 +230,8 @@ class SitePolicy:
             raise PolicyError(f"{settings.policy}: the policy of another site")
         if study.digest() != policy.approved:
             raise PolicyError(f"{settings.study}: the study is not the one that this site approved")
-        if (settings.series is None) != (study.windows is None):
-            raise PolicyError("series: expected in the site file if, and only if, the study has windows")
+        if settings.source.preset is None and (settings.source.series is None) != (study.windows is None):
+            raise PolicyError("source.series: expected in the site file if, and only if, the study has windows")
         used = {*study.columns, *study.channels}
         if policy.columns is not None and (more := sorted(used - set(policy.columns))):
             raise PolicyError(f"columns: the policy does not allow {', '.join(more)}")
@@ -212,11 +239,15 @@ class SitePolicy:
             raise PolicyError("noise_trust: the policy demands masks, and the study has none")
         if study.privacy.noise_trust != "local" and not policy.peers:
             raise PolicyError("peers: masks need another site; expected the keys of all members of the federation")
-        self._study, self._file, self._today = study, policy, today
+        self._study, self._file, self._today, self._path = study, policy, today, settings.policy
         self._check_date()
-        epsilon = min(study.privacy.epsilon, policy.max_epsilon)
-        delta = min(study.privacy.delta, policy.max_delta)
-        self._bound = min(self._bound_of(epsilon, delta), self.asset.bound)
+        self._bound = min(self._bound_of(*self.limits), self.asset.bound)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The epsilon and the delta of this study at this site: the smaller of the study's and the site's own."""
+        asked, allowed = self._study.privacy, self._file
+        return min(asked.epsilon, allowed.max_epsilon), min(asked.delta, allowed.max_delta)
 
     @property
     def bound(self) -> float:
@@ -263,11 +294,12 @@ class SitePolicy:
         return self.check_list(request, "announcements")
 
     def check(self, request: Request) -> None:
-        """Refuse a request of another study, after the last day, or under a name that cannot be written down.
+        """Refuse a request after consent was withdrawn, of another study, after the last day, or under an odd name.
 
         Raises:
             PolicyError: any of them.
         """
+        check_consent(self._path)  # anew each time: it may end while the site runs
         if request.study != self._file.approved:
             raise PolicyError("request.study: not the study that this site approved")
         # Half of a surrogate pair is text to JSON, and no file can hold it.
@@ -289,7 +321,11 @@ class SitePolicy:
         # NaN compares as false; a whole number may be too long to ask whether it is finite.
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise PolicyError("request.share: expected a number above 0, at most 1")
-        return min(float(share) * self._bound, self._most_spend(request.kind))
+        return self.allowed_spend(request.kind, float(share))
+
+    def allowed_spend(self, kind: str, share: float) -> float:
+        """What a release of a kind may spend of the budget when it asks for a share of it."""
+        return min(share * self._bound, self._most_spend(kind))
 
     def _most_spend(self, kind: str) -> float:
         """What a release with the least noise costs."""

@@ -1,101 +1,141 @@
-"""Opens a site's table. The only file, with the vault, that touches real rows."""
+"""A site's own records, from where its site file says; the only file, with the vault, that touches real rows."""
 
-import csv
-import gzip
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from client.presets.tables import read_preset
+from client.sources import Entity, FileSettings, Source, SourceSettings, open_source
 from common.data.schema import FileLayout, check_columns, parse_table
 from common.data.windows import make_windows
 from common.errors import ExitCode, SchemaError
 from common.study import Study
 
 
-def read_text(path: Path, study: Study, *, may_be_empty: bool = False) -> pd.DataFrame:
-    """A delimited file, plain or .gz, as a table of text; its columns are those that the study lists or ignores.
+def read_records(settings: SourceSettings, study: Study) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """The typed table of a site, and the long table of a study with windows, as text.
 
-    Args:
-        path: of the file.
-        study: says how it is written.
-        may_be_empty: whether it may have no rows. At a site it may: a refusal would tell that the last unit has gone.
+    Either may have no rows: a refusal would tell that the last unit has gone.
+
+    Raises:
+        SchemaError: a table is absent, unreadable, has other columns, or a value breaks its column's rule.
+        SourceError: a database cannot be read.
+    """
+    with open_source(settings, study.table) as source:
+        pieces, series = _texts(settings, source, study)
+        # Parsed one by one: typed rows take a fraction of their text.
+        table = pd.concat((parse_text(piece, study) for piece in pieces), ignore_index=True)
+        return table, None if series is None else pd.concat(series, ignore_index=True)
+
+
+def read_records_text(settings: SourceSettings, study: Study) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Both tables of a site as text, no cell checked yet.
+
+    Raises:
+        SchemaError: a table is absent, unreadable, or has other columns.
+        SourceError: a database cannot be read.
+    """
+    with open_source(settings, study.table) as source:
+        pieces, series = _texts(settings, source, study)
+        table = pd.concat(pieces, ignore_index=True)
+        return table, None if series is None else pd.concat(series, ignore_index=True)
+
+
+def compare_columns(settings: SourceSettings, study: Study) -> list[tuple[list[str], list[int]]]:
+    """Of the table, then of the long one: columns of the study that are not there, and places of those it lacks.
+
+    Of a preset nothing: it makes the study's columns, or refuses.
+
+    Raises:
+        SchemaError: a table is absent or unreadable.
+        SourceError: a database cannot be read.
+    """
+    if settings.preset is not None:
+        return []
+    wanted = [(settings.table, _columns_of(study), study.ignore)]
+    if study.windows is not None:
+        wanted.append((settings.series, _series_columns_of(study), study.windows.ignore))
+    found = []
+    with open_source(settings, study.table) as source:
+        for named, expected, ignored in wanted:
+            assert named is not None  # the policy has seen to it
+            present = source.columns(_entity(named))
+            known = {*expected, *ignored}
+            missing = [name for name in expected if name not in present]
+            unknown = [at for at, name in enumerate(present, start=1) if name not in known or name in present[: at - 1]]
+            found.append((missing, unknown))
+    return found
+
+
+def read_text(path: Path, study: Study) -> pd.DataFrame:
+    """A file, delimited text or .parquet, as a table of text; its columns are those that the study lists or ignores.
 
     Raises:
         SchemaError: the file is absent, empty, has no rows, is not such a table, or has other columns.
     """
-    key = [study.unit.key] if study.unit.key else []
-    return _read_delimited(path, study.table, [*key, *study.columns], list(study.ignore), may_be_empty=may_be_empty)
+    return _read_file(path, study.table, _columns_of(study), study.ignore)
 
 
-def read_series_text(path: Path, study: Study, *, may_be_empty: bool = False) -> pd.DataFrame:
+def read_series_text(path: Path, study: Study) -> pd.DataFrame:
     """The long table of a study with windows, as text; written like the first one, always with a header line.
 
     Raises:
         SchemaError: as `read_text`.
     """
     assert study.windows is not None
-    assert study.unit.key is not None
     layout = study.table.model_copy(update={"header": None})
-    expected = [study.unit.key, *study.windows.columns]
-    return _read_delimited(path, layout, expected, list(study.windows.ignore), may_be_empty=may_be_empty)
+    return _read_file(path, layout, _series_columns_of(study), study.windows.ignore)
 
 
-def _read_delimited(
-    path: Path, layout: FileLayout, expected: list[str], ignored: list[str], *, may_be_empty: bool
-) -> pd.DataFrame:
-    if not path.is_file():
-        raise SchemaError(f"{path}: no such table", ExitCode.TABLE_NOT_FOUND)
-    try:
-        _check_widths(path, layout)
-        text = pd.read_csv(
-            path,
-            compression="gzip" if _is_packed(path) else None,
-            dtype=str,
-            keep_default_na=False,
-            sep=layout.delimiter,
-            header=None if layout.header else 0,
-            names=list(layout.header) if layout.header else None,
-            index_col=False,
-            comment=layout.comment,
-            skipinitialspace=True,
-            encoding="utf-8",
-        )
-    except pd.errors.EmptyDataError:
-        if may_be_empty and layout.header:
-            return pd.DataFrame(columns=list(layout.header), dtype=str)
-        raise SchemaError(f"{path}: the table is empty, not even a header", ExitCode.TABLE_EMPTY) from None
-    # pandas names the cell that it stumbled over: its text is not passed on.
-    except (ValueError, OSError, EOFError, csv.Error, zlib.error) as error:
-        raise SchemaError(
-            f"{path}: not a table of delimited UTF-8 text ({type(error).__name__})", ExitCode.TABLE_UNREADABLE
-        ) from None
-    check_columns(text, expected, ignored)
-    if text.empty and not may_be_empty:
-        raise SchemaError(f"{path}: the table has a header and no rows", ExitCode.TABLE_WITHOUT_ROWS)
-    return text.fillna("")
+def _texts(
+    settings: SourceSettings, source: Source, study: Study
+) -> tuple[Iterator[pd.DataFrame], Iterator[pd.DataFrame] | None]:
+    """Pieces of the table, and of the long one."""
+    if settings.preset is not None:
+        text, series = read_preset(settings.preset, source, study)
+        return iter([text]), None if series is None else iter([series])
+    assert settings.table is not None  # only a preset has none
+    pieces = _pieces(source, _entity(settings.table), _columns_of(study), study.ignore)
+    if study.windows is None:
+        return pieces, None
+    assert settings.series is not None  # the policy has seen to it
+    return pieces, _pieces(source, _entity(settings.series), _series_columns_of(study), study.windows.ignore)
 
 
-def _is_packed(path: Path) -> bool:
-    return path.suffix == ".gz"
+def _entity(named: Path | Entity) -> Entity:
+    return str(named) if isinstance(named, Path) else named
 
 
-def _check_widths(path: Path, layout: FileLayout) -> None:
-    """Refuse a file whose rows differ in length: pandas fills up short ones and may cut long ones, in silence.
+def _columns_of(study: Study) -> list[str]:
+    return [*([study.unit.key] if study.unit.key else []), *study.columns]
 
-    Raises:
-        SchemaError: a row has another number of cells than the first, or than `table.header`.
-    """
-    opened = gzip.open if _is_packed(path) else open
-    with opened(path, "rt", encoding="utf-8", newline="") as file:
-        lines = (line.split(layout.comment)[0] if layout.comment else line for line in file)
-        rows = csv.reader(lines, delimiter=layout.delimiter, skipinitialspace=True)
-        widths = {len(row) for row in rows if any(map(str.strip, row))}
-    if layout.header:
-        widths.add(len(layout.header))
-    if len(widths) > 1:
-        raise SchemaError(f"{path}: a row has more or fewer cells than there are columns", ExitCode.TABLE_UNREADABLE)
+
+def _series_columns_of(study: Study) -> list[str]:
+    assert study.windows is not None
+    assert study.unit.key is not None
+    return [study.unit.key, *study.windows.columns]
+
+
+def _pieces(
+    source: Source, entity: Entity, expected: list[str], ignored: tuple[str, ...], *, with_ignored: bool = False
+) -> Iterator[pd.DataFrame]:
+    """The expected columns alone, after the names of all were checked."""
+    present = source.columns(entity)
+    check_columns(pd.DataFrame(columns=present), expected, list(ignored))
+    kept = [name for name in ignored if with_ignored and name in present]
+    return source.read(entity, [*expected, *kept])
+
+
+def _read_file(path: Path, layout: FileLayout, expected: list[str], ignored: tuple[str, ...]) -> pd.DataFrame:
+    kind: Literal["csv", "parquet"] = "parquet" if path.suffix == ".parquet" else "csv"
+    with open_source(FileSettings(type=kind, table=path), layout) as source:
+        text = pd.concat(_pieces(source, str(path), expected, ignored, with_ignored=True), ignore_index=True)
+    if text.empty:
+        raise SchemaError(f"{path}: the table has no rows", ExitCode.TABLE_WITHOUT_ROWS)
+    return text
 
 
 def parse_text(text: pd.DataFrame, study: Study) -> pd.DataFrame:
@@ -105,11 +145,6 @@ def parse_text(text: pd.DataFrame, study: Study) -> pd.DataFrame:
         SchemaError: a value breaks its column's rule.
     """
     return parse_table(text, study.columns, missing_markers=study.table.missing_markers, unit_key=study.unit.key)
-
-
-def read_table(path: Path, study: Study) -> pd.DataFrame:
-    """`read_text` of a site's own table, then `parse_text`."""
-    return parse_text(read_text(path, study, may_be_empty=True), study)
 
 
 def read_windows(table: pd.DataFrame, series: pd.DataFrame, study: Study) -> tuple[np.ndarray, np.ndarray]:

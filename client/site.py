@@ -20,7 +20,7 @@ import torch
 from client.keys import identity, unit_secret
 from client.masks import Masks
 from client.policy import SitePolicy, SiteSettings, load_policy, load_site_settings, policy_digest, today_utc
-from client.records import read_series_text, read_table
+from client.records import read_records
 from client.releases import OwnReleases
 from client.replies import Replies
 from client.trainer import read_critic, train_on_request
@@ -29,7 +29,7 @@ from client.witnesses import Witnesses
 from common.data.encoding import make_grids
 from common.data.queries import layout_of
 from common.data.tables import sizes_of
-from common.errors import ExitCode, LedgerError, PolicyError, PrivShareError, SchemaError
+from common.errors import ExitCode, LedgerError, PolicyError, PrivShareError, SchemaError, SourceError
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Head, Ledger
 from common.privacy.noise import GaussianNoise, NoiseSource
@@ -110,11 +110,7 @@ class Site:
 
     @cached_property
     def _vault(self) -> Vault:
-        table = read_table(self._settings.table, self._study)
-        series = None
-        if self._study.windows is not None:
-            assert self._settings.series is not None  # the policy has seen to it
-            series = read_series_text(self._settings.series, self._study, may_be_empty=True)
+        table, series = read_records(self._settings.source, self._study)
         secret = unit_secret(self._settings.state, may_make=not self._ledger.charged())
         return Vault(table, series, self._study, secret=secret, ledger=self._ledger, noise=self._noise)
 
@@ -138,7 +134,7 @@ class Site:
                 "train": self._train,
             }
             return answer[request.kind](request, hashlib.sha256(body).hexdigest())
-        except SchemaError as error:
+        except (SchemaError, SourceError) as error:
             # Whether the table is as it should be depends on its rows, so even that stays here.
             _LOG.warning("site=%s event=table_refused reason=%s", name, error)
             return refusal(name, ExitCode.INTERNAL)

@@ -3,6 +3,7 @@
 PrivShareError
   StudyError       study.yaml or site.yaml says what it may not
   SchemaError      a table is not what its schema says
+  SourceError      a database of a site cannot be read
   PrivacyError     BudgetError (refused before any draw), LedgerError
   ProtocolError    malformed, wrong study, wrong round; TooFewSitesError, UntrustedError
   MembershipError  a kit, an enrolment or an admission is not what it should be
@@ -12,6 +13,7 @@ PrivShareError
   ReleaseFileError the folder of a release is not what it should be
   ConditionError   rows were asked for that a release cannot give
   CheckpointError  a run cannot be resumed from what is on disk
+  StoppedError     a run was asked to stop, and did
   OutputError      a result cannot be written
 
 Messages name the field and the rule. They never hold a cell, a unit's key or a count taken from a real table: errors
@@ -25,7 +27,7 @@ class ExitCode(IntEnum):
     """What a command ends with. The number is stable; Flower's own codes (0-3, 100-800) are avoided above 2.
 
     10-19 the study, 20-29 privacy and policy, 30-49 the table, 50-59 the run, 60-67 windows, 68 a kit,
-    70 a fault of ours, 71-79 a release and rows from it.
+    69 a run that was asked to stop, 70 a fault of ours, 71-79 a release and rows from it, 80-89 a site's database.
     """
 
     OK = 0
@@ -42,6 +44,7 @@ class ExitCode(IntEnum):
     UNTRUSTED = 25
     UNMASKED = 26
     GATE_FAILED = 27
+    CONSENT_WITHDRAWN = 28
     TABLE_NOT_FOUND = 30
     TABLE_EMPTY = 31
     TABLE_WITHOUT_ROWS = 32
@@ -78,10 +81,16 @@ class ExitCode(IntEnum):
     TIME_UNSORTED = 66
     TIME_REPEATED = 67
     KIT_INVALID = 68
+    STOPPED = 69
     RELEASE_INVALID = 71
     CONDITION_INVALID = 72
     CONDITION_UNSUPPORTED = 73
     RELEASE_UNVERIFIED = 74
+    SOURCE_UNREACHABLE = 80
+    SOURCE_REFUSED = 81
+    SOURCE_FAILED = 82
+    SOURCE_TLS = 83
+    SOURCE_NOT_INSTALLED = 84
     INTERNAL = 70
 
 
@@ -107,6 +116,12 @@ class SchemaError(PrivShareError):
     """A table is not what its schema says. Names the column and the rule, never a value."""
 
     code = ExitCode.TABLE_UNREADABLE
+
+
+class SourceError(PrivShareError):
+    """A database of a site cannot be read. Says what to do, never what the database said."""
+
+    code = ExitCode.SOURCE_UNREACHABLE
 
 
 class PrivacyError(PrivShareError):
@@ -183,6 +198,12 @@ class CheckpointError(PrivShareError):
     """A run cannot be resumed from what is on disk."""
 
     code = ExitCode.RESUME_IMPOSSIBLE
+
+
+class StoppedError(PrivShareError):
+    """A run was asked to stop, and did between two steps; it can be started again, and goes on."""
+
+    code = ExitCode.STOPPED
 
 
 class OutputError(PrivShareError):

@@ -11,7 +11,8 @@ from flwr.serverapp import Grid, ServerApp
 from common.wire.parcels import pack_body, unpack_body
 from server.exchange import Exchange
 from server.live import conduct as conduct_live
-from server.live import credentials_of, read_start
+from server.live import credentials_of
+from server.run_folder import read_start
 
 _POLL = 0.2
 _PAUSE = 2.0

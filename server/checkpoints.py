@@ -81,6 +81,22 @@ def load_latest(folder: Path) -> Checkpoint | None:
     return Checkpoint(facts, arrays)
 
 
+def latest_facts(folder: Path) -> dict[str, Any] | None:
+    """The facts of the newest checkpoint, to be looked at; its arrays are neither read nor checked. None without one.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    files = sorted(folder.glob("step-*.safetensors"))
+    if not files:
+        return None
+    try:
+        with safe_open(files[-1], framework="numpy") as file:
+            return dict(json.loads(file.metadata()[_HEADER]))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(_DAMAGED.format(files[-1])) from None
+
+
 def _digest(facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     """SHA-256 over everything: the format itself would take a flipped bit for a number."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())

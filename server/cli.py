@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from common.errors import ExitCode, OutputError, PrivShareError
+from common.commands import Commands
+from common.errors import ExitCode, OutputError, PrivShareError, StudyError
 from common.study import load_study
 from common.wire.membership import WARN_DAYS, Enrolment, fingerprints, spaced
 from server.checkpoints import write_file
@@ -30,14 +31,13 @@ from server.provision import (
 from server.provision import admit as issue
 from server.provision import provision as make_home
 from server.provision import revoke as take_back
+from server.run_cli import app as runs
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+app = Commands(
     no_args_is_help=True,
     help="Plan a study that sites can join, and say who is in.",
 )
+app.add_typer(runs)
 _err = Console(stderr=True, emoji=False)
 _Home = Annotated[Path, typer.Option(help="The coordinator's folder: its keys, and the record of members.")]
 
@@ -89,6 +89,59 @@ def check(
     table = Table(title=f"{loaded.name}: valid", show_header=False)
     for name, value in plan.items():
         table.add_row(name.replace("_", " "), escape(f"{value:,.4g}" if isinstance(value, float) else str(value)))
+    Console().print(table)
+
+
+@app.command()
+def budget(
+    study: Annotated[Path, typer.Argument(help="Study file.")],
+    *,
+    epsilon: Annotated[list[float] | None, typer.Option(help="A budget; repeat it. Default: the study's.")] = None,
+    units: Annotated[list[int] | None, typer.Option(min=1, help="Units of all sites together; repeat it.")] = None,
+    sites: Annotated[list[int] | None, typer.Option(min=1, help="Sites that have them; repeat it.")] = None,
+    rounds: Annotated[
+        list[int] | None, typer.Option(help="Measurements by the discriminators; repeat it. Default: the study's.")
+    ] = None,
+    cell: Annotated[float, typer.Option(help="Share of all units in the cell whose error is shown.")] = 0.01,
+    json_output: Annotated[bool, typer.Option("--json", help="As JSON lines.")] = False,
+) -> None:
+    """What if: the noise of each release for other budgets, units, sites and measurements. Needs no data.
+
+    Units are what you expect; a number that was counted in real rows does not belong on a command line.
+    """
+    from server.forecast import what_if  # noqa: PLC0415 (torch, which most other commands do not need)
+
+    try:
+        if not 0 < cell <= 1:
+            raise StudyError(f"cell={cell}: expected above 0 and at most 1", ExitCode.USAGE)
+        loaded = load_study(study)
+        found = list(
+            what_if(
+                loaded,
+                epsilons=epsilon or [loaded.privacy.epsilon],
+                units=units or [1_000, 10_000, 100_000],
+                sites=sites or [4],
+                rounds=rounds or [loaded.noise.rounds],
+                cell=cell,
+            )
+        )
+    except PrivShareError as error:
+        _fail(error)
+    if json_output:
+        for row in found:
+            typer.echo(json.dumps(row, allow_nan=False))
+        return
+    table = Table(
+        title=escape(f"{loaded.name}: noise of one count, delta {loaded.privacy.delta:g}"),
+        caption=f"error: of a cell that holds {cell:.3g} of all units; first, last: of that measurement alone",
+    )
+    for heading in ("epsilon", "units", "sites", "rounds", "release", "noise", "of units", "error", "first", "last"):
+        table.add_column(heading, justify="left" if heading == "release" else "right")
+    for row in found:
+        counts = (f"{row['units']:,}", str(row["sites"]), str(row["rounds"]), row["release"].replace("_", " "))
+        errors = (row[name] for name in ("relative_error", "first_relative_error", "last_relative_error"))
+        shares = (f"{row['share']:.2%}", *(f"{error:.1%}" for error in errors))
+        table.add_row(f"{row['epsilon']:g}", *counts, f"{row['noise']:,.1f}", *shares)
     Console().print(table)
 
 
@@ -204,12 +257,15 @@ def start(  # noqa: PLR0913 (one parameter an option)
 ) -> None:
     """Run a study over the sites that joined, to the published table; started again, it goes on where it was.
 
+    `privshare pause`, `resume` and `stop` steer it, `status` and `dashboard` show it.
+
     flower-superlink, flower-superexec and the proxy must be running. What this command, or the program that it starts,
     is ended by loses nothing.
     """
     # Flower and torch take seconds to import, and most other commands need neither.
     from server.launch import SuperLink, follow, prepare  # noqa: PLC0415
-    from server.live import credentials_of, read_outcome  # noqa: PLC0415
+    from server.live import credentials_of  # noqa: PLC0415
+    from server.run_folder import read_outcome  # noqa: PLC0415
 
     try:
         loaded = load_study(study)
@@ -227,7 +283,7 @@ def start(  # noqa: PLR0913 (one parameter an option)
     except PrivShareError as error:
         _fail(error)
     except KeyboardInterrupt:
-        _say_aside("the run goes on without this; follow it again with the same command, or stop flower-superexec")
+        _say_aside(f"the run goes on without this; follow it again with the same command, or: privshare stop {folder}")
         raise typer.Exit(130) from None
     outcome = read_outcome(folder)
     assert outcome is not None  # follow returns when there is one

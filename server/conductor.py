@@ -28,6 +28,8 @@ from common.wire.secure_sum import Participants
 from server.aggregation import add_up, check_release
 from server.checkpoints import load_latest, save_checkpoint, write_file
 from server.exchange import Answers, Credentials, Exchange, Roster, call_roll
+from server.journal import Journal
+from server.run_folder import heed
 from server.run_state import RunState, SiteAccount, checkpoint_of, mask_of, restore
 
 _LOG = logging.getLogger(__name__)
@@ -72,13 +74,23 @@ class Conductor(ABC, Generic[_Outcome]):
         self._classes = len(study.label_values)
         self._nonces: dict[str, str] = {}
         self._masks: Participants | None = None
+        self._journal = Journal(folder)
         self._state = RunState(run=run, seed=seed, study=study.digest())
         latest = load_latest(folder / "checkpoints")
         if latest is not None:
             self._state = restore(latest, expected=self._state)
 
     def run(self, exchange: Exchange) -> _Outcome:
-        """The whole run, from wherever it stands."""
+        """The whole run, from wherever it stands.
+
+        Between two steps it pauses or stops where its folder asks for that; see `server.run_folder`.
+
+        Raises:
+            StoppedError: it was asked to stop. What is on disk is all that it had.
+        """
+        state = self._state
+        self._journal.note("opened", run=state.run, study=state.study, steps=len(state.history))
+        heed(self._folder, self._journal)
         roster = self._call_roll(exchange)
         self._pass_on(roster)
         self._agree_on_masks(roster)
@@ -86,6 +98,7 @@ class Conductor(ABC, Generic[_Outcome]):
         roster = roster.only(self._state.accounts)
         trained = self._learn(roster, bins)
         self._close(roster)
+        self._journal.note("closed")
         return trained
 
     def _call_roll(self, exchange: Exchange) -> Roster:
@@ -218,6 +231,9 @@ class Conductor(ABC, Generic[_Outcome]):
         """Keep what sites say of themselves; a reply that contradicts what one said before is a failure."""
         answers = answers.checked(self._take_note)
         codes = {site: fault.code.name for site, fault in answers.failures.items()}
+        known = self._state.accounts
+        heads = {site: [head.sequence, head.hash] for site in answers.replies if (head := _known_head(known, site))}
+        self._journal.note("answered", request=request, sites=sorted(answers.replies), heads=heads, failed=codes)
         if codes and not self._is_strict:
             self._record({"step": "rejected", "request": request, "sites": codes})
         return answers
@@ -332,7 +348,9 @@ class Conductor(ABC, Generic[_Outcome]):
         save_checkpoint(self._folder / "checkpoints", len(state.history), checkpoint_of(state))
         lines = "".join(json.dumps(one, allow_nan=False) + "\n" for one in state.history)
         write_file(self._folder / "rounds.jsonl", lines.encode())
+        self._journal.note("step", step=line["step"], number=len(state.history), budget_used=line["budget_used"])
         self._on_step(line)
+        heed(self._folder, self._journal)
 
     def _request(
         self,
@@ -346,6 +364,11 @@ class Conductor(ABC, Generic[_Outcome]):
     def _seed(self, number: int, part: int) -> int:
         """A model seed for one part of one round; never used for privacy noise."""
         return int(np.random.SeedSequence([self._state.seed, number, part]).generate_state(1)[0])
+
+
+def _known_head(accounts: Mapping[str, SiteAccount], site: str) -> Statement | None:
+    """The newest head of a site's ledger that the run knows."""
+    return accounts[site].ledger_head if site in accounts else None
 
 
 def _head_of(site: str, reply: Reply) -> Statement:

@@ -1,21 +1,66 @@
 """What follows from a study alone, before any site is asked: the noise that its budget buys, and where."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Final
+
 from common.data.encoding import make_grids
 from common.data.histograms import histogram_layout
 from common.study import Study
+from common.wire.agenda import planned_tables
 from server.noise_controller import share_plan
-from server.survey import planned_tables
+
+ONE_WAY: Final = "one_way"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Counts that every site will release, all measurements of them taken together.
+
+    name: of the kind of release.
+    tables: how many tables a unit is counted in.
+    share: of a site's budget.
+    stddev: of the noise of one count at a site that spends the study's epsilon, in units.
+    """
+
+    name: str
+    tables: int
+    share: float
+    stddev: float
+
+    def summed(self, sites: int) -> float:
+        """Standard deviation of the noise of one count, summed over sites."""
+        return self.stddev * float(sites**0.5)
+
+
+def planned_releases(study: Study) -> list[Planned]:
+    """The counts of a study; how they are spread over measurements does not change what all of them say together."""
+    privacy, accountant = study.privacy, study.accountant
+    bound = accountant.bound(epsilon=privacy.epsilon, delta=privacy.delta)
+    layout = histogram_layout(make_grids(study.measured), len(study.label_values), make_grids(study.channels))
+    # Less than all where `max_share` keeps measurements from spending it.
+    spent = sum(_shares(study))
+    wanted = [(ONE_WAY, layout.n_tables, privacy.one_way_share)]
+    wanted += [
+        (name, len(tables), (1 - privacy.one_way_share) * share * spent)
+        for name, (tables, share) in planned_tables(study).items()
+    ]
+    return [
+        Planned(
+            name,
+            tables,
+            share,
+            accountant.noise_stddev(squared_sensitivity=tables, spend=share * bound, sampling=1.0),
+        )
+        for name, tables, share in wanted
+    ]
 
 
 def plan_of(study: Study, sites: int) -> dict[str, str | int | float]:
     """What follows from the study alone: the same for every table."""
-    privacy, noise = study.privacy, study.noise
-    accountant = study.accountant
-    bound = accountant.bound(epsilon=privacy.epsilon, delta=privacy.delta)
-
-    def stddev(tables: int, share: float) -> float:
-        return accountant.noise_stddev(squared_sensitivity=tables, spend=share * bound, sampling=1.0)
-
+    privacy, accountant = study.privacy, study.accountant
+    one_way, *parts = planned_releases(study)
     layout = histogram_layout(make_grids(study.measured), len(study.label_values), make_grids(study.channels))
     plan: dict[str, str | int | float] = {
         "digest": study.digest(),
@@ -25,14 +70,67 @@ def plan_of(study: Study, sites: int) -> dict[str, str | int | float]:
         "columns_beside_the_label": len(study.features),
         "channels": len(study.channels),
         "fine_cells": layout.n_cells,
-        "noise_of_a_one_way_count_at_a_site": stddev(layout.n_tables, privacy.one_way_share),
+        "noise_of_a_one_way_count_at_a_site": one_way.stddev,
     }
-    # All measurements together; how it is spread over them does not change it.
-    for name, (tables, share) in planned_tables(study).items():
-        at_a_site = stddev(len(tables), (1 - privacy.one_way_share) * share)
-        plan[f"tables_of_{name}"] = len(tables)
-        plan[f"noise_of_a_count_of_{name}_at_a_site"] = at_a_site
-        plan[f"noise_of_a_count_of_{name}_summed"] = at_a_site * sites**0.5
-    shares = share_plan(noise.schedule, noise.rounds, noise.kappa, max_share=noise.max_share)
-    plan["budget_by_measurement"] = ", ".join(f"{share:.0%}" for share in shares)
+    for part in parts:
+        plan[f"tables_of_{part.name}"] = part.tables
+        plan[f"noise_of_a_count_of_{part.name}_at_a_site"] = part.stddev
+        plan[f"noise_of_a_count_of_{part.name}_summed"] = part.summed(sites)
+    plan["budget_by_measurement"] = ", ".join(f"{share:.0%}" for share in _shares(study))
     return plan
+
+
+def what_if(
+    study: Study,
+    *,
+    epsilons: Sequence[float],
+    units: Sequence[int],
+    sites: Sequence[int],
+    rounds: Sequence[int],
+    cell: float,
+) -> Iterable[dict[str, Any]]:
+    """The noise of each release for every combination, one row each, by the plan that `check` shows.
+
+    Args:
+        study: what is the same in all of them.
+        epsilons: budgets of every site.
+        units: of all sites together.
+        sites: that have them.
+        rounds: measurements over which the discriminators' budget is spread.
+        cell: share of all units that a cell of a table holds, for its relative error; above 0, at most 1.
+
+    Returns:
+        Rows with the noise of one count summed over all sites: in units, as a share of all units, and as the relative
+        error of a cell: of all measurements together, and of the first and the last of them alone.
+
+    Raises:
+        StudyError: a value that a study may not have.
+    """
+    for epsilon, count in product(epsilons, rounds):
+        changed = study.with_overrides(privacy={"epsilon": epsilon}, noise={"rounds": count})
+        shares = _shares(changed)
+        planned = planned_releases(changed)
+        for total, parties in product(units, sites):
+            for release in planned:
+                whole = release.summed(parties)
+                # Noise falls with the root of what is spent; a one-way table is measured once.
+                ends = (1.0, 1.0) if release.name == ONE_WAY else (shares[0] / sum(shares), shares[-1] / sum(shares))
+                first, last = (whole / share**0.5 for share in ends)
+                yield {
+                    "epsilon": epsilon,
+                    "units": total,
+                    "sites": parties,
+                    "rounds": count,
+                    "release": release.name,
+                    "noise": whole,
+                    "share": whole / total,
+                    "relative_error": whole / (cell * total),
+                    "first_relative_error": first / (cell * total),
+                    "last_relative_error": last / (cell * total),
+                }
+
+
+def _shares(study: Study) -> tuple[float, ...]:
+    """Share of the discriminators' budget of each measurement, as long as quality says nothing."""
+    noise = study.noise
+    return share_plan(noise.schedule, noise.rounds, noise.kappa, max_share=noise.max_share)

@@ -1,14 +1,28 @@
 """The gates that a coordinator can check: their figures were bought from held-out units, or are known for nothing."""
 
+from collections.abc import Mapping
+from typing import Protocol
+
 from common.evaluation.gates import Gate, at_least, at_most
 from common.study import Study
-from server.run_state import RunState
 
 _DOUBT = 2.0
 """Standard errors by which the truth may lie below a figure that was bought with noise."""
 
 
-def gates_of(study: Study, state: RunState) -> list[Gate]:
+class Found(Protocol):
+    """What gates look at of the state of a run; the state itself, or what a checkpoint says of it."""
+
+    @property
+    def losses(self) -> Mapping[str, float]:
+        """Of each measured critic, in noise variances a cell."""
+
+    @property
+    def monitor(self) -> Mapping[str, float | None] | None:
+        """What held-out units said of the end."""
+
+
+def gates_of(study: Study, state: Found) -> list[Gate]:
     """What the study's gates say of the end of a run; empty where it has none."""
     found = []
     if study.gates.monitor_auc is not None:

@@ -32,8 +32,9 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from common.errors import CheckpointError, ExitCode, OutputError, StudyError, UnreachableError
 from common.study import load_study
 from server.checkpoints import write_file, write_json
-from server.live import START_SCHEMA, read_outcome, read_start
+from server.journal import read_journal
 from server.provision import Roster, read_roster
+from server.run_folder import START_SCHEMA, asked, read_outcome, read_start, take_back
 
 DEPLOY: Final = Path(__file__).parents[1] / "deploy"
 BUNDLE: Final = DEPLOY / "flower-app"
@@ -169,6 +170,8 @@ def prepare(
     }
     write_json(folder / "start.json", start)
     (folder / "outcome.json").unlink(missing_ok=True)  # a failure that was mended, or nothing
+    if asked(folder) == "stop":  # it was, and whoever starts it again wants it to go on
+        take_back(folder)
 
 
 def proxy_config(template: Path, home: Path, *, listen: str, upstream: str, run: Path) -> str:
@@ -188,14 +191,14 @@ def proxy_config(template: Path, home: Path, *, listen: str, upstream: str, run:
 
 
 def follow(superlink: SuperLink, folder: Path, *, bundle: Path = BUNDLE) -> Iterator[dict[str, Any]]:
-    """Start a run and see it through: each step as rounds.jsonl has it, until the run has an outcome.
+    """Start a run and see it through: each step as rounds.jsonl has it, and each pause, until the run has an outcome.
 
     What ran it may be lost, with the SuperLink or without; then it is started again, and goes on.
 
     Raises:
         UnreachableError: the SuperLink is gone for ten minutes, or the program ends again and again without a word.
     """
-    seen = 0
+    seen, waited = 0, len(_pauses(folder))
     for start in range(_MOST_STARTS):
         run = _patiently(functools.partial(superlink.start, folder, bundle))
         yield {"step": "started", "time": start + 1}
@@ -204,6 +207,8 @@ def follow(superlink: SuperLink, folder: Path, *, bundle: Path = BUNDLE) -> Iter
             steps = _steps(folder)
             yield from steps[seen:]
             seen = max(seen, len(steps))
+            yield from (pauses := _pauses(folder))[waited:]
+            waited = len(pauses)
             if read_outcome(folder) is not None:
                 return
             if is_over:
@@ -233,6 +238,12 @@ def _steps(folder: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     return [json.loads(line) for line in lines]
+
+
+def _pauses(folder: Path) -> list[dict[str, Any]]:
+    """When the run was paused and went on, as steps."""
+    found = [event for event in read_journal(folder) if event["event"] in ("paused", "resumed")]
+    return [{"step": event["event"], "time": event["time"]} for event in found]
 
 
 def _node_key(pem: str) -> bytes:

@@ -5,21 +5,17 @@ ends the program, the next one goes on from the folder's last checkpoint.
 """
 
 import fcntl
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final, Literal
 
 import torch
-from pydantic import Field, ValidationError
 
 from common.certificate import Signer
-from common.data.schema import Number, Section, Text, Whole
-from common.errors import CheckpointError, ExitCode, OutputError, PrivShareError
+from common.errors import ExitCode, OutputError, PrivShareError
 from common.evaluation.gates import require
-from common.study import explain, load_study
+from common.study import load_study
 from common.synthesis.rows import draw_units
 from server.checkpoints import write_json
 from server.exchange import Credentials, Exchange
@@ -27,57 +23,10 @@ from server.gates import gates_of
 from server.provision import coordinator_key, read_roster
 from server.publish import publish, release_of, rows_to_publish
 from server.rounds import Coordinator
+from server.run_folder import LOCK, OUTCOME_SCHEMA, Start, read_outcome
 
-START_SCHEMA: Final = "privshare.start/1"
-OUTCOME_SCHEMA: Final = "privshare.outcome/1"
 _HELD = 120.0
 """Seconds to wait for the program before, which may not have noticed yet that it is over."""
-
-
-class Start(Section):
-    """start.json: what fixes a run; the same when it is resumed."""
-
-    schema_version: Annotated[Literal["privshare.start/1"], Field(alias="schema")]
-    # The coordinator's folder, with its keys and its members.
-    home: Path
-    # Names the run for ever.
-    run: Text
-    # Of models and latents, not of privacy noise.
-    seed: Annotated[Whole, Field(ge=0, le=2**32 - 1)]
-    device: Text
-    # Seconds to wait for sites to connect, and for their answers to one question.
-    patience: Annotated[Number, Field(gt=0)]
-    timeout: Annotated[Number, Field(gt=0)]
-
-
-class Outcome(Section):
-    """outcome.json: how a run ended; there is none while it may go on."""
-
-    schema_version: Annotated[Literal["privshare.outcome/1"], Field(alias="schema")]
-    code: Whole
-    message: Text
-
-
-def read_start(folder: Path) -> Start:
-    """What a run's folder says.
-
-    Raises:
-        CheckpointError: it is no such folder.
-    """
-    path = folder / "start.json"
-    try:
-        return Start.model_validate(json.loads(path.read_bytes()))
-    except (OSError, ValueError) as error:
-        why = explain(error.errors()[0], Start) if isinstance(error, ValidationError) else "is not the folder of a run"
-        raise CheckpointError(f"{path}: {why}") from None
-
-
-def read_outcome(folder: Path) -> Outcome | None:
-    """How a run ended; None while it has not."""
-    try:
-        return Outcome.model_validate(json.loads((folder / "outcome.json").read_bytes()))
-    except (OSError, ValueError):
-        return None
 
 
 def credentials_of(home: Path) -> Credentials:
@@ -140,7 +89,7 @@ def _held(folder: Path, *, clock: Callable[[], float] = time.monotonic) -> Itera
     Raises:
         OutputError: another one holds it, and does not let go.
     """
-    with (folder / "running").open("wb") as file:
+    with (folder / LOCK).open("wb") as file:
         deadline = clock() + _HELD
         while True:
             try:

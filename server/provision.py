@@ -56,6 +56,7 @@ from common.wire.membership import (
     split_address,
 )
 
+MEMBERS: Final = "members.json"
 CA_DAYS: Final = 3652
 """Ten years: longer than any study, since a new CA means a new kit for every site."""
 CERTIFICATE_DAYS: Final = 397
@@ -177,7 +178,7 @@ def provision(
         home / "superexec.secret": secrets.token_hex(32).encode(),
         home / "study.yaml": body,
         home / "crl.pem": _make_crl(roster, authority=authority, ca=ca, now=now),
-        home / "members.json": _text_of(roster),
+        home / MEMBERS: _text_of(roster),
     }
     for site, kit in papers.items():
         files[kits / f"{site}.zip"] = _zipped(dict(zip(KIT_FILES, (kit.encode(), body, _pem(ca)), strict=True)))
@@ -241,7 +242,7 @@ def read_roster(home: Path) -> Roster:
     Raises:
         MembershipError: it cannot be read, or is not of its form.
     """
-    path = home / "members.json"
+    path = home / MEMBERS
     try:
         return Roster.model_validate(json.loads(read_paper_file(path)))
     except ValidationError as error:
@@ -400,7 +401,7 @@ def _publish(home: Path, roster: Roster, *, now: datetime) -> None:
     """The record first: a number that was sent out is never given to another list of members."""
     authority, ca = _read_authority(home)
     key = coordinator_key(home)
-    _write(home / "members.json", _text_of(roster))
+    _write(home / MEMBERS, _text_of(roster))
     _write(home / "crl.pem", _make_crl(roster, authority=authority, ca=ca, now=now))
     identities = {name: member.identity for name, member in roster.admitted.items()}
     for name, member in roster.admitted.items():

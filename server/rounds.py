@@ -28,6 +28,7 @@ from common.models.releases import Bins, Measured, Release, targets_from
 from common.models.targets import Targets
 from common.models.training import Stretch, average, load_parameters, parameters_of, schedule
 from common.models.verdicts import accuracies, gate, heads_of, judge
+from common.wire.agenda import discriminators_share, held_out_share, validation_share
 from common.wire.packing import (
     CRITIC,
     GENERATOR,
@@ -48,8 +49,6 @@ from server.run_state import RunState, Stage
 from server.survey import Part, Survey, plan_survey
 
 _LOG = logging.getLogger(__name__)
-# The largest share that two requests of one account may ask for together, with room for rounding.
-_WHOLE = 1 - 1e-9
 _MONITOR_ROWS = 20_000
 _MEASURING = 0.5
 """Part of the rounds over which the measurements are spread."""
@@ -169,7 +168,7 @@ class Coordinator(Conductor[Trained]):
         cells = [group[bin_of] for group, bin_of in zip(part.maps, bins.maps, strict=True)]
         arrays = {**pack_bins(cells), "tables": part.numbers, "emphasis": emphasis}
         size = layout_of(part.queries, sizes_of(part.maps), self._classes).n_cells
-        whole = (1 - self._study.privacy.one_way_share) * part.share * _WHOLE
+        whole = discriminators_share(self._study) * part.share
         release = self._measure(roster, "tables", name, {"share": share * whole}, arrays, size)
         return Measured(part.queries, emphasis, part.maps, release)
 
@@ -184,8 +183,7 @@ class Coordinator(Conductor[Trained]):
     def _share_of(self, discriminator: str, stage: int) -> float:
         """Share of a site's whole budget that a discriminator has in a stage."""
         shares = self._study.discriminators.shares(windows=self._study.windows is not None)
-        rest = (1 - self._study.privacy.one_way_share) * _WHOLE
-        share = rest * shares.get(discriminator, 0.0) * self._state.stages[stage].share
+        share = discriminators_share(self._study) * shares.get(discriminator, 0.0) * self._state.stages[stage].share
         if discriminator != "neural":
             return share
         # A neural critic learns from what a generator got wrong, so it begins with the second stage.
@@ -233,17 +231,12 @@ class Coordinator(Conductor[Trained]):
         if self._study.privacy.holdout == 0:
             return (0.0,) * heads
         arrays = {**pack_bins(bins.maps), **pack(CRITIC, critic_parameters(learner.critic))}
-        share = self._holdout_share() / (self._study.noise.rounds - 1)
+        share = held_out_share(self._study) / (self._study.noise.rounds - 1)
         release = self._measure(roster, "verdict", f"verdict-{stage + 1}", {"share": share}, arrays, 2 * heads)
         verdicts = judge(learner.critic, *learner.fakes(self._seed(stage, 999)))
         found = accuracies(release.counts.reshape(heads, 2), release.variance, verdicts)
         self._state.accuracy = max(accuracy for accuracy, _ in found) if found else None
         return gate(found, heads)
-
-    def _holdout_share(self) -> float:
-        """Part of the held-out units' budget for the verdicts on the critic, or for the validations, if both are on."""
-        neural = "neural" in self._study.discriminators.shares(windows=self._study.windows is not None)
-        return 0.5 * _WHOLE if neural else _WHOLE
 
     def _quality(self, roster: Roster, bins: Bins, learner: "Learner", stage: int) -> Quality:
         """What is known of the generator before a stage is decided: free figures, and what held-out units say."""
@@ -343,12 +336,10 @@ class Coordinator(Conductor[Trained]):
         weights = fit_score(rows, positive, generator.shape.sizes, seed=0)
         arrays = {**pack_bins(bins.maps), "weights": weights}
         layout = score_layout()
-        # The last one says how good the outcome is, and gets half of what there is.
-        stages = study.noise.rounds
-        whole = self._holdout_share()
-        share = whole if stages == 1 else 0.5 * whole / (1 if stage == stages else stages - 1)
         try:
-            release = self._measure(roster, "monitor", name, {"share": share}, arrays, layout.n_cells)
+            release = self._measure(
+                roster, "monitor", name, {"share": validation_share(study, stage)}, arrays, layout.n_cells
+            )
             quality = ranking_quality(next(layout.split(release.counts)), release.variance)
         except PolicyError as refused:
             # A figure about the generator, not a part of it: the run is good without.

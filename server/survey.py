@@ -1,26 +1,17 @@
 """What the measured discriminators ask: which tables, over which groups of bins, for which share of the budget."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from common.data.queries import Family, Query, catalogue
+from common.data.queries import Query, catalogue
 from common.models.releases import Bins, group_maps
 from common.models.sequences import Expected
 from common.models.targets import TableIndex, Targets
 from common.study import Study
-
-_PARTS: Mapping[str, tuple[str, tuple[Family, ...]]] = {
-    "pairs": ("statistical", (Family.PAIR,)),
-    "couplings": ("temporal", (Family.COURSE, Family.TOGETHER)),
-    "dynamics": (
-        "temporal",
-        (Family.LEVEL, Family.TRANSITION, Family.ENDS, Family.HIGHEST, Family.LOWEST, Family.OBSERVED),
-    ),
-}
-"""Each part is one release: whose budget it has, and its families. The parts of one discriminator share equally."""
+from common.wire.agenda import planned_tables
 
 
 @dataclass(frozen=True)
@@ -50,19 +41,6 @@ class Survey:
 
     parts: tuple[Part, ...]
     groups: Sequence[np.ndarray]
-
-
-def planned_tables(study: Study) -> dict[str, tuple[np.ndarray, float]]:
-    """Of each part that is on, its tables' numbers in the catalogue and its share of the discriminators' budget."""
-    shares = study.discriminators.shares(windows=study.windows is not None)
-    known = catalogue(len(study.measured), study.windows)
-    numbers = {}
-    for name, (discriminator, families) in _PARTS.items():
-        some = np.array([at for at, query in enumerate(known) if query.family in families], dtype=np.int64)
-        if discriminator in shares and len(some):
-            numbers[name] = some
-    owners = [_PARTS[name][0] for name in numbers]
-    return {name: (some, shares[_PARTS[name][0]] / owners.count(_PARTS[name][0])) for name, some in numbers.items()}
 
 
 def plan_survey(study: Study, bins: Bins, budgets: Sequence[float]) -> Survey:

@@ -3,22 +3,20 @@
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from client.commands.checks import show_audit
+from common.commands import Commands
 from common.errors import ExitCode, PrivShareError, StudyError
 from common.synthesis.cli import app as consumer
 from server.cli import app as coordinator
 
 _MOST_SEED = 2**32 - 1
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+app = Commands(
     no_args_is_help=True,
     help=coordinator.info.help,
 )
@@ -46,8 +44,8 @@ def audit(
     bound below the claim proves nothing beyond itself.
     """
     # What a simulation needs takes seconds to import; the other commands do without.
-    from simulations.audit import Plan  # noqa: PLC0415
-    from simulations.audit import audit as attack  # noqa: PLC0415
+    from client.audit import Plan  # noqa: PLC0415
+    from client.audit import audit as attack  # noqa: PLC0415
 
     started = time.monotonic()
 
@@ -61,11 +59,10 @@ def audit(
     except PrivShareError as error:
         _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(int(error.code)) from None
-    result = found.as_dict()
     if json_output:
-        typer.echo(json.dumps(result, allow_nan=False))
+        typer.echo(json.dumps(found.as_dict(), allow_nan=False))
     else:
-        _show(result)
+        show_audit(found)
     if found.is_contradicted:
         raise typer.Exit(int(ExitCode.AUDIT_CONTRADICTED))
 
@@ -120,33 +117,6 @@ def tables(  # noqa: PLR0913 (one parameter an option)
     except PrivShareError as error:
         _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(int(error.code)) from None
-
-
-def _show(result: dict[str, Any]) -> None:
-    table = Table(title=f"{result['study']}: epsilon for one {result['unit']} more or less, delta {result['delta']:g}")
-    table.add_column("release")
-    for heading in ("claimed", "at least", "detectable up to", "guesses"):
-        table.add_column(heading, justify="right")
-    table.add_column("verdict")
-    for finding in result["findings"]:
-        numbers = (finding[f"epsilon_{which}"] for which in ("claimed", "lower", "detectable"))
-        row = (finding["kind"], *(f"{number:.3f}" for number in numbers), str(finding["trials"]), _verdict(finding))
-        table.add_row(*row)
-    console = Console()
-    console.print(table)
-    console.print(
-        f"All bounds hold together, with confidence {result['plan']['confidence']:g}. "
-        "One below its claim proves no more than itself.",
-        soft_wrap=True,
-    )
-
-
-def _verdict(finding: dict[str, Any]) -> str:
-    if finding["contradicted"]:
-        return "CONTRADICTED"
-    # Not even releases without any noise would have been found out.
-    beyond = finding["epsilon_claimed"] >= finding["epsilon_detectable"]
-    return "beyond this audit" if beyond else "consistent"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from client.records import parse_text, read_series_text, read_text, read_windows
+from client.simulated_site import SiteFolder, make_site_folder
 from common.certificate import Signer, guarantee_statement
 from common.data.units import check_surplus
 from common.data.windows import WindowedTable
@@ -37,9 +38,10 @@ from common.synthesis.latents import whole_shares
 from server.checkpoints import write_file, write_json
 from server.gates import gates_of
 from server.publish import publish
+from server.run_folder import asked, take_back
 from server.run_state import RunState
 from simulations.baselines.released import evaluate_classifier
-from simulations.federation import Engine, SiteFolder, credentials_of, make_site_folder
+from simulations.federation import Engine, credentials_of
 from simulations.methods import DESCRIPTIONS, PRIVATE, Made, Method, adapt, conduct
 from simulations.scenarios.bank import MOST_BANKS, simulate_accounts, simulate_transactions
 from simulations.scenarios.icu import MOST_HOSPITALS, simulate_stays
@@ -295,18 +297,24 @@ def _default_folder(study: Study) -> Path:
 def digest_of(path: Path) -> str:
     """SHA-256 of a file; empty where there is none, which reading it will say better."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        if not path.is_file():  # a pipe never ends, nor do some devices
+            return ""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
 
 
 def open_folder(run: Run) -> None:
-    """Make the folder of a new run, and write what is needed to resume it.
+    """Make the folder of a new run, and write what is needed to resume it; let an old one that was stopped go on.
 
     Raises:
         OutputError: it holds something already, or cannot be written.
+        CheckpointError: what was asked of it cannot be read.
     """
     if not run.is_new:
+        if asked(run.folder) == "stop":
+            take_back(run.folder)
         return
     folder = run.folder
     try:

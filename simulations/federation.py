@@ -5,12 +5,10 @@ simulation on Ray. What runs on top of them is the same code.
 """
 
 import functools
-import hashlib
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 # Before Flower is imported: nothing is reported to anybody.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -19,7 +17,6 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the default warns at every start
 
 import torch
-import yaml
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID
@@ -29,28 +26,14 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import make_client_app
 from client.door import Door
-from client.policy import POLICY_SCHEMA, sign_policy
+from client.simulated_site import COORDINATOR, SiteFolder, identity_of
 from client.site import Site, open_site
-from common.errors import OutputError
-from common.files import write_private
 from common.privacy.noise import SeededNoise
-from common.privacy.signatures import SigningKey
-from common.study import Study
 from server.app import make_server_app
 from server.exchange import Credentials, Exchange
 
 _FIRST_NODE = 1000
 _RUN_ID = 1
-_COORDINATOR = "(coordinator)"
-"""No site can have this name."""
-
-
-@dataclass(frozen=True)
-class SiteFolder:
-    """Where a simulated site lives: its private files, and what a run keeps of it."""
-
-    name: str
-    settings: Path
 
 
 @dataclass(frozen=True)
@@ -63,88 +46,9 @@ class Engine:
     noise_seed: int | None = None
 
 
-def make_site_folder(
-    name: str,
-    study_path: Path,
-    study: Study,
-    tables: Mapping[str, str],
-    *,
-    private: Path,
-    kept: Path,
-    seed: int,
-    peers: Collection[str] = (),
-    witnesses: int | None = None,
-) -> SiteFolder:
-    """Write a simulated site's files, as a real one would have them.
-
-    Args:
-        name: of the site.
-        study_path: the study file.
-        study: the same, for the digest that the site approves.
-        tables: CSV text: "table", the site's records, and with windows "series", the long table.
-        private: folder for the records and the site file; the caller deletes it.
-        kept: the run's folder, for ledger, keys and sealed replies.
-        seed: of the simulation; the site's keys follow from it, so that a run can be repeated.
-        peers: names of the other sites, whose keys follow from the same seed.
-        witnesses: how many of them must confirm the site's ledger; None for all.
-
-    Raises:
-        OutputError: a folder cannot be written.
-    """
-    state, folder = kept / "sites" / name, private / name
-    settings = {
-        "site": name,
-        **{kind: str(folder / f"{kind}.csv") for kind in tables},
-        "study": str(study_path),
-        "policy": str(folder / "policy.yaml"),
-        "ledger": str(kept / "ledger" / f"{name}.jsonl"),
-        "state": str(state),
-    }
-    policy = {
-        "schema": POLICY_SCHEMA,
-        "site": name,
-        "asset": "simulated",
-        "approved": study.digest(),
-        "max_epsilon": study.privacy.epsilon,
-        "max_delta": study.privacy.delta,
-        "total_epsilon": study.privacy.epsilon,
-        "total_delta": study.privacy.delta,
-        "coordinator": _identity_of(_COORDINATOR, seed).public,
-        "peers": {peer: _identity_of(peer, seed).public for peer in peers},
-        "witnesses": witnesses,
-    }
-    identity = _identity_of(name, seed)
-    try:
-        folder.mkdir(parents=True, mode=0o700)
-        for kind, text in tables.items():
-            (folder / f"{kind}.csv").write_text(text, encoding="utf-8")
-        (folder / "site.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        (folder / "policy.yaml").write_text(yaml.safe_dump(policy, sort_keys=False), encoding="utf-8")
-        sign_policy(folder / "policy.yaml", identity)
-        for file, secret in (("site.key", unit_secret_of(name, seed=seed)), ("identity.pem", identity.as_pem())):
-            if not (state / file).exists():
-                write_private(state / file, secret)
-    except OSError as error:
-        raise OutputError(f"{state}: cannot be written ({error.strerror})") from None
-    return SiteFolder(name, folder / "site.yaml")
-
-
 def credentials_of(names: Collection[str], *, seed: int) -> Credentials:
     """Of the coordinator of simulated sites; its key follows from the seed like theirs."""
-    return Credentials(_identity_of(_COORDINATOR, seed), {name: _identity_of(name, seed).public for name in names})
-
-
-def _identity_of(name: str, seed: int) -> SigningKey:
-    return SigningKey.from_seed(_secret_of(name, seed, b"identity"))
-
-
-def unit_secret_of(name: str, *, seed: int) -> bytes:
-    """What a simulated site's choices about units are keyed by."""
-    return _secret_of(name, seed, b"units")
-
-
-def _secret_of(name: str, seed: int, purpose: bytes) -> bytes:
-    return hashlib.blake2b(name.encode(), key=seed.to_bytes(8, "big"), person=purpose, digest_size=32).digest()
+    return Credentials(identity_of(COORDINATOR, seed), {name: identity_of(name, seed).public for name in names})
 
 
 def run_federation(

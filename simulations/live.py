@@ -26,6 +26,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from client.simulated_site import unit_secret_of
+from common.commands import Commands
 from common.data.schema import parse_table
 from common.data.windows import WindowedTable
 from common.errors import ExitCode, OutputError, PrivShareError, UnreachableError
@@ -37,13 +39,13 @@ from common.study import Study
 from server.checkpoints import write_json
 from server.provision import FLOWER_ENVIRONMENT, LOCAL_PORT, superexec_command, superlink_command
 from simulations.experiment import Divided, Run, Scenario, choose, divide, execute, open_folder
-from simulations.federation import Engine, unit_secret_of
+from simulations.federation import Engine
 
 _BIN: Final = Path(sys.executable).parent
 _PROXY_PORT: Final = 8443
 _STARTED: Final = 60.0
 _STOPPED: Final = 60.0
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Commands()
 err = Console(stderr=True, emoji=False)
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from client.simulated_site import SiteFolder
 from client.site import Site
 from common.data.windows import WindowedTable
 from common.study import Study
@@ -24,7 +25,7 @@ from server.run_state import RunState
 from simulations.baselines import classifiers, gan
 from simulations.baselines.classifiers import ClassifierCoordinator, ClassifierSite, TrainedClassifier
 from simulations.baselines.gan import GanCoordinator, GanSite
-from simulations.federation import Engine, SiteFolder, credentials_of, run_federation
+from simulations.federation import Engine, credentials_of, run_federation
 
 _Outcome = TypeVar("_Outcome")
 

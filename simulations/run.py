@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
+from common.commands import Commands
 from common.errors import CheckpointError, ExitCode, OutputError, PrivShareError
 from common.evaluation.report import Level
 from common.models.devices import device_named
@@ -34,7 +35,7 @@ from simulations.methods import Method
 
 _MOST_SEED = 2**32 - 1
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Commands()
 err = Console(stderr=True, emoji=False)
 
 

@@ -6,9 +6,14 @@ import os
 # pools that wait for one another cost minutes.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.postgres import Server
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,6 +32,27 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tamperings import SAMPLED, make_release  # noqa: PLC0415
 
     return make_release(tmp_path_factory.mktemp("sampled"), SAMPLED)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["Server"]:
+    """A running PostgreSQL server; a test that stops it starts it again. Without the programs the test is skipped."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed: the extra `sql`")
+    from tests.postgres import programs, serving  # noqa: PLC0415 (psycopg is of an extra)
+
+    found = programs()
+    if found is None:
+        pytest.skip("PostgreSQL is not installed: tests/install-programs.sh")
+    with serving(found) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny simulated run with real noise; not to be changed."""
+    from tests.runs import choose_run, conduct  # noqa: PLC0415 (torch, which few folders of tests need)
+
+    return conduct(choose_run(tmp_path_factory.mktemp("finished")))
 
 
 @pytest.fixture(scope="session")

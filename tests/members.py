@@ -58,13 +58,14 @@ class Federation:
 
     def enrol(self, *sites: str) -> list[Enrolment]:
         """Set sites up from their kits."""
-        series = self.folder / "long.csv" if (self.folder / "windows").exists() else None
+        source = {"type": "csv", "table": str(self.folder / "table.csv")}
+        if (self.folder / "windows").exists():
+            source["series"] = str(self.folder / "long.csv")
         return [
             enrol(
                 open_kit(self.kit(site), site=site),
                 self.folder / "sites" / site,
-                table=self.folder / "table.csv",
-                series=series,
+                source=source,
                 now=self.now,
             )
             for site in sites
@@ -103,9 +104,11 @@ def make_federation(folder: Path, *, now: datetime = NOW, windows: bool = False,
     return made
 
 
-def make_members(folder: Path, *sites: str, now: datetime = NOW) -> Federation:
+def make_members(
+    folder: Path, *sites: str, now: datetime = NOW, windows: bool = False, address: str = ADDRESS
+) -> Federation:
     """A federation of which some sites have joined; the first two by default."""
-    made, sites = make_federation(folder, now=now), sites or SITES[:2]
+    made, sites = make_federation(folder, now=now, windows=windows, address=address), sites or SITES[:2]
     made.enrol(*sites)
     made.admit(*sites)
     made.join(*sites)

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from safetensors.numpy import load_file, save_file
 
+from client.simulated_site import identity_of
 from common.certificate import VOID, Signer
 from common.evaluation.report import Level
 from common.privacy.events import GaussianEvent
@@ -26,7 +27,7 @@ from common.privacy.signatures import SigningKey
 from common.privacy.spending import Spending
 from common.privacy.witness import Attestation, Statement
 from simulations.experiment import Scenario, choose, execute
-from simulations.federation import Engine, _identity_of, credentials_of
+from simulations.federation import Engine, credentials_of
 
 SITES = ("site_01", "site_02", "site_03")
 FILES = (
@@ -99,7 +100,7 @@ def copy(release: Path, target: Path) -> Path:
 
 def site_key(name: str) -> SigningKey:
     """Of a simulated site of the seed 0."""
-    found = _identity_of(name, 0)
+    found = identity_of(name, 0)
     assert found.public == credentials_of([name], seed=0).sites[name]
     return found
 

@@ -358,7 +358,15 @@ def test_the_vault_and_the_records_are_opened_by_the_site_alone() -> None:
     assert files_that(lambda name: name == "client.vault") == {"client/site.py"}
     # The vault has windows made from the long table, and opens no file.
     readers = files_that(lambda name: name == "client.records")
-    assert {name for name in readers if not name.startswith("simulations/")} == {"client/site.py", "client/vault.py"}
+    assert {name for name in readers if not name.startswith("simulations/")} == {
+        "client/site.py",
+        "client/vault.py",
+        "client/inspection.py",
+    }
+    # Whose numbers are for the steward's own terminal: nothing that answers requests reaches it.
+    assert files_that(lambda name: name == "client.inspection") == {"client/doctor/checkup.py"}
+    doctors = files_that(lambda name: name.startswith("client.doctor"))
+    assert {name for name in doctors if not name.startswith("client/doctor/")} == {"client/commands/checks.py"}
     from_records = {name for name in imported(ast.parse(FILES["client/vault.py"].read_text())) if ".records." in name}
     assert from_records == {"client.records.read_windows"}
 
@@ -380,13 +388,13 @@ def test_the_scan_for_calls_sees_them(line: str, name: str) -> None:
     ("name", "callers"),
     [
         # Text becomes values in one file; the cells of the long table on the way to windows.
-        ("read_table", {"client/site.py"}),
-        ("read_series_text", {"client/site.py"}),
+        ("read_records", {"client/site.py"}),
         ("make_windows", {"client/records.py"}),
-        ("parse_table", {"client/records.py", "common/data/windows.py"}),
+        ("parse_table", {"client/records.py", "common/data/windows.py", "client/inspection.py"}),
         # From here on a unit is a row of codes, and no other file looks at one.
         ("Vault", {"client/site.py"}),
-        ("read_windows", {"client/vault.py"}),
+        # The inspection is the steward's: see the test of who opens records.
+        ("read_windows", {"client/vault.py", "client/inspection.py"}),
         ("bound_units", {"client/vault.py"}),
         ("encode_table", {"client/vault.py"}),
         ("encode_windows", {"client/vault.py"}),

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from common.evaluation import numerals, verdict
+from common.evaluation import labels, numerals, verdict
 from common.evaluation.sections.blocks import Run, Section
 from common.evaluation.sections.privacy import attacks, controls, gates, proof
 from common.evaluation.sections.provenance import level_said, provenance, seed_said
@@ -82,7 +82,7 @@ def write_page(
         # Names from outside make poor identifiers, so terms are numbered.
         anchors={name: f"term-{number}" for number, name in enumerate(definitions, start=1)},
         explained=partial(_explained, definitions),
-        label=verdict.label,
+        label=labels.label,
     )
     # A number and its percent sign stay on one line.
     return page.replace(" %", "\N{NO-BREAK SPACE}%")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from common.commands import Commands
 from common.errors import ExitCode, OutputError, PrivShareError
 from common.exits import as_page, entries, said_of
 from common.files import write_durably
@@ -19,7 +20,7 @@ from common.files import write_durably
 if TYPE_CHECKING:
     from common.verification import Verification
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Commands()
 _err = Console(stderr=True, emoji=False)
 
 

@@ -17,7 +17,7 @@ COPY common common
 COPY client client
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/privshare/bin/pip install --constraint constraints.txt torch && \
-    /opt/privshare/bin/pip install --constraint constraints.txt . && \
+    /opt/privshare/bin/pip install --constraint constraints.txt '.[sql]' && \
     rm /opt/privshare/bin/privshare
 
 FROM python:3.11.13-slim-bookworm

@@ -25,7 +25,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, log_expit
 
 from client.keys import unit_secret
-from client.records import read_series_text, read_table
+from client.records import read_records
 from client.site import Site
 from client.vault import Vault
 from common.data.queries import Coded
@@ -167,11 +167,7 @@ class ClassifierSite(Site):
 
     @cached_property
     def _vault(self) -> ClassifierVault:
-        table = read_table(self._settings.table, self._study)
-        series = None
-        if self._study.windows is not None:
-            assert self._settings.series is not None  # the policy has seen to it
-            series = read_series_text(self._settings.series, self._study, may_be_empty=True)
+        table, series = read_records(self._settings.source, self._study)
         secret = unit_secret(self._settings.state, may_make=not self._ledger.charged())
         return ClassifierVault(table, series, self._study, secret=secret, ledger=self._ledger, noise=self._noise)
 

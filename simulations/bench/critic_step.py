@@ -22,6 +22,7 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from common.commands import Commands
 from common.models.neural import (
     GRADIENT_SCALE,
     CriticShape,
@@ -39,7 +40,7 @@ _OPACUS_BATCHES = (32, 128, 512)
 
 _Units = tuple[Tensor, Tensor | None, Tensor]
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Commands()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
+from common.commands import Commands
 from common.models.critics import Joins, make_cluster
 from common.models.generator import GeneratorShape, initialise
 from common.models.sequences import SequenceShape
@@ -25,7 +26,7 @@ from simulations.bench.timing import best
 _CPU = torch.device("cpu")
 _STEPS = 5
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Commands()
 
 
 @app.command()

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
+from common.commands import Commands
 from common.evaluation.sequences import predict_label
 from common.evaluation.utility import is_positive
 from common.study import Study
@@ -22,7 +23,7 @@ from common.synthesis.synthesizer import Synthesizer
 from simulations.experiment import divide
 from simulations.run import resumed
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Commands()
 
 _CLASSIFIERS = ("gradient_boosting", "gradient_boosting_on_summaries", "logistic_regression")
 _PRECISIONS = (0.1, 0.2, 0.3, 0.5)

@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from common.commands import Commands
 from common.privacy.accountants import GdpAccountant
 from common.privacy.ledger import Asset, Charge, Ledger
 from common.privacy.mechanism import Contributions, CountMechanism
@@ -25,7 +26,7 @@ from common.privacy.noise import GaussianNoise
 from common.privacy.signatures import SigningKey
 from simulations.bench.timing import best
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Commands()
 
 
 @app.command()

@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from common.commands import Commands
 from common.data.encoding import make_grid
 from common.data.schema import CategoricalColumn
 from common.data.selection import Selection, parse_condition
@@ -28,7 +29,7 @@ from common.synthesis.synthesizer import Synthesizer
 from simulations.experiment import divide
 from simulations.run import resumed
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Commands()
 
 _POOL = 200_000
 """Rows without conditions, of which rejection keeps some."""

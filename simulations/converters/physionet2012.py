@@ -27,6 +27,7 @@ import pandas as pd
 import typer
 from rich.console import Console
 
+from common.commands import Commands
 from common.errors import ExitCode, OutputError, PrivShareError, SchemaError
 from server.checkpoints import write_file
 
@@ -98,7 +99,7 @@ _PARAMETERS: Final = (
 )
 _CODES: Final = {"": -1} | {name: code for code, name in enumerate(_PARAMETERS)}
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Commands()
 _err = Console(stderr=True, emoji=False)
 
 

@@ -304,9 +304,9 @@ def make_home(
     folder.mkdir(parents=True, exist_ok=True)
     plain = dict(study or STUDY)
     approved = parse_study(plain, source="test")
-    settings = {
+    settings: dict[str, Any] = {
         "site": site,
-        "table": str(folder / "table.csv"),
+        "source": {"type": "csv", "table": str(folder / "table.csv")},
         "study": str(folder / "study.yaml"),
         "policy": str(folder / "policy.yaml"),
         "ledger": str(folder / "ledger.jsonl"),
@@ -315,7 +315,7 @@ def make_home(
     if approved.windows is not None:
         long = [SERIES, *map(",".join, make_series(rows) if series is None else series)]
         (folder / "series.csv").write_text("\n".join(long) + "\n", encoding="utf-8", errors="surrogateescape")
-        settings["series"] = str(folder / "series.csv")
+        settings["source"]["series"] = str(folder / "series.csv")
     lines = ([header] if header is not None else []) + [",".join(row) for row in rows]
     (folder / "table.csv").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
     write_yaml(folder / "study.yaml", plain)

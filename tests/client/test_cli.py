@@ -88,15 +88,25 @@ def test_a_site_that_never_spent_has_no_ledger_to_show(tmp_path: Path) -> None:
     assert "cannot be read" in fails(run(make_home(tmp_path / "north"), "ledger", "show"), ExitCode.LEDGER_INVALID)
 
 
-def test_approve_shows_the_terms_and_signs_after_a_yes(home: Home) -> None:
+def test_approve_shows_the_terms_and_signs_once_the_sites_name_is_typed(home: Home) -> None:
     write_policy(home, expires="2031-01-01", peers={name: key.public for name, key in PEERS.items()})
     signature, policy = home.folder / "policy.yaml.sig", home.folder / "policy.yaml"
     signature.unlink()
-    assert run(home, "approve", answer="n\n").exit_code == 1
+    for typed in ("y\n", "south\n", "North\n"):
+        assert run(home, "approve", answer=typed).exit_code == 1
     assert not signature.exists()
-    result = run(home, "approve", answer="y\n")
+    result = run(home, "approve", answer="north\n")
     assert result.exit_code == 0
-    for part in (home.study.digest(), "each patient", "2031-01-01", "east, west", "epsilon"):
+    for part in (
+        home.study.digest(),
+        "each patient",
+        "2031-01-01",
+        "east, west",
+        "epsilon",
+        "read by the coordinator",
+        "90.",
+        "of the budget",
+    ):
         assert part in result.stdout
     signed = signature.read_text(encoding="ascii").strip()
     assert is_signed(policy.read_bytes(), signed, purpose="policy", public=IDENTITY.public)

@@ -28,7 +28,7 @@ import pandas as pd
 import pytest
 
 import client.site
-from client.records import read_series_text, read_table, read_windows
+from client.records import parse_text, read_records, read_series_text, read_text, read_windows
 from client.site import Site
 from common.data.encoding import make_grids
 from common.errors import ExitCode, SchemaError
@@ -248,12 +248,12 @@ def leaking(leak: Callable[[pd.DataFrame, Path], object]) -> Leak:
     """A site whose reader of tables does something more with them."""
 
     def install(patch: pytest.MonkeyPatch, folder: Path) -> None:
-        def reader(path: Path, study: Any) -> pd.DataFrame:
-            table = read_table(path, study)
+        def reader(source: Any, study: Any) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+            table, series = read_records(source, study)
             leak(table, folder)
-            return table
+            return table, series
 
-        patch.setattr(client.site, "read_table", reader)
+        patch.setattr(client.site, "read_records", reader)
 
     return install
 
@@ -276,7 +276,7 @@ def telling(extra: Callable[[Site], dict[str, Any]]) -> Leak:
 
 
 def rows_of(site: Site) -> pd.DataFrame:
-    return read_table(site._settings.table, site._study)
+    return read_records(site._settings.source, site._study)[0]
 
 
 LOG = logging.getLogger("double")
@@ -390,8 +390,13 @@ DIRTY: dict[str, Spoil] = {
 def fault_of(home: Home) -> str:
     """What an operator would see who reads the tables alone."""
     study, folder = home.study, home.folder
+
+    def read() -> None:
+        table = parse_text(read_text(folder / "table.csv", study), study)
+        read_windows(table, read_series_text(folder / "series.csv", study), study)
+
     with pytest.raises(SchemaError) as fault:
-        read_windows(read_table(folder / "table.csv", study), read_series_text(folder / "series.csv", study), study)
+        read()
     assert "\n" not in str(fault.value)
     return "".join(traceback.format_exception(fault.value)).replace(str(folder), "")
 

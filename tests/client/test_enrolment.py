@@ -233,6 +233,11 @@ def test_no_damage_to_a_kit_ends_otherwise_than_in_one_line(fed: Federation) -> 
 # --- init
 
 
+def csv(table: str, **others: str) -> dict[str, str]:
+    """A source of files."""
+    return {"type": "csv", "table": table, **others}
+
+
 def test_a_site_is_set_up_with_its_own_keys_and_a_draft_of_a_policy(fed: Federation) -> None:
     (enrolment,) = fed.enrol("north")
     folder, settings = fed.folder / "sites" / "north", fed.settings("north")
@@ -244,7 +249,7 @@ def test_a_site_is_set_up_with_its_own_keys_and_a_draft_of_a_policy(fed: Federat
     kit = inside(fed)
     assert settings == SiteSettings(
         site="north",
-        table=fed.folder / "table.csv",
+        source={"type": "csv", "table": str(fed.folder / "table.csv")},
         study=folder / "study.yaml",
         policy=folder / "policy.yaml",
         ledger=folder / "ledger.jsonl",
@@ -288,19 +293,19 @@ def test_a_name_that_yaml_would_read_as_a_number_stays_a_name(tmp_path: Path) ->
     opened = open_kit(made.kit("north"), site="north")
     kit = opened.kit.model_copy(update={"site": "1e5"})
     folder = tmp_path / "sites" / "1e5"
-    enrol(type(opened)(kit, opened.study, opened.files), folder, table=Path("ü 'x'\".csv"), series=None, now=NOW)
+    enrol(type(opened)(kit, opened.study, opened.files), folder, source=csv("ü 'x'\".csv"), now=NOW)
     settings = load_site_settings(folder / "site.yaml")
-    assert (settings.site, settings.table.name) == ("1e5", "ü 'x'\".csv")
+    assert (settings.site, settings.source.table) == ("1e5", Path("ü 'x'\".csv"))
     assert read_policy(settings.policy).site == "1e5"
 
 
 def test_a_long_table_is_named_if_and_only_if_the_study_has_windows(fed: Federation, tmp_path: Path) -> None:
     windowed = make_federation(tmp_path / "windowed", windows=True)
     windowed.enrol("north")
-    assert windowed.settings("north").series == windowed.folder / "long.csv"
-    for each, series in ((windowed, None), (fed, Path("long.csv"))):
-        with pytest.raises(MembershipError, match="--series: expected") as caught:
-            enrol(open_kit(each.kit("south"), site="south"), tmp_path / "x", table=Path("t"), series=series, now=NOW)
+    assert windowed.settings("north").source.series == windowed.folder / "long.csv"
+    for each, source in ((windowed, csv("t")), (fed, csv("t", series="long.csv"))):
+        with pytest.raises(MembershipError, match=r"^series: expected") as caught:
+            enrol(open_kit(each.kit("south"), site="south"), tmp_path / "x", source=source, now=NOW)
         assert caught.value.code == ExitCode.USAGE
         assert not (tmp_path / "x").exists()
 

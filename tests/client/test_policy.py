@@ -267,10 +267,13 @@ def test_a_site_has_a_long_table_if_and_only_if_its_study_has_windows(tmp_path: 
     home = make_either(tmp_path / "north", which)
     path = home.folder / "site.yaml"
     site = yaml.safe_load(path.read_text())
-    assert ("series" in site) == (which == "windows")
-    site.pop("series", None)
-    write_yaml(path, site if which == "windows" else {**site, "series": str(home.folder / "series.csv")})
-    check_closed(home, r"^series: ")
+    assert ("series" in site["source"]) == (which == "windows")
+    if which == "windows":
+        del site["source"]["series"]
+    else:
+        site["source"]["series"] = str(home.folder / "series.csv")
+    write_yaml(path, site)
+    check_closed(home, r"^source.series: ")
 
 
 # --- how much

@@ -29,7 +29,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import client.masks
 import client.witnesses
-from client.records import read_table
+from client.records import parse_text, read_text
 from common.data.units import bound_units
 from common.privacy import mechanism, vectors
 from common.privacy.ledger import Charge, Ledger
@@ -127,7 +127,7 @@ class Coins:
 def units_of(home: Home) -> list[str]:
     """Who trains, in the order of the table: the key, or the whole record where there is none."""
     unit, study = home.study.unit, home.study
-    table = read_table(home.folder / "table.csv", study)
+    table = parse_text(read_text(home.folder / "table.csv", study), study)
     split = bound_units(
         table,
         key=unit.key,

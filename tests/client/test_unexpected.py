@@ -28,7 +28,7 @@ def summing_fails(*_: object) -> None:
         raise KeyError(CELL) from error
 
 
-@pytest.mark.parametrize(("where", "kind"), [("read_table", "ValueError"), ("exact_sum", "KeyError")])
+@pytest.mark.parametrize(("where", "kind"), [("read_records", "ValueError"), ("exact_sum", "KeyError")])
 def test_an_error_that_nobody_foresaw_is_told_by_its_kind_alone(
     home: Home,
     where: str,
@@ -37,8 +37,8 @@ def test_an_error_that_nobody_foresaw_is_told_by_its_kind_alone(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    if where == "read_table":
-        monkeypatch.setattr(client.site, "read_table", reading_fails)
+    if where == "read_records":
+        monkeypatch.setattr(client.site, "read_records", reading_fails)
     else:
         monkeypatch.setattr(CountMechanism, "exact_sum", summing_fails)
     site = home.open(forbidden())

@@ -34,7 +34,7 @@ import torch
 import yaml
 
 from client.policy import load_site_settings, sign_policy
-from client.records import read_table
+from client.records import parse_text, read_text
 from client.replies import Replies
 from client.site import Site
 from common.errors import PrivShareError
@@ -218,9 +218,10 @@ def make_site(folder: Path) -> None:
     rows = [f"p{one},{('red', 'green')[one % 2]},{one % 10},{('no', 'yes')[one % 3 > 0]}" for one in range(20)]
     (folder / "table.csv").write_text("\n".join(["patient,colour,age,ill", *rows]) + "\n")
     (folder / "study.yaml").write_text(json.dumps(PLAIN))
-    paths = {"table": "table.csv", "study": "study.yaml", "policy": "policy.yaml", "ledger": "kept/ledgers/ward.jsonl"}
+    paths = {"study": "study.yaml", "policy": "policy.yaml", "ledger": "kept/ledgers/ward.jsonl"}
+    source = {"type": "csv", "table": str(folder / "table.csv")}
     settings = {name: str(folder / path) for name, path in {**paths, "state": "state"}.items()}
-    (folder / "site.yaml").write_text(yaml.safe_dump({"site": "north", **settings}))
+    (folder / "site.yaml").write_text(yaml.safe_dump({"site": "north", "source": source, **settings}))
     policy = {
         "schema": "privshare.policy/1",
         "site": "north",
@@ -321,7 +322,7 @@ def fragile(tmp_path: Path) -> Iterator[Callable[[], AbstractContextManager[Frag
     """Makes the same new site again and again, each time on a disk of its own."""
     folder = tmp_path / "north"
     make_site(folder)
-    first, table = image_of(folder), read_table(folder / "table.csv", STUDY)
+    first, table = image_of(folder), parse_text(read_text(folder / "table.csv", STUDY), STUDY)
 
     @contextmanager
     def make() -> Iterator[Fragile]:
@@ -329,7 +330,7 @@ def fragile(tmp_path: Path) -> Iterator[Callable[[], AbstractContextManager[Frag
         with pytest.MonkeyPatch.context() as patch:
             # Neither changes a file; there is no time to read them a thousand times.
             patch.setattr("client.site.load_study", lambda _: STUDY)
-            patch.setattr("client.site.read_table", lambda *_: table)
+            patch.setattr("client.site.read_records", lambda *_: (table, None))
             yield Fragile(folder, patch)
 
     logging.disable(logging.WARNING)

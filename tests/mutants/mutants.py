@@ -536,8 +536,10 @@ EGRESS = (
         name="empty-table-refused",
         twin="ZeroDivisionError of Opacus: a refusal tells that the last person has left",
         file="client/records.py",
-        old="return parse_text(read_text(path, study, may_be_empty=True), study)",
-        new="return parse_text(read_text(path, study), study)",
+        old="        if study.windows is None:\n            return table, None\n        assert settings.series",
+        new="        if table.empty:\n"
+        '            raise SchemaError("the table has no rows", ExitCode.TABLE_WITHOUT_ROWS)\n'
+        "        if study.windows is None:\n            return table, None\n        assert settings.series",
         killed_by=(f"{_SITE}a_site_without_a_row_answers_like_any_other",),
     ),
     Mutant(
@@ -572,7 +574,7 @@ EGRESS = (
         file=_SITE_FILE,
         old='_LOG.warning("site=%s event=failed error=%s", name, type(error).__name__)',
         new='_LOG.warning("site=%s event=failed error=%s", name, error)',
-        killed_by=(f"{_UNEXPECTED}an_error_that_nobody_foresaw_is_told_by_its_kind_alone[read_table-ValueError]",),
+        killed_by=(f"{_UNEXPECTED}an_error_that_nobody_foresaw_is_told_by_its_kind_alone[read_records-ValueError]",),
     ),
     Mutant(
         name="bytes-unpickled",

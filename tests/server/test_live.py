@@ -21,11 +21,13 @@ from common.errors import (
 )
 from common.evaluation.gates import Gate, at_least
 from common.study import load_study
-from server import live
+from server import launch, live
 from server.exchange import Exchange
+from server.journal import Journal
 from server.launch import PROXY, prepare, proxy_config
-from server.live import Outcome, Start, conduct, credentials_of, read_outcome, read_start
+from server.live import conduct, credentials_of
 from server.provision import coordinator_key, revoke
+from server.run_folder import Outcome, Start, ask, asked, read_outcome, read_start
 from tests.client.homes import STUDY, write_yaml
 from tests.members import HOUR, NOW, Federation, make_members
 
@@ -218,6 +220,60 @@ def test_a_study_that_was_changed_under_a_run_ends_it(fed: Federation, folder: P
     found = run(fed, folder, Scripted())
     assert found is not None
     assert found.code == ExitCode.STUDY_INVALID
+
+
+def test_a_run_that_is_asked_to_stop_ends_with_a_code_of_its_own_and_goes_on_when_it_is_started_again(
+    fed: Federation, folder: Path
+) -> None:
+    ready(fed, folder)
+    ask(folder, "stop")
+    exchange = Scripted()
+    found = run(fed, folder, exchange)
+    assert found is not None
+    assert (found.code, exchange.asked) == (ExitCode.STOPPED, 0)
+    assert "it goes on from here when it is started again" in found.message
+    ready(fed, folder)
+    assert (read_outcome(folder), asked(folder)) == (None, None)
+    run(fed, folder, exchange)
+    assert exchange.asked == 1
+
+
+def test_a_pause_stands_when_a_run_is_started_again(fed: Federation, folder: Path) -> None:
+    ready(fed, folder)
+    ask(folder, "pause")
+    ready(fed, folder)
+    assert asked(folder) == "pause"
+
+
+class Followed:
+    """A SuperLink whose program pauses, is resumed, makes a step and ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.asked = folder, 0
+        Journal(folder).note("paused")  # of another start, which was told then
+
+    def start(self, folder: Path, bundle: Path) -> int:
+        return 1
+
+    def is_over(self, run: int) -> bool:
+        self.asked += 1
+        if self.asked == 1:
+            Journal(self.folder).note("paused")
+        elif self.asked == 2:
+            Journal(self.folder).note("resumed")
+        else:
+            (self.folder / "rounds.jsonl").write_text('{"step": "one_way"}\n')
+            live._end(self.folder, ExitCode.OK, "published")
+        return False
+
+
+def test_whoever_follows_a_run_is_told_that_it_pauses(
+    fed: Federation, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready(fed, folder)
+    monkeypatch.setattr(launch.time, "sleep", lambda _: None)
+    told = [step["step"] for step in launch.follow(Followed(folder), folder)]  # type: ignore[arg-type]
+    assert told == ["started", "paused", "resumed", "one_way"]
 
 
 class Steps:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from client.door import Door
+from client.simulated_site import make_site_folder
 from client.site import open_site
 from common.certificate import Signer
 from common.errors import CheckpointError, ExitCode, PolicyError, PrivShareError, ProtocolError, UntrustedError
@@ -28,7 +29,7 @@ from common.wire.packing import GENERATOR
 from server.exchange import Credentials
 from server.publish import publish, release_of
 from server.rounds import Coordinator, Trained
-from simulations.federation import credentials_of, make_site_folder
+from simulations.federation import credentials_of
 
 SITES = ("ann", "bob", "cyd")
 SEED = 3

@@ -333,7 +333,7 @@ TABLE_CASES = {
         C.COLUMN_UNKNOWN, ("column 7", "not in the study"), table=another_column("note"), planted=CELL
     ),
     "a column that is there twice": Case(
-        C.COLUMN_UNKNOWN, ("column 7", "not in the study"), table=another_column("amount"), planted=CELL
+        C.COLUMN_UNKNOWN, ("column 7", "twice"), table=another_column("amount"), planted=CELL
     ),
     "text in a column of numbers": Case(
         C.NOT_A_NUMBER, ("amount", "not a number"), table=with_cell("amount", CELL), planted=CELL

@@ -11,7 +11,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner, Result
 
-from client.records import read_table
+from client.records import parse_text, read_text
 from common.data.schema import DatetimeColumn
 from common.errors import ExitCode
 from common.study import load_study
@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_published_is_read_by_its_own_schema_and_within_its_bounds(folder: Path) -> None:
     study = load_study(folder / "study.lock.yaml")
-    table = read_table(folder / "synthetic.csv", study)
+    table = parse_text(read_text(folder / "synthetic.csv", study), study)
     assert [str(dtype) for dtype in table.dtypes] == [
         "datetime64[ms, Europe/Berlin]",
         "datetime64[ms, Europe/Berlin]",
@@ -111,7 +111,7 @@ def test_rows_on_demand_obey_conditions_on_moments(folder: Path, tmp_path: Path,
     result = CliRunner().invoke(consumer, ["sample", str(folder), "-n", "300", *asked, "--seed", "1", "-o", str(out)])
     assert result.exit_code == 0, result.output
     study = load_study(folder / "study.lock.yaml")
-    rows = read_table(out, study) if ending == "csv" else pq.read_table(out).to_pandas()
+    rows = parse_text(read_text(out, study), study) if ending == "csv" else pq.read_table(out).to_pandas()
     assert len(rows) == 300
     assert str(rows["admitted"].dtype) == "datetime64[ms, Europe/Berlin]"
     assert (rows["admitted"] >= pd.Timestamp("2020-07-01", tz="Europe/Berlin")).all()

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from common.evaluation import numerals, verdict
 from common.evaluation.charts import Mark
 from common.evaluation.figures import Figure
-from common.evaluation.verdict import heading, label
+from common.evaluation.labels import heading, label
 
 _NARROW: Final = 3
 """Columns up to which an interval has room beside its value."""

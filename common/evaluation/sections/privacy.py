@@ -9,6 +9,7 @@ from common.evaluation import charts, numerals, verdict
 from common.evaluation.attacks.games import EVERYONE, RATES, STATISTICS
 from common.evaluation.charts import Row
 from common.evaluation.figures import Figure, most_advantage, most_true_positives
+from common.evaluation.labels import label
 from common.evaluation.sections.blocks import (
     NOTHING,
     Block,
@@ -30,8 +31,8 @@ from common.evaluation.sections.blocks import (
     term,
     words,
 )
-from common.evaluation.sections.training import kind_of
-from common.evaluation.verdict import GAMES, figure_of, is_residual, label, leaves
+from common.evaluation.steps import kind_of
+from common.evaluation.verdict import GAMES, figure_of, is_residual, leaves
 from common.privacy.accountants import accountant_from
 from common.privacy.events import GaussianEvent
 

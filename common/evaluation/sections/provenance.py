@@ -3,8 +3,8 @@
 from typing import Final
 
 from common.evaluation import numerals
+from common.evaluation.labels import label
 from common.evaluation.sections.blocks import Block, Cell, Run, Section, Table, beside, section, term, words
-from common.evaluation.verdict import label
 
 LEVELS: Final = {
     "basic": "basic: no attacks",

@@ -6,6 +6,7 @@ from typing import Any, Final
 from common.evaluation import charts, numerals
 from common.evaluation.charts import Mark, Row
 from common.evaluation.figures import Figure
+from common.evaluation.labels import heading, label
 from common.evaluation.sections.blocks import (
     NOTHING,
     Block,
@@ -27,7 +28,7 @@ from common.evaluation.sections.blocks import (
     term,
     words,
 )
-from common.evaluation.verdict import figure_of, heading, label, leaves
+from common.evaluation.verdict import figure_of, leaves
 
 _MEASURES: Final = (
     *("auc", "auprc", "accuracy", "balanced_accuracy", "f1", "macro_f1", "recall", "precision", "brier"),

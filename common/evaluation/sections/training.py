@@ -1,11 +1,11 @@
 """How the run went: the noise of each release, what the controller decided, and how near the generator came."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from common.evaluation import charts, numerals
+from common.evaluation.labels import label
 from common.evaluation.sections.blocks import (
     Block,
     Cell,
@@ -20,32 +20,12 @@ from common.evaluation.sections.blocks import (
     term,
     words,
 )
-from common.evaluation.verdict import figure_of, label, spoken_of
+from common.evaluation.steps import kind_of, stage_of
+from common.evaluation.verdict import figure_of, spoken_of
 
-_STEP: Final = re.compile(r"(?P<kind>.+?)(-(?P<stage>\d+))?(-\d+)?")
 _LISTED_SITES: Final = 6
 """Sites with a column of their own."""
 _TERMS: Final = ("error", "proportional", "integral", "derivative")
-
-
-def kind_of(line: Mapping[str, Any]) -> str:
-    """The mechanism of a line of rounds.jsonl.
-
-    >>> kind_of({"step": "critic-2-10"}), kind_of({"step": "one_way"})
-    ('critic', 'one_way')
-    """
-    found = _STEP.fullmatch(str(line["step"]))
-    return found["kind"] if found else str(line["step"])
-
-
-def stage_of(line: Mapping[str, Any]) -> int | None:
-    """The stage of a line of rounds.jsonl; None where its name has none.
-
-    >>> stage_of({"step": "critic-2-10"}), stage_of({"step": "one_way"})
-    (2, None)
-    """
-    found = _STEP.fullmatch(str(line["step"]))
-    return int(found["stage"]) if found and found["stage"] else None
 
 
 def noise(run: Run) -> Section | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.evaluation import charts, numerals, verdict
+from common.evaluation import charts, labels, numerals, verdict
 from common.evaluation.attacks.games import assess
 from common.evaluation.figures import Figure, rate
 from common.evaluation.page import open_part, write_page
@@ -507,7 +507,7 @@ def test_the_three_strongest_attacks_are_drawn() -> None:
     assert drawn is not None
     names = [said.split(":")[0] for said in drawn[1].split("; ")]
     areas = {
-        verdict.label(name): attack["populations"]["everyone"]["auc"]
+        labels.label(name): attack["populations"]["everyone"]["auc"]
         for name, attack in _attacks()["membership"].items()
     }
     assert names == sorted(areas, key=lambda name: -areas[name]["value"])[:3]

@@ -10,12 +10,13 @@ import torch
 import yaml
 
 from client.records import parse_text, read_windows
+from client.simulated_site import SiteFolder, make_site_folder
 from common.data.windows import WindowedTable
 from common.evaluation.figures import Population
 from common.study import Study, parse_study
 from server.exchange import Exchange
 from simulations.baselines.classifiers import ClassifierCoordinator, ClassifierSite, TrainedClassifier, adapt
-from simulations.federation import Engine, SiteFolder, credentials_of, make_site_folder, run_federation
+from simulations.federation import Engine, credentials_of, run_federation
 
 CPU = torch.device("cpu")
 _PLAIN: dict[str, Any] = {

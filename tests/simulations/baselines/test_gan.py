@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from client.records import parse_text, read_windows
+from client.simulated_site import SiteFolder, make_site_folder
 from client.site import Site
 from common.data.queries import Coded
 from common.errors import PolicyError, ProtocolError
@@ -35,7 +36,7 @@ from simulations.baselines.gan import (
 )
 from simulations.baselines.gan_model import arrays_of, draw, initialise, load_arrays, train
 from simulations.experiment import Scenario, choose, divide
-from simulations.federation import Engine, SiteFolder, credentials_of, make_site_folder, run_federation
+from simulations.federation import Engine, credentials_of, run_federation
 
 CPU = torch.device("cpu")
 ENGINE = Engine("process", "cpu", 1, noise_seed=7)

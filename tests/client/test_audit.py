@@ -12,13 +12,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from client.audit import HELD_OUT_KINDS, ONE_RUN, TRAIN_KINDS, Audit, Finding, Plan, audit
 from client.site import open_site
 from common.errors import ExitCode, PolicyError, StudyError
 from common.evaluation.audit import Evidence
 from common.privacy.noise import SeededNoise
 from common.study import load_study
 from common.wire.messages import KINDS, Request, refusal
-from simulations.audit import HELD_OUT_KINDS, ONE_RUN, TRAIN_KINDS, Audit, Finding, Plan, audit
 from simulations.cli import app
 
 STUDY: dict[str, Any] = {
@@ -163,7 +163,7 @@ def test_a_tenth_of_the_noise_is_found_out_in_every_kind_of_release(weak: Audit,
 def test_noise_that_is_the_same_each_time_is_found_out_and_so_at_sites_that_are_opened_anew(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simulations.audit._RELEASES", 5)
+    monkeypatch.setattr("client.audit._RELEASES", 5)
     start = functools.partial(open_site, noise=Repeated(1.0))
     found = audit(written(folder), replace(SMALL, repetitions=12), start=start)
     for finding in found.findings[:-1]:
@@ -282,7 +282,7 @@ def test_a_site_that_refuses_stops_the_audit_and_an_audit_leaves_nothing_behind(
 
 
 def test_a_study_that_holds_out_next_to_nobody_cannot_be_audited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simulations.audit._TRIES", 5)
+    monkeypatch.setattr("client.audit._TRIES", 5)
     with pytest.raises(StudyError, match=r"privacy\.holdout: none of 5"):
         audit(written(folder, privacy={**STUDY["privacy"], "holdout": 1e-9}), SMALL)
 

@@ -24,6 +24,8 @@ from typing import Any, Final, Literal
 import numpy as np
 import yaml
 
+from client.simulated_rows import SimulatedRows, simulate_rows
+from client.simulated_site import make_site_folder
 from client.site import Site, open_site
 from common.data.encoding import Grid, make_grids
 from common.data.queries import catalogue
@@ -37,8 +39,6 @@ from common.privacy.events import GaussianEvent
 from common.study import STEPS, Study, load_study
 from common.wire.messages import KEPT, Reply, Request
 from common.wire.packing import CRITIC, critic_shape_of, pack, pack_bins, shape_of
-from simulations.federation import make_site_folder
-from simulations.rows import SimulatedRows, simulate_rows
 
 TRAIN_KINDS: Final = ("one_way", "tables", "embedding", "critic")
 HELD_OUT_KINDS: Final = ("monitor", "verdict")
@@ -134,12 +134,20 @@ class Audit:
         return {**vars(self), "plan": asdict(self.plan), "contradicted": self.is_contradicted, "findings": findings}
 
 
-def audit(path: Path, plan: Plan, *, start: Start = open_site, on_step: OnStep = lambda _: None) -> Audit:
+def audit(
+    path: Path,
+    plan: Plan,
+    *,
+    limits: tuple[float, float] | None = None,
+    start: Start = open_site,
+    on_step: OnStep = lambda _: None,
+) -> Audit:
     """Attack every kind of release that a site of a study sends.
 
     Args:
         path: of the study.
         plan: how much is tried.
+        limits: epsilon and delta of a site that allows less than the study asks for.
         start: opens the audited site from its site.yaml.
         on_step: is told what comes next.
 
@@ -148,7 +156,9 @@ def audit(path: Path, plan: Plan, *, start: Start = open_site, on_step: OnStep =
         PolicyError: the site refused to answer.
     """
     given = load_study(path)
-    study = given.with_overrides(privacy={"accountant": "gdp", "noise_trust": "local"}, critic={"sampling": 1.0})
+    epsilon, delta = limits or (given.privacy.epsilon, given.privacy.delta)
+    privacy = {"epsilon": epsilon, "delta": delta, "accountant": "gdp", "noise_trust": "local"}
+    study = given.with_overrides(privacy=privacy, critic={"sampling": 1.0})
     kept = KEPT if study.discriminators.scope == "local" else ()
     held_out = HELD_OUT_KINDS if study.privacy.holdout > 0 else ()
     kinds = [kind for kind in (*TRAIN_KINDS, *held_out) if kind not in kept]
@@ -166,7 +176,7 @@ def audit(path: Path, plan: Plan, *, start: Start = open_site, on_step: OnStep =
         on_step(f"{ONE_RUN}: {plan.canaries} in one run")
         desk = _Desk(study, rows, plan, Path(folder), start)
         findings.append(_guess_canaries(desk, _sequence(study, kept), confidence=each))
-    return Audit(given.name, given.digest(), given.unit.name, given.privacy.delta, plan, tuple(findings))
+    return Audit(given.name, given.digest(), given.unit.name, delta, plan, tuple(findings))
 
 
 def _memory() -> Path | None:

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from client.records import read_series_text, read_table, read_windows
+from client.records import parse_text, read_series_text, read_text, read_windows
+from client.simulated_rows import SimulatedRows, simulate_rows
 from common.data.schema import CategoricalColumn
 from common.errors import StudyError
 from common.study import Study, load_study, parse_study
-from simulations.rows import SimulatedRows, simulate_rows
 
 STUDIES = sorted((Path(__file__).resolve().parents[2] / "simulations" / "studies").glob("*.yaml"))
 PLAIN: dict[str, Any] = {
@@ -91,7 +91,7 @@ def read(rows: SimulatedRows, units: np.ndarray, study: Study, folder: Path) -> 
     folder.mkdir(exist_ok=True)
     for name, text in rows.written(units, study).items():
         (folder / f"{name}.csv").write_text(text, encoding="utf-8")
-    table = read_table(folder / "table.csv", study)
+    table = parse_text(read_text(folder / "table.csv", study), study)
     if study.windows is None:
         return table, None
     return table, read_windows(table, read_series_text(folder / "series.csv", study), study)[0]

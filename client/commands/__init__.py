@@ -1,0 +1,1 @@
+"""What a data steward types, by subject."""

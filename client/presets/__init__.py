@@ -1,0 +1,1 @@
+"""How clinical databases of known layouts become a study's table and series."""

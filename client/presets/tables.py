@@ -1,0 +1,70 @@
+"""The tables that a preset makes, cut to what a study asks for."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Final, Literal
+
+import pandas as pd
+
+from client.presets.measures import CHANNELS, COLUMNS
+from client.presets.mimic3 import read_mimic3
+from client.presets.omop54 import read_omop54
+from client.presets.stays import HOUR, UNIT
+from client.sources import Source
+from common.errors import ExitCode, SchemaError, StudyError
+from common.study import Study
+
+Preset = Literal["mimic3", "omop54"]
+
+_LONGEST: Final = 240
+"""Hours of a series; memory grows with them."""
+
+
+def read_preset(preset: Preset, source: Source, study: Study) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """The first table of a study and, where it has windows, the long one, as text.
+
+    The unit key and the time have the names that the study gives them; the time is in whole hours since admission.
+
+    Raises:
+        StudyError: the study has no unit key, or windows that are not in hours from admission, or too long.
+        SchemaError: the study has a column that the preset does not make, or the source lacks something.
+    """
+    if study.unit.key is None:
+        raise StudyError(f"unit.key: the preset {preset} makes one row a unit; name the column that tells units apart")
+    for name in study.columns:
+        _check_made(name, COLUMNS, preset)
+    for name in study.channels:
+        _check_made(name, CHANNELS, preset)
+    readers: Mapping[Preset, Callable[..., tuple[pd.DataFrame, pd.DataFrame]]] = {
+        "mimic3": read_mimic3,
+        "omop54": read_omop54,
+    }
+    table, series = readers[preset](source, hours=_hours(study, preset))
+    table = table.rename(columns={UNIT: study.unit.key})[[study.unit.key, *study.columns]]
+    if study.windows is None:
+        return table, None
+    series = series[[UNIT, HOUR, *study.channels]]
+    said = (series[list(study.channels)] != "").any(axis="columns")
+    return table, series[said].reset_index(drop=True).rename(
+        columns={UNIT: study.unit.key, HOUR: study.windows.time.column}
+    )
+
+
+def _check_made(name: str, made: Mapping[str, object] | tuple[str, ...], preset: Preset) -> None:
+    if name not in made:
+        raise SchemaError(
+            f"{name}: the preset {preset} makes no such column; see docs/mimic.md", ExitCode.COLUMN_MISSING
+        )
+
+
+def _hours(study: Study, preset: Preset) -> int:
+    """Hours of the series that the study's windows reach over."""
+    windows = study.windows
+    if windows is None:
+        return 0
+    if windows.layout != "grid" or windows.step is None or windows.start not in (None, 0):
+        raise StudyError(f"windows: the preset {preset} needs a grid in hours that begins with admission, `start: 0`")
+    hours = math.ceil(windows.step * windows.length)
+    if hours > _LONGEST:
+        raise StudyError(f"windows.length: the preset {preset} makes at most {_LONGEST} hours")
+    return hours

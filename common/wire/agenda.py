@@ -1,0 +1,183 @@
+"""What a run asks of each site, in order: which kinds, how often, for which share of the budget, and how many numbers.
+
+It follows from the study alone. The coordinator takes the shares from here, and a site shows them before it consents.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+
+from common.data.encoding import Grid, make_grids
+from common.data.histograms import histogram_layout
+from common.data.queries import Family, catalogue, layout_of
+from common.models.embedding import FEATURES
+from common.models.generator import initialise
+from common.models.monitor import score_layout
+from common.models.neural import critic_parameters, initialise_critic
+from common.models.training import parameters_of
+from common.models.verdicts import heads_of
+from common.study import STEPS, Study
+from common.wire.messages import KEPT
+from common.wire.packing import critic_shape_of, shape_of
+
+WHOLE: Final = 1 - 1e-9
+"""The largest share that the requests of one account may ask for together, with room for rounding."""
+
+PARTS: Final[Mapping[str, tuple[str, tuple[Family, ...]]]] = {
+    "pairs": ("statistical", (Family.PAIR,)),
+    "couplings": ("temporal", (Family.COURSE, Family.TOGETHER)),
+    "dynamics": (
+        "temporal",
+        (Family.LEVEL, Family.TRANSITION, Family.ENDS, Family.HIGHEST, Family.LOWEST, Family.OBSERVED),
+    ),
+}
+"""Each part is one release: whose budget it has, and its families. The parts of one discriminator share equally."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """Messages of one kind that a site sends in a run.
+
+    kind: of the request.
+    part: of `tables`, which of `PARTS`; else empty.
+    times: at most, where nothing is asked again.
+    account: that pays; None where nothing is released.
+    share: of the account's budget, all of them together, at most.
+    tables: that a unit adds at most 1 to, where it is about counts.
+    cells: numbers in one message.
+    is_exact: whether the number is certain; bins depend on the noised one-way tables, so else it is about so many.
+    is_kept: whether the numbers stay at the site, and only that they were paid for is told.
+    """
+
+    kind: str
+    times: int
+    part: str = ""
+    account: Literal["train", "holdout"] | None = None
+    share: float = 0.0
+    tables: int = 0
+    cells: int = 0
+    is_exact: bool = True
+    is_kept: bool = False
+
+
+def planned_tables(study: Study) -> dict[str, tuple[np.ndarray, float]]:
+    """Of each part that is on, its tables' numbers in the catalogue and its share of the discriminators' budget."""
+    shares = study.discriminators.shares(windows=study.windows is not None)
+    known = catalogue(len(study.measured), study.windows)
+    numbers = {}
+    for name, (discriminator, families) in PARTS.items():
+        some = np.array([at for at, query in enumerate(known) if query.family in families], dtype=np.int64)
+        if discriminator in shares and len(some):
+            numbers[name] = some
+    owners = [PARTS[name][0] for name in numbers]
+    return {name: (some, shares[PARTS[name][0]] / owners.count(PARTS[name][0])) for name, some in numbers.items()}
+
+
+def discriminators_share(study: Study) -> float:
+    """What one-way tables leave of a site's budget."""
+    return (1 - study.privacy.one_way_share) * WHOLE
+
+
+def held_out_share(study: Study) -> float:
+    """Part of the held-out units' budget for the verdicts on the critic, or for the validations, if both are on."""
+    return 0.5 * WHOLE if _is_neural(study) else WHOLE
+
+
+def validation_share(study: Study, stage: int) -> float:
+    """Of the held-out units' budget, for the validation after a stage, from 1 on.
+
+    The last one says how good the outcome is, and gets half of what there is.
+    """
+    whole, stages = held_out_share(study), study.noise.rounds
+    return whole if stages == 1 else 0.5 * whole / (1 if stage == stages else stages - 1)
+
+
+def agenda(study: Study, *, sites: int) -> list[Item]:
+    """Every kind of message that a site sends in one run, in the order of its first.
+
+    Args:
+        study: as all approved it.
+        sites: of the federation.
+    """
+    releases = _releases(study)
+    measured = sum(item.times for item in releases)
+    masks = [Item("masks", 2)] if study.privacy.noise_trust != "local" else []
+    return [
+        Item("describe", 2),
+        Item("witness", measured + 2),
+        Item("confirm", measured + 1),
+        *masks,
+        *releases,
+        *_training(study, sites=sites),
+    ]
+
+
+def _releases(study: Study) -> list[Item]:
+    stages, rest = study.noise.rounds, discriminators_share(study)
+    # What the floor of the noise leaves unspent.
+    reached = min(1.0, stages * study.noise.max_share)
+    shares = study.discriminators.shares(windows=study.windows is not None)
+    classes, sizes = len(study.label_values), _bins(study)
+    known = catalogue(len(study.measured), study.windows)
+    one_way = histogram_layout(make_grids(study.measured), classes, make_grids(study.channels))
+    found = [
+        Item(
+            "one_way", 1, account="train", share=study.privacy.one_way_share, tables=one_way.n_tables,
+            cells=one_way.n_cells,
+        )
+    ]  # fmt: skip
+    is_local = study.discriminators.scope == "local"
+    for part, (numbers, share) in planned_tables(study).items():
+        cells = layout_of([known[at] for at in numbers], sizes, classes).n_cells
+        found.append(
+            Item(
+                "tables", stages, part, "train", rest * share * reached, len(numbers), cells,
+                is_exact=False, is_kept=is_local and "tables" in KEPT,
+            )
+        )  # fmt: skip
+    if semantic := shares.get("semantic"):
+        kept = is_local and "embedding" in KEPT
+        cells = 2 * FEATURES * classes
+        found.append(Item("embedding", stages, "", "train", rest * semantic * reached, cells=cells, is_kept=kept))
+    if (neural := shares.get("neural")) and stages > 1:
+        critic = initialise_critic(critic_shape_of(study, shape_of(study, sizes)), seed=0)
+        steps = (stages - 1) * study.critic.steps
+        cells = sum(values.size for values in critic_parameters(critic).values())
+        found.append(Item("critic", steps, "", "train", rest * neural, cells=cells, is_exact=False))
+        if study.privacy.holdout > 0:
+            heads = len(heads_of(critic))
+            share = held_out_share(study)
+            found.append(Item("verdict", stages - 1, "", "holdout", share, tables=heads, cells=2 * heads))
+    if study.privacy.holdout > 0:
+        share = sum(validation_share(study, stage) for stage in range(1, stages + 1))
+        found.append(Item("monitor", stages, "", "holdout", share, tables=1, cells=score_layout().n_cells))
+    return found
+
+
+def _training(study: Study, *, sites: int) -> list[Item]:
+    rounds = study.rounds
+    if not rounds.local_steps:
+        return []
+    times = math.ceil(rounds.count * min(rounds.trainers, sites) / sites)
+    cells = sum(values.size for values in parameters_of(initialise(shape_of(study, _bins(study)), seed=0)).values())
+    return [Item("train", times, cells=cells, is_exact=False)]
+
+
+def _bins(study: Study) -> tuple[int, ...]:
+    """About how many bins each column has, then each channel."""
+    model = study.model
+    columns = [_bins_of(grid, model.max_bins) for grid in make_grids(study.measured)]
+    return (*columns, *(_bins_of(grid, model.channel_bins) for grid in make_grids(study.channels)))
+
+
+def _bins_of(grid: Grid, most: int) -> int:
+    if not grid.is_ordered or grid.name == STEPS:
+        return grid.n_cells
+    return min(grid.n_values, most) + grid.column.missing
+
+
+def _is_neural(study: Study) -> bool:
+    return "neural" in study.discriminators.shares(windows=study.windows is not None)

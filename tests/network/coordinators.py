@@ -1,0 +1,69 @@
+"""Coordinators on loopback over TLS, as far as a site that gets no messages sees of one."""
+
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
+
+NODE = 7
+ANSWERS = {
+    "/v1/fleet/activate-node": ActivateNodeResponse(node_id=NODE),
+    "/v1/fleet/pull-messages": PullMessagesResponse(),
+    "/v1/fleet/send-node-heartbeat": SendNodeHeartbeatResponse(success=True),
+}
+
+
+class SuperLink(BaseHTTPRequestHandler):
+    """As much of one as a site without messages needs."""
+
+    protocol_version = "HTTP/1.1"
+    statuses: dict[str, int] = {}  # noqa: RUF012 (a test sets its own)
+    seen: list[str] = []  # noqa: RUF012
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.seen.append(self.path)
+        answer = ANSWERS.get(self.path)
+        body = b"" if answer is None else answer.SerializeToString()
+        self.send_response(self.statuses.get(self.path, 404 if answer is None else 200))
+        self.send_header("content-type", "application/x-protobuf")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serving(
+    home: Path,
+    *,
+    host: str = "127.0.0.1",
+    ca: Path | None = None,
+    version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+    statuses: dict[str, int] | None = None,
+) -> Iterator[int]:
+    """A server with a coordinator's certificate, that asks for one of its sites'; its port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = context.maximum_version = version
+    context.load_cert_chain(home / "server.crt", home / "server.key")
+    context.load_verify_locations(ca or home / "ca.crt")
+    context.verify_mode = ssl.CERT_REQUIRED
+    handler = type("Handler", (SuperLink,), {"statuses": statuses or {}, "seen": []})
+    server = ThreadingHTTPServer((host, 0), handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that turns away
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
