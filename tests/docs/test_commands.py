@@ -28,6 +28,7 @@ OURS = {"privshare": privshare, "privshare-client": site}
 STAGE = {
     "privshare init": "desk",
     "privshare check": "desk",
+    "privshare budget": "desk",
     "privshare provision": "desk",
     "privshare sample": "sampled",
     "privshare verify": "desk",
@@ -43,6 +44,8 @@ STAGE = {
     "privshare-client approve": "joined",
     "privshare-client rotate": "joined",
     "privshare-client explain": "desk",
+    "privshare-client preview": "joined",
+    "privshare-client withdraw": "joined",
 }
 """Commands that are run, each in a copy of the folder that they need."""
 PARSED = {
@@ -215,11 +218,12 @@ COLUMNS = {
 
 
 def call(folder: Path, program: str, *words: str) -> str:
-    """Run a program in a folder, whose questions are answered with yes; what it printed."""
+    """Run a program in a folder, whose questions are answered; what it printed."""
+    answer = "hospital_a\n" if {"approve", "withdraw"} & set(words) else "y\n"
     before = Path.cwd()
     os.chdir(folder)
     try:
-        found = CliRunner().invoke(OURS[program], list(words), input="y\n")
+        found = CliRunner().invoke(OURS[program], list(words), input=answer)
     finally:
         os.chdir(before)
     assert found.exit_code == 0, f"{program} {' '.join(words)}: {found.stderr}"
