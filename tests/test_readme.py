@@ -59,13 +59,3 @@ def _type(command: list[str], folder: Path) -> str:
     )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
-
-
-def test_every_file_that_the_guarantee_names_is_there() -> None:
-    text = (ROOT / "docs" / "guarantee.md").read_text(encoding="utf-8")
-    named = re.findall(r"`((?:client|common|server|tests)/[\w/]+\.py)`", text)
-    assert len(named) > 20
-    assert [name for name in named if not (ROOT / name).is_file()] == []
-    # A bare name stands for a file beside the one before it.
-    beside = re.findall(r"`(test_\w+\.py)`", text)
-    assert [name for name in beside if not list((ROOT / "tests").rglob(name))] == []
