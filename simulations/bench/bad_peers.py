@@ -115,7 +115,8 @@ def _within(counts: np.ndarray, noise: float) -> np.ndarray:
 
 
 def _direction(sent: np.ndarray, reach: float) -> np.ndarray:
-    return reach * np.random.default_rng(sent.size).choice([-1.0, 1.0], sent.shape)
+    signs: np.ndarray = np.random.default_rng(sent.size).choice([-1.0, 1.0], sent.shape)
+    return reach * signs
 
 
 ATTACKS: Final[dict[str, dict[str, Attack]]] = {
