@@ -111,7 +111,7 @@ def _random(counts: np.ndarray, _: float) -> np.ndarray:
 
 def _within(counts: np.ndarray, noise: float) -> np.ndarray:
     """As far as the checks let through, the same at every bad site."""
-    return counts + np.rint(2.5 * noise * (-1.0) ** np.arange(len(counts))).astype(np.int64)
+    return np.asarray(counts + np.rint(2.5 * noise * (-1.0) ** np.arange(len(counts))).astype(np.int64))
 
 
 def _direction(sent: np.ndarray, reach: float) -> np.ndarray:
