@@ -52,6 +52,10 @@ PARSED = {
     "privshare start": "needs sites that run",
     "privshare audit": "takes minutes; tests/simulations/test_audit.py",
     "privshare tables": "takes hours",
+    **dict.fromkeys(
+        (f"privshare {verb}" for verb in ("status", "pause", "resume", "stop", "dashboard")),
+        "needs a run; tests/server/test_run_cli.py",
+    ),
 }
 """Commands that are only parsed. Beside them: what needs a site or a coordinator's home, and is not in STAGE."""
 HELD_BACK = {"--help"}
