@@ -198,9 +198,9 @@ def _load(path: Path, model: type[_Loaded], *, what: str) -> _Loaded:
 
 def _explain(fault: Any, model: type[Section]) -> str:
     """As `explain`; of `source` nothing is shown, since somebody may have put a password in the wrong place."""
-    section, *where = fault["loc"]
-    if section != "source":
+    if fault["loc"][:1] != ("source",):
         return explain(fault, model)
+    where = fault["loc"][1:]
     if fault["type"] == "missing" and not where:
         return explain(fault, model)
     if not where:

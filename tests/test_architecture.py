@@ -268,10 +268,12 @@ def test_the_scan_for_noise_sees_it(line: str, use: str) -> None:
     ("use", "expected"),
     [
         # Simulated people are drawn from distributions; what is drawn about real ones is noise, in one file. A
-        # benchmark times the plain Gaussian beside it, and gaps are drawn as chance would have them.
+        # benchmark times the plain Gaussian beside it, one has sites that lie, and gaps are drawn as chance would have
+        # them.
         (
             "distribution",
             {
+                "simulations/bench/bad_peers.py",
                 "simulations/bench/release.py",
                 "simulations/scenarios/bank.py",
                 "simulations/scenarios/icu.py",
@@ -283,7 +285,7 @@ def test_the_scan_for_noise_sees_it(line: str, use: str) -> None:
         # The two mechanisms: of counts and of vectors.
         ("draw", {"common/privacy/mechanism.py"}),
         ("GaussianNoise", {"client/site.py", "simulations/bench/release.py"}),
-        ("SeededNoise", {"simulations/federation.py", "client/worker.py"}),
+        ("SeededNoise", {"simulations/federation.py", "client/worker.py", "simulations/bench/bad_peers.py"}),
         # The key of the noise, a site's own secret, the nonces that peers and sites sign for, what lets a program in
         # at the coordinator, and the seed of rows that nobody named.
         (
@@ -308,6 +310,7 @@ def test_the_scan_for_noise_sees_it(line: str, use: str) -> None:
                 "client/site.py",
                 "client/vault.py",
                 "client/worker.py",
+                "simulations/bench/bad_peers.py",
                 "simulations/bench/release.py",
                 "simulations/federation.py",
             },
