@@ -325,7 +325,9 @@ LEAKS: dict[str, tuple[str, Leak]] = {
     ),
     "a column that no study reads in a message": (
         "answer",
-        telling(lambda site: {"facts": {"names": site._settings.table.read_text().splitlines()[5].split(",")[1]}}),
+        telling(
+            lambda site: {"facts": {"names": site._settings.source.table.read_text().splitlines()[5].split(",")[1]}}
+        ),
     ),
 }
 

@@ -29,7 +29,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import client.masks
 import client.witnesses
-from client.records import parse_text, read_text
+from client.policy import load_site_settings
+from client.records import read_records
 from common.data.units import bound_units
 from common.privacy import mechanism, vectors
 from common.privacy.ledger import Charge, Ledger
@@ -127,7 +128,7 @@ class Coins:
 def units_of(home: Home) -> list[str]:
     """Who trains, in the order of the table: the key, or the whole record where there is none."""
     unit, study = home.study.unit, home.study
-    table = parse_text(read_text(home.folder / "table.csv", study), study)
+    table, _ = read_records(load_site_settings(home.folder / "site.yaml").source, study)
     split = bound_units(
         table,
         key=unit.key,
