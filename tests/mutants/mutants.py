@@ -536,10 +536,10 @@ EGRESS = (
         name="empty-table-refused",
         twin="ZeroDivisionError of Opacus: a refusal tells that the last person has left",
         file="client/records.py",
-        old="        if study.windows is None:\n            return table, None\n        assert settings.series",
+        old="        return table, None if series is None else pd.concat(series, ignore_index=True)\n\n\ndef read_records_text",
         new="        if table.empty:\n"
-        '            raise SchemaError("the table has no rows", ExitCode.TABLE_WITHOUT_ROWS)\n'
-        "        if study.windows is None:\n            return table, None\n        assert settings.series",
+        '            raise SchemaError("empty", ExitCode.TABLE_EMPTY)\n'
+        "        return table, None if series is None else pd.concat(series, ignore_index=True)\n\n\ndef read_records_text",
         killed_by=(f"{_SITE}a_site_without_a_row_answers_like_any_other",),
     ),
     Mutant(
@@ -783,16 +783,16 @@ POLICY = (
         name="cap-not-applied",
         twin="a site's own limit is printed and not kept",
         file=_POLICY_FILE,
-        old="epsilon = min(study.privacy.epsilon, policy.max_epsilon)",
-        new="epsilon = study.privacy.epsilon",
+        old="return min(asked.epsilon, allowed.max_epsilon), min(",
+        new="return asked.epsilon, min(",
         killed_by=(f"{_POLICY}no_more_is_spent_than_the_site_allows",),
     ),
     Mutant(
         name="larger-delta",
         twin="the delta of the larger of the study and the site",
         file=_POLICY_FILE,
-        old="delta = min(study.privacy.delta, policy.max_delta)",
-        new="delta = max(study.privacy.delta, policy.max_delta)",
+        old="min(asked.delta, allowed.max_delta)",
+        new="max(asked.delta, allowed.max_delta)",
         killed_by=(f"{_POLICY}a_site_narrows_the_budget_and_never_widens_it[limits0-1.0-1e-05]",),
     ),
     Mutant(
