@@ -536,10 +536,10 @@ EGRESS = (
         name="empty-table-refused",
         twin="ZeroDivisionError of Opacus: a refusal tells that the last person has left",
         file="client/records.py",
-        old="        return table, None if series is None else pd.concat(series, ignore_index=True)\n\n\ndef read_records_text",
+        old="        return table, None if series is None else pd.concat(series, ignore_index=True)\n\n\ndef read_records_text",  # noqa: E501
         new="        if table.empty:\n"
         '            raise SchemaError("empty", ExitCode.TABLE_EMPTY)\n'
-        "        return table, None if series is None else pd.concat(series, ignore_index=True)\n\n\ndef read_records_text",
+        "        return table, None if series is None else pd.concat(series, ignore_index=True)\n\n\ndef read_records_text",  # noqa: E501
         killed_by=(f"{_SITE}a_site_without_a_row_answers_like_any_other",),
     ),
     Mutant(
