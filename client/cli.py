@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from client.commands import checks, consent, ledger, membership
-from client.commands.place import Place, fail, now, settings_of
+from client.commands.place import Place, now, settings_of
 from client.policy import SiteSettings
-from common.commands import Commands
+from common.commands import Commands, fail
 from common.errors import PrivShareError
 from common.exits import said_of
 

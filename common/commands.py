@@ -1,11 +1,19 @@
-"""Command lines that look alike: plain help, and no shell completion or decorated traceback."""
+"""Command lines that look alike: plain help, results on stdout, and everything else on stderr, an error in one line."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn
 
 import click
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from typer.core import TyperCommand, TyperGroup
+
+from common.errors import PrivShareError
+
+ASIDE: Final = Console(stderr=True, emoji=False)
+"""Where what is no result goes."""
 
 
 class Commands(typer.Typer):
@@ -36,3 +44,24 @@ class _Group(TyperGroup):
 
 def _plain(text: str) -> str:
     return text.replace("\\[", "[")
+
+
+def say_aside(line: str) -> None:
+    """To stderr, beside a result."""
+    ASIDE.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def show(facts: Mapping[str, str], *, title: str) -> None:
+    """A table of two columns, to stdout."""
+    table = Table(title=escape(title), show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # a digest or a fingerprint is read whole or not at all
+    for name, value in facts.items():
+        table.add_row(escape(name), escape(value))
+    Console().print(table)
+
+
+def fail(error: PrivShareError) -> NoReturn:
+    """End with an error's line and code."""
+    ASIDE.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(int(error.code)) from None

@@ -3,14 +3,14 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from common.commands import Commands
+from common.commands import Commands, fail, say_aside, show
 from common.errors import ExitCode, OutputError, PrivShareError, StudyError
 from common.study import load_study
 from common.wire.membership import WARN_DAYS, Enrolment, fingerprints, spaced
@@ -38,7 +38,6 @@ app = Commands(
     help="Plan a study that sites can join, and say who is in.",
 )
 app.add_typer(runs)
-_err = Console(stderr=True, emoji=False)
 _Home = Annotated[Path, typer.Option(help="The coordinator's folder: its keys, and the record of members.")]
 
 
@@ -57,14 +56,11 @@ def init(
         draft = draft_study(from_csv, label=label, delimiter=delimiter)
         write_file(out, draft.encode())
     except PrivShareError as error:
-        _fail(error)
+        fail(error)
     marked = draft.count("REPLACE: ")
-    _err.print(
+    say_aside(
         f"wrote {out}: {marked} lines marked REPLACE were read off the rows. Replace them by public knowledge, delete "
         f"`draft: true`, then: privshare check {out}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -82,7 +78,7 @@ def check(
         loaded = load_study(study)
         plan = plan_of(loaded, sites)
     except PrivShareError as error:
-        _fail(error)
+        fail(error)
     if json_output:
         typer.echo(json.dumps(plan, allow_nan=False))
         return
@@ -126,7 +122,7 @@ def budget(
             )
         )
     except PrivShareError as error:
-        _fail(error)
+        fail(error)
     if json_output:
         for row in found:
             typer.echo(json.dumps(row, allow_nan=False))
@@ -155,8 +151,8 @@ def provision(
         kits = make_home(study, home=home, kits=out, sites=site, address=address, now=_now())
         facts = fingerprints(next(iter(kits.values())), (home / "ca.crt").read_bytes())
     except PrivShareError as error:
-        _fail(error)
-    _show(facts, title="to read over the telephone")
+        fail(error)
+    show(facts, title="to read over the telephone")
     for name in kits:
         typer.echo(f"send {out / name}.zip to {name}")
     typer.echo(f"back up {home}, apart from this machine: ca.key and coordinator.pem cannot be made again")
@@ -187,15 +183,15 @@ def admit(
         for enrolment in found:
             check_admissible(roster, enrolment, replace=replace)
     except PrivShareError as error:
-        _fail(error)
+        fail(error)
     if found:
-        _show({one.site: f"{spaced(one.identity)}{_is_new(roster, one)}" for one in found}, title="keys of these sites")
+        show({one.site: f"{spaced(one.identity)}{_is_new(roster, one)}" for one in found}, title="keys of these sites")
         if not yes and not typer.confirm("Did each site read the same?", err=True):
             raise typer.Exit(1)
     try:
         roster = issue(home, found, now=_now(), replace=replace)
     except PrivShareError as error:
-        _fail(error)
+        fail(error)
     _say_what_to_send(home, roster)
 
 
@@ -205,7 +201,7 @@ def revoke(site: Annotated[str, typer.Argument(help="Its name.")], *, home: _Hom
     try:
         roster = take_back(home, site, now=_now())
     except PrivShareError as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"revoked {site}")
     _say_what_to_send(home, roster)
 
@@ -218,7 +214,7 @@ def members(
     try:
         roster, days = read_roster(home), days_of(home, now=_now())
     except PrivShareError as error:
-        _fail(error)
+        fail(error)
     if json_output:
         typer.echo(json.dumps(_roster_as_dict(roster, days)))
     else:
@@ -230,7 +226,7 @@ def members(
     for name, left in days.items():
         if left < WARN_DAYS:
             who = "privshare renew" if name == "(server)" else f"privshare-client --site {name} rotate"
-            _say_aside(f"warning: {name}: the certificate {_how_long(left)}: {who}")
+            say_aside(f"warning: {name}: the certificate {_how_long(left)}: {who}")
 
 
 @app.command()
@@ -271,16 +267,16 @@ def start(  # noqa: PLR0913 (one parameter an option)
             if json_output:
                 typer.echo(json.dumps(step, allow_nan=False))
             else:
-                _say_aside(_line_of(step))
+                say_aside(_line_of(step))
     except PrivShareError as error:
-        _fail(error)
+        fail(error)
     except KeyboardInterrupt:
-        _say_aside(f"the run goes on without this; follow it again with the same command, or: privshare stop {folder}")
+        say_aside(f"the run goes on without this; follow it again with the same command, or: privshare stop {folder}")
         raise typer.Exit(130) from None
     outcome = read_outcome(folder)
     assert outcome is not None  # follow returns when there is one
     if outcome.code != ExitCode.OK:
-        _fail(PrivShareError(outcome.message, ExitCode(outcome.code)))
+        fail(PrivShareError(outcome.message, ExitCode(outcome.code)))
     typer.echo(f"published {folder / 'synthetic.csv'}, {folder / 'certificate.json'}")
 
 
@@ -298,7 +294,7 @@ def proxy(
     try:
         typer.echo(proxy_config(PROXY, home, listen=listen, upstream=f"127.0.0.1:{port}", run=run))
     except PrivShareError as error:
-        _fail(error)
+        fail(error)
 
 
 def _what_if_table(name: str, found: list[dict[str, Any]], *, cell: float) -> Table:
@@ -337,7 +333,7 @@ def renew(*, home: _Home) -> None:
     try:
         certificate = renew_server(home, now=_now())
     except PrivShareError as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{home / 'server.crt'}: in force until {certificate.not_valid_after_utc.date()}; restart and reload")
 
 
@@ -375,23 +371,5 @@ def _say_what_to_send(home: Path, roster: Roster) -> None:
         typer.echo(f"  {home / 'admissions' / name}.json to {name}")
 
 
-def _show(facts: dict[str, str], *, title: str) -> None:
-    table = Table(title=escape(title), show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")  # a fingerprint is read whole or not at all
-    for name, value in facts.items():
-        table.add_row(escape(name), escape(value))
-    Console().print(table)
-
-
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _say_aside(line: str) -> None:
-    _err.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _fail(error: PrivShareError) -> NoReturn:
-    _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(int(error.code)) from None

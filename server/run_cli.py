@@ -4,21 +4,20 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from common.commands import Commands
+from common.commands import Commands, fail, say_aside
 from common.errors import CheckpointError, ExitCode, OutputError, PrivShareError
 from server.checkpoints import write_file
 from server.run_folder import ask, read_outcome, take_back
 from server.snapshot import find_run, snapshot_of
 
 app = Commands()
-_err = Console(stderr=True, emoji=False)
 _Run = Annotated[Path, typer.Argument(help="Folder of a run, or the coordinator's home, whose newest run is taken.")]
 
 
@@ -32,7 +31,7 @@ def status(
     try:
         found = snapshot_of(run, now=datetime.now(UTC))
     except PrivShareError as error:
-        _fail(error)
+        fail(error)
     if json_output:
         typer.echo(json.dumps(found, allow_nan=False))
         return
@@ -48,7 +47,7 @@ def pause(run: _Run) -> None:
     try:
         ask(folder := _run_in(run), "pause")
     except PrivShareError as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{folder}: pauses after the step that is going on; go on with: privshare resume {run}")
 
 
@@ -64,7 +63,7 @@ def resume(run: _Run) -> None:
         if wish is None:
             raise CheckpointError(f"{folder}: nothing was asked of its run")
     except PrivShareError as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{folder}: goes on ({wish} is taken back)")
 
 
@@ -74,7 +73,7 @@ def stop(run: _Run) -> None:
     try:
         ask(folder := _run_in(run), "stop")
     except PrivShareError as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{folder}: stops after the step that is going on; started again, it goes on where it was")
 
 
@@ -112,7 +111,7 @@ def dashboard(
         watch.look()  # before anybody is sent there
         serve(watch, host=host, port=port, token=read_token(token_file), on_ready=_print_address)
     except PrivShareError as error:
-        _fail(error)
+        fail(error)
 
 
 def _print_address(address: str) -> None:
@@ -182,9 +181,4 @@ def _sites(found: Mapping[str, Any]) -> Table:
 
 
 def _say(line: str) -> None:
-    _err.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _fail(error: PrivShareError) -> NoReturn:
-    _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(int(error.code)) from None
+    say_aside(line)

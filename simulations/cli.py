@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from client.commands.checks import show_audit
-from common.commands import Commands
+from common.commands import Commands, fail, say_aside
 from common.errors import ExitCode, PrivShareError, StudyError
 from common.synthesis.cli import app as consumer
 from server.cli import app as coordinator
@@ -22,7 +21,6 @@ app = Commands(
 )
 app.add_typer(coordinator)
 app.add_typer(consumer)
-_err = Console(stderr=True, emoji=False)
 
 
 @app.command()
@@ -50,15 +48,14 @@ def audit(
     started = time.monotonic()
 
     def on_step(what: str) -> None:
-        _err.print(f"{time.monotonic() - started:5.0f} s  {what}", markup=False, highlight=False, soft_wrap=True)
+        say_aside(f"{time.monotonic() - started:5.0f} s  {what}")
 
     try:
         if not 0.75 < confidence < 1:
             raise StudyError(f"confidence={confidence}: expected above 0.75 and below 1", ExitCode.USAGE)
         found = attack(study, Plan(units, canaries, repetitions, seed, confidence), on_step=on_step)
     except PrivShareError as error:
-        _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(int(error.code)) from None
+        fail(error)
     if json_output:
         typer.echo(json.dumps(found.as_dict(), allow_nan=False))
     else:
@@ -98,7 +95,7 @@ def tables(  # noqa: PLR0913 (one parameter an option)
     started = time.monotonic()
 
     def on_run(what: str) -> None:
-        _err.print(f"{time.monotonic() - started:6.0f} s  {what}", markup=False, highlight=False, soft_wrap=True)
+        say_aside(f"{time.monotonic() - started:6.0f} s  {what}")
 
     try:
         plan = plan_of(
@@ -115,8 +112,7 @@ def tables(  # noqa: PLR0913 (one parameter an option)
         )
         typer.echo(run_tables(plan, out, device=device, threads=threads, on_run=on_run))
     except PrivShareError as error:
-        _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(int(error.code)) from None
+        fail(error)
 
 
 if __name__ == "__main__":

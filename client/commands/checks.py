@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client.commands.place import fail, now, place_of, say, say_aside, settings_of, show
+from client.commands.place import now, place_of, say, settings_of
 from client.policy import SitePolicy, SiteSettings, read_policy, today_utc
 from client.standing import standing_of
-from common.commands import Commands
+from common.commands import Commands, fail, say_aside, show
 from common.errors import ExitCode, PrivShareError
 from common.study import load_study
 

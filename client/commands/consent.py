@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.commands.place import fail, now, say, settings_of, show
+from client.commands.place import now, say, settings_of
 from client.consent import Withdrawal, check_consent, read_withdrawal, set_aside, withdrawal_path
 from client.consent import withdraw as take_back
 from client.keys import identity, make_identity
 from client.policy import PolicyFile, SitePolicy, SiteSettings, policy_digest, read_policy, sign_policy, today_utc
-from common.commands import Commands
+from common.commands import Commands, fail, show
 from common.errors import ExitCode, PolicyError, PrivShareError
 from common.privacy.ledger import read_ledger
 from common.study import Study, load_study

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.commands.place import fail, settings_of
+from client.commands.place import settings_of
 from client.keys import identity
 from client.replies import Replies
-from common.commands import Commands
+from common.commands import Commands, fail
 from common.errors import LedgerError, PrivShareError
 from common.privacy.ledger import Book, read_ledger
 

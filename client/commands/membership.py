@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from client.commands.place import fail, now, place_of, say, settings_of, show
+from client.commands.place import now, place_of, say, settings_of
 from client.enrolment import ENROLMENT, enrol, enrolment_path, open_kit
 from client.enrolment import join as take_up
 from client.enrolment import rotate as make_next_keys
 from client.policy import read_source_settings
-from common.commands import Commands
+from common.commands import Commands, fail, show
 from common.errors import ExitCode, PolicyError, PrivShareError
 from common.wire.membership import WARN_DAYS, fingerprints, spaced
 

@@ -3,17 +3,12 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from client.policy import SiteSettings, load_site_settings
+from common.commands import fail
 from common.errors import PolicyError, PrivShareError
-
-_err = Console(stderr=True, emoji=False)
 
 
 @dataclass(frozen=True)
@@ -64,24 +59,3 @@ def say(*lines: str) -> None:
     """To stdout, a line each."""
     for line in lines:
         typer.echo(line)
-
-
-def say_aside(line: str) -> None:
-    """To stderr, beside a result."""
-    _err.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def show(facts: dict[str, str], *, title: str) -> None:
-    """A table of two columns."""
-    table = Table(title=escape(title), show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")  # a digest is read whole or not at all
-    for name, value in facts.items():
-        table.add_row(escape(name), escape(value))
-    Console().print(table)
-
-
-def fail(error: PrivShareError) -> NoReturn:
-    """End with an error's line and code."""
-    _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(int(error.code)) from None

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from common.commands import Commands
+from common.commands import ASIDE, Commands, fail, say_aside
 from common.errors import ExitCode, OutputError, PrivShareError
 from common.exits import as_page, entries, said_of
 from common.files import write_durably
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from common.verification import Verification
 
 app = Commands()
-_err = Console(stderr=True, emoji=False)
 
 
 @app.command()
@@ -45,8 +44,7 @@ def verify(
         keys = [_key(text) for text in key or []]
         site_keys = _site_keys(site_key)
     except PrivShareError as error:
-        _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(int(error.code)) from None
+        fail(error)
     found = verify_release(release, keys=keys, site_keys=site_keys)
     typer.echo(json.dumps(found.as_dict(), allow_nan=False) if json_output else "\n".join(_lines(found)))
     if not found.is_valid:
@@ -150,7 +148,7 @@ def sample(  # noqa: PLR0913 (one parameter an option)
         with ExitStack() as stack:
             paths = [out, *([out.with_stem(f"{out.stem}-windows")] if study.windows is not None else [])]
             files = [stack.enter_context(TableFile(path, study.columns | study.channels)) for path in paths]
-            progress = stack.enter_context(Progress(console=_err, transient=True, disable=not _err.is_terminal))
+            progress = stack.enter_context(Progress(console=ASIDE, transient=True, disable=not ASIDE.is_terminal))
             task, begin = progress.add_task("rows", total=n), 0
             for units in drawn:
                 for file, table in zip(files, tables_of(units, study, begin=begin).values(), strict=True):
@@ -160,13 +158,12 @@ def sample(  # noqa: PLR0913 (one parameter an option)
         facts = describe(release, drawn, rows=begin, where=where or [], proportions=proportions or [], match=match)
         write_provenance(out, facts)
     except PrivShareError as error:
-        _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(int(error.code)) from None
+        fail(error)
     if json_output:
         typer.echo(json.dumps(facts, allow_nan=False))
     else:
         _show([asdict(one) for one in drawn.delivered()])
-        _err.print(f"{begin} rows in {out}, seed {drawn.seed}", markup=False, highlight=False, soft_wrap=True)
+        say_aside(f"{begin} rows in {out}, seed {drawn.seed}")
 
 
 def _show(delivered: list[dict[str, Any]]) -> None:
@@ -210,8 +207,7 @@ def dpia(
         if out is not None:
             _write(out, annex)
     except PrivShareError as error:
-        _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(int(error.code)) from None
+        fail(error)
     left = annex.count(TO_FILL_IN)
     if json_output:
         typer.echo(json.dumps({"out": None if out is None else str(out), "to_fill_in": left, "annex": annex}))
@@ -219,7 +215,7 @@ def dpia(
         typer.echo(annex, nl=False)
     else:
         said = f"wrote {out}: {left} places are marked for the controller"
-        _err.print(said, markup=False, highlight=False, soft_wrap=True)
+        say_aside(said)
 
 
 def _write(path: Path, text: str) -> None:
@@ -262,5 +258,4 @@ def explain(
         else:
             typer.echo(said_of(what, as_json=json_output))
     except PrivShareError as error:
-        _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(int(error.code)) from None
+        fail(error)

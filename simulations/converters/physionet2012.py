@@ -25,9 +25,8 @@ from typing import Annotated, Final
 import numpy as np
 import pandas as pd
 import typer
-from rich.console import Console
 
-from common.commands import Commands
+from common.commands import Commands, fail, say_aside
 from common.errors import ExitCode, OutputError, PrivShareError, SchemaError
 from server.checkpoints import write_file
 
@@ -100,7 +99,6 @@ _PARAMETERS: Final = (
 _CODES: Final = {"": -1} | {name: code for code, name in enumerate(_PARAMETERS)}
 
 app = Commands()
-_err = Console(stderr=True, emoji=False)
 
 
 @app.command()
@@ -122,10 +120,9 @@ def main(
         for path, table in zip(files, tables, strict=True):
             write_file(path, table.to_csv(index=False, lineterminator="\n").encode())
     except PrivShareError as error:
-        _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(int(error.code)) from None
+        fail(error)
     done = f"wrote {len(tables[0])} stays and {len(tables[1])} rows of their series to {out}"
-    _err.print(done, markup=False, highlight=False, soft_wrap=True)
+    say_aside(done)
 
 
 def convert(records: Sequence[Path], outcomes: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -12,19 +12,17 @@ from typing import Annotated
 
 import typer
 from pydantic import TypeAdapter
-from rich.console import Console
 
 from client.policy import read_source_settings
 from client.presets.tables import read_preset
 from client.records import parse_text, read_windows
 from client.sources import SourceSettings, open_source
-from common.commands import Commands
+from common.commands import Commands, fail, say_aside
 from common.errors import OutputError, PrivShareError, StudyError
 from common.study import load_study
 from server.checkpoints import write_file
 
 app = Commands()
-_err = Console(stderr=True, emoji=False)
 
 
 @app.command()
@@ -38,10 +36,9 @@ def main(
     try:
         counts = convert(source, study, out)
     except PrivShareError as error:
-        _err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(int(error.code)) from None
+        fail(error)
     done = f"wrote {counts[0]} units and {counts[1]} rows of their series to {out}"
-    _err.print(done, markup=False, highlight=False, soft_wrap=True)
+    say_aside(done)
 
 
 def convert(source: Path, study: Path, out: Path) -> tuple[int, int]:
