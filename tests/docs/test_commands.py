@@ -50,7 +50,7 @@ STAGE = {
 """Commands that are run, each in a copy of the folder that they need."""
 PARSED = {
     "privshare start": "needs sites that run",
-    "privshare audit": "takes minutes; tests/simulations/test_audit.py",
+    "privshare audit": "takes minutes; tests/client/test_audit.py",
     "privshare tables": "takes hours",
     **dict.fromkeys(
         (f"privshare {verb}" for verb in ("status", "pause", "resume", "stop", "dashboard")),
