@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo live-demo test mutants check format clean
+DATA ?= data
+
+.PHONY: help demo live-demo peers test mutants check format clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -14,6 +16,9 @@ demo: .venv/run.stamp ## Set up, then four simulated banks publish one synthetic
 live-demo: .venv/run.stamp ## Set up, then four sites as processes of their own over TLS, from keys to a published table
 	./deploy/proxy/install.sh
 	$(BIN)/python simulations/live.py --sites 4
+
+peers: .venv/run.stamp .venv-peers/dpmm.stamp .venv-peers/mostlyai.stamp ## Set up, then privshare beside synthesizers of others: make peers DATA=folder
+	$(BIN)/python -m simulations.peers.compare $(DATA)
 
 test: .venv/dev.stamp ## Set up, then all tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder
@@ -32,7 +37,14 @@ format: .venv/dev.stamp ## Format the code
 	$(BIN)/ruff check --fix .
 
 clean: ## Remove the environment and caches; runs stay
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-peers build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# Each peer has an environment of its own: they need versions of numpy and pandas that nothing else here does.
+.venv-peers/%.stamp: simulations/peers/%.txt
+	$(PYTHON) -m venv .venv-peers/$*
+	.venv-peers/$*/bin/python -m pip --disable-pip-version-check --quiet install --requirement $<
+	.venv-peers/$*/bin/python -m pip --quiet uninstall --yes torchvision torchaudio # unused, and may not fit the torch
+	touch $@
 
 # torch first: a release that is not pinned may bring gigabytes for hardware that is not there.
 .venv/run.stamp: pyproject.toml constraints.txt

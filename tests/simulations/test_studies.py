@@ -25,11 +25,17 @@ class Published:
     units: int
 
 
-# Origin: the pages of data sets 2, 296 and 222 of the UCI Machine Learning Repository; 71,518 patients from Strack et
-# al. 2014. The names of the studies are those of their files.
+# Origin: the pages of data sets 2, 45, 222 and 296 of the UCI Machine Learning Repository; 71,518 patients from Strack
+# et al. 2014. The names of the studies are those of their files.
 PUBLISHED = {
     "adult": Published("adult", ("adult.data", "adult.test"), rows=48_842, units=48_842),
     "diabetes130": Published("diabetes130", ("diabetic_data.csv",), rows=101_766, units=71_518),
+    "heart-disease": Published(
+        "heart-disease-uci",
+        tuple(f"processed.{one}.data" for one in ("cleveland", "hungarian", "switzerland", "va")),
+        rows=920,
+        units=920,
+    ),
     "bank-marketing": Published("bank-marketing", ("bank-full.csv",), rows=45_211, units=45_211),
 }
 

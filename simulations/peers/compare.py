@@ -1,0 +1,306 @@
+"""privshare at four sites beside what others make of all rows in one place: `python -m simulations.peers.compare DATA`.
+
+Every cell is a command of its own: `simulations/run.py` as its users run it, or one peer in its own environment. The
+same units teach, the same units that nobody had are asked, epsilon and delta are the study's, and rows are scored by
+the classifiers and distances of every other evaluation. A cell that is there is not made again.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import numpy as np
+import pandas as pd
+import typer
+import yaml
+
+from common.commands import Commands, say_aside
+from common.data.encoding import Grid, encode_table, make_grid
+from common.data.schema import CategoricalColumn, Column
+from common.data.units import bound_units
+from common.evaluation.fidelity import measure_fidelity
+from common.evaluation.figures import over_seeds
+from common.evaluation.scores import score
+from common.evaluation.utility import predict
+from common.study import Study, load_study
+from common.synthesis.synthesizer import Synthesizer
+from server.checkpoints import write_file, write_json
+from simulations.experiment import Divided, Scenario, choose, divide
+
+app = Commands()
+
+_HERE: Final = Path(__file__).parent
+_STUDIES: Final = _HERE.parent / "studies"
+_SITES: Final = 4
+_CELLS: Final = 32
+"""Of a numeric column as a peer sees it, special values and missing beside them: evenly on the study's scale."""
+_CLASSIFIERS: Final = ("gradient_boosting", "logistic_regression")
+_REAL: Final = "real"
+_OURS: Final = "privshare"
+_CHILD: Final = """
+import json, resource, subprocess, sys
+done = subprocess.run(sys.argv[2:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+json.dump({"seconds": used.ru_utime + used.ru_stime, "peak": used.ru_maxrss * 1024}, open(sys.argv[1], "w"))
+sys.exit(done.returncode)
+"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: its study, and its files below the folder of all of them."""
+
+    study: str
+    files: tuple[str, ...]
+
+
+SOURCES: Final[Mapping[str, Source]] = {
+    "adult": Source("adult.yaml", ("adult/adult.data.gz", "adult/adult.test.gz")),
+    "bank-marketing": Source("bank-marketing.yaml", ("bank-marketing/bank-full.csv.gz",)),
+    "diabetes130": Source("diabetes130.yaml", ("diabetes130/diabetic_data.csv.gz",)),
+    "heart-disease": Source(
+        "heart-disease.yaml",
+        tuple(f"heart-disease-uci/processed.{one}.data" for one in ("cleveland", "hungarian", "switzerland", "va")),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A synthesizer of others: the name of its environment, and how a reader knows it."""
+
+    environment: str
+    title: str
+
+
+PEERS: Final[Mapping[str, Peer]] = {
+    "aim": Peer("dpmm", "AIM (dpmm), 4 MB, 60 rounds"),
+    "mst": Peer("dpmm", "MST (dpmm)"),
+    "privbayes": Peer("dpmm", "PrivBayes (dpmm)"),
+    "tabularargn": Peer("mostlyai", "TabularARGN, private (MOSTLY AI)"),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one method made of one data set with one seed.
+
+    auc: of each classifier, trained on its rows and asked on units that nobody had.
+    two_way: mean total variation distance of all pairs of columns from the units that taught.
+    seconds, peak: processor seconds of the whole command, and its resident bytes at most; None for real rows.
+    """
+
+    auc: dict[str, float]
+    two_way: float
+    seconds: float | None = None
+    peak: int | None = None
+
+
+@app.command()
+def main(
+    data: Annotated[Path, typer.Argument(help="Folder with a folder of each data set.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of all that is made; what is there is not made again.")] = Path(
+        "runs/peers"
+    ),
+    environments: Annotated[Path, typer.Option(help="Folder with an environment of each peer.")] = Path(".venv-peers"),
+    source: Annotated[list[str] | None, typer.Option(help="Data sets; repeat it. Default: all.")] = None,
+    peer: Annotated[list[str] | None, typer.Option(help="Peers; repeat it. Default: all; 'none' for none.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with the seeds 0, 1, ...")] = 3,
+    limit: Annotated[int, typer.Option(min=1, help="Seconds after which a command is given up.")] = 3600,
+) -> None:
+    """Make every cell that is not there, then the table of all that are."""
+    for seed in range(seeds):
+        for name in source or SOURCES:
+            _make(name, seed, peer or list(PEERS), _Places(data, out, environments), limit)
+    text = table_of(out)
+    write_file(out / "peers.md", text.encode())
+    typer.echo(text)
+
+
+@dataclass(frozen=True)
+class _Places:
+    data: Path
+    out: Path
+    environments: Path
+
+
+def _make(name: str, seed: int, peers: Sequence[str], places: _Places, limit: int) -> None:
+    """The cells of one data set and seed."""
+    folder = places.out / name / str(seed)
+    missing = [one for one in (_REAL, _OURS, *peers) if one != "none" and not (folder / f"{one}.json").exists()]
+    if not missing:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [places.data / file for file in SOURCES[name].files]
+    study = _study(name, folder)
+    divided = divide(
+        choose(scenario=Scenario.BANK, study=study, data=files, series=None, units=None, sites=_SITES, seed=seed)
+    )
+    task = _Task(load_study(study), divided, seed)
+    for method in missing:
+        say_aside(f"{name}, seed {seed}: {method}")
+        path = folder / f"{method}.json"
+        if method == _REAL:
+            write_json(path, asdict(Cell(*task.score(task.taught))))
+            continue
+        command, made = (
+            _ours(study, files, folder, seed, len(task.taught))
+            if method == _OURS
+            else task.ask(method, folder, places.environments)
+        )
+        used = _run(command, folder / "used.json", limit, folder / f"{method}.log")
+        if used is None:
+            say_aside(f"{name}, seed {seed}: {method} failed or took longer than {limit} s")
+            continue
+        write_json(path, asdict(Cell(*task.score(made()), *used)))
+
+
+def _study(name: str, folder: Path) -> Path:
+    """The study with one record a unit, for all methods alike: a peer promises what it does of a record."""
+    document = yaml.safe_load((_STUDIES / SOURCES[name].study).read_text())
+    document["unit"]["max_records"] = 1
+    path = folder / "study.yaml"
+    write_file(path, yaml.safe_dump(document, sort_keys=False).encode())
+    return path
+
+
+def _run(command: Sequence[str], used: Path, limit: int, log: Path) -> tuple[float, int] | None:
+    """Run a command; the processor seconds and the bytes it used, or None where it failed or took too long."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("wb") as file:
+        try:
+            subprocess.run(  # noqa: S603 (no shell, and our own words)
+                [sys.executable, "-c", _CHILD, str(used), *command],
+                check=True,
+                timeout=limit,
+                stdout=file,
+                stderr=file,
+                env=environment,
+            )
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+            return None
+    found = json.loads(used.read_bytes())
+    return float(found["seconds"]), int(found["peak"])
+
+
+def _ours(
+    study: Path, files: Sequence[Path], folder: Path, seed: int, rows: int
+) -> tuple[list[str], Callable[[], pd.DataFrame]]:
+    """The command of a whole federation, and its rows when it is done."""
+    run = folder / "run"
+    shutil.rmtree(run, ignore_errors=True)  # one that was broken off
+    command = [sys.executable, str(_HERE.parent / "run.py"), "--sites", str(_SITES), "--study", str(study)]
+    for file in files:
+        command += ["--data", str(file)]
+    command += ["--seed", str(seed), "--threads", "1", "--out", str(run)]
+    return command, lambda: Synthesizer.load(run).sample(rows, seed=seed)
+
+
+class _Task:
+    """One data set, divided once: what all methods get, and are measured on."""
+
+    def __init__(self, study: Study, divided: Divided, seed: int) -> None:
+        self._study, self._seed = study, seed
+        records = divided.members.table.records
+        bounded = bound_units(
+            records, key=study.unit.key, max_records=1, drop_surplus=True, holdout=0.0, secret=b"peers"
+        )
+        self.taught = records.iloc[np.sort(bounded.rows)].reset_index(drop=True)
+        self._test = divided.test.table.records
+        self._grids = [_coarse(name, column) for name, column in study.columns.items()]
+
+    def score(self, rows: pd.DataFrame) -> tuple[dict[str, float], float]:
+        """The areas of all classifiers, and the distance of pairs."""
+        predicted = predict(rows, self._test, self._study, seed=self._seed)
+        areas = {name: score(one, seed=self._seed).auc for name, one in predicted.items()}
+        two_way = measure_fidelity(rows, self.taught, self._study, edges_from=self.taught).two_way_mean
+        assert two_way is not None
+        return {name: area for name, area in areas.items() if area is not None}, two_way
+
+    def ask(self, peer: str, folder: Path, environments: Path) -> tuple[list[str], Callable[[], pd.DataFrame]]:
+        """The command that asks a peer, and its rows when it is done."""
+        table, sizes, made = folder / "table.csv", folder / "sizes.json", folder / f"{peer}.csv"
+        names = [grid.name for grid in self._grids]
+        pd.DataFrame(encode_table(self.taught, self._grids), columns=names).to_csv(table, index=False)
+        write_json(sizes, {grid.name: grid.n_cells for grid in self._grids})
+        privacy = self._study.privacy
+        python = environments / PEERS[peer].environment / "bin" / "python"
+        command = [str(python), str(_HERE / "synthesize.py"), peer, str(table), str(sizes), str(made)]
+        command += ["--epsilon", str(privacy.epsilon), "--delta", str(privacy.delta)]
+        command += ["--rows", str(len(self.taught)), "--seed", str(self._seed)]
+        return command, lambda: self._decode(pd.read_csv(made))
+
+    def _decode(self, codes: pd.DataFrame) -> pd.DataFrame:
+        """Values of a peer's codes, even inside a cell: it knows no more of them."""
+        random = np.random.default_rng(self._seed)
+        return pd.DataFrame({grid.name: grid.decode(codes[grid.name].to_numpy(), random) for grid in self._grids})
+
+
+def _coarse(name: str, column: Column) -> Grid:
+    """The cells of a column as peers see it."""
+    is_category = isinstance(column, CategoricalColumn)
+    return make_grid(name, column if is_category else column.model_copy(update={"cells": _CELLS}))
+
+
+_NOTE: Final = f"""\
+AUC of classifiers that learned from each method's rows, asked on real units that nobody had; `distance` is the mean
+total variation over all pairs of columns, numbers cut at real deciles. Mean over seeds, with the half width of its
+95 % t-interval. ε, δ and unit are the study's, one record a unit. privshare runs {_SITES} sites, each with noise of its
+own that suffices alone; peers see all rows in one place. Peers get columns as codes of the study's public cells, at
+most {_CELLS} of a number, evenly on its scale, and special values of their own: more than they would know by
+themselves. Processor time is that of a whole command on one thread; what privshare measures of its own table is in it.
+"""
+
+
+def table_of(out: Path) -> str:
+    """Everything that is there, as Markdown."""
+    parts = [_NOTE]
+    for name in SOURCES:
+        found = {method: _cells(out, name, method) for method in (_REAL, _OURS, *PEERS)}
+        found = {method: cells for method, cells in found.items() if cells}
+        if found:
+            parts.append(_section(name, found))
+    return "\n".join(parts)
+
+
+def _cells(out: Path, name: str, method: str) -> list[Cell]:
+    paths = sorted((out / name).glob(f"*/{method}.json"), key=lambda path: int(path.parent.name))
+    return [Cell(**json.loads(path.read_bytes())) for path in paths]
+
+
+def _section(name: str, found: Mapping[str, Sequence[Cell]]) -> str:
+    titles = {_REAL: "real rows", _OURS: f"**privshare**, {_SITES} sites"}
+    lines = [
+        f"## {name}\n",
+        "| method | seeds | boosting | logistic regression | distance | CPU s | MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method, cells in found.items():
+        title = titles.get(method) or PEERS[method].title
+        auc = [_said([cell.auc[one] for cell in cells if one in cell.auc]) for one in _CLASSIFIERS]
+        seconds = [cell.seconds for cell in cells if cell.seconds is not None]
+        peaks = [cell.peak for cell in cells if cell.peak is not None]
+        cost = [f"{np.mean(seconds):,.0f}" if seconds else "", f"{max(peaks) / 2**20:,.0f}" if peaks else ""]
+        row = [title, str(len(cells)), *auc, _said([cell.two_way for cell in cells]), *cost]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _said(values: list[float]) -> str:
+    """Mean and half width; nothing where there is none."""
+    figure = over_seeds(values)
+    if figure.value is None:
+        return ""
+    half = "" if figure.high is None else f" ± {figure.high - figure.value:.3f}"
+    return f"{figure.value:.3f}{half}"
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,124 @@
+"""The comparison with synthesizers of others: what they get, what comes back, and what the table says."""
+
+import json
+import stat
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from simulations.peers import compare
+from simulations.peers.compare import Peer, Source
+
+STUDY = """\
+schema: privshare.study/1
+name: toy
+unit: {name: person, key: person, max_records: 2, surplus: drop}
+label: {column: ill, positive: "yes"}
+columns:
+  age: {type: integer, min: 0, max: 999}
+  pay: {type: continuous, min: 0, max: 5000, special: [0], missing: true}
+  kind: {type: categorical, categories: ["p,q", r, s]}
+  ill: {type: categorical, categories: ["no", "yes"]}
+privacy: {epsilon: 1, delta: 1.0e-5}
+"""
+COPIER = '#!/bin/sh\necho "$@" > "$(dirname "$5")/asked"\ncp "$3" "$5"\n'
+"""A peer that publishes what it was given."""
+BROKEN = '#!/bin/sh\necho "no such model" >&2\nexit 3\n'
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A toy data set of people with up to three rows, and two peers."""
+    random = np.random.default_rng(0)
+    rows, ages = 600, random.integers(0, 1000, 600)
+    table = pd.DataFrame(
+        {
+            "person": np.repeat(np.arange(300), 2),
+            "age": ages,
+            "pay": np.where(random.random(rows) < 0.3, 0.0, random.random(rows) * 5000).round(3),
+            "kind": random.choice(["p,q", "r", "s"], rows),
+            "ill": np.where(ages > 500, "yes", "no"),
+        }
+    )
+    (tmp_path / "data").mkdir()
+    table.to_csv(tmp_path / "data" / "toy.csv", index=False)
+    (tmp_path / "toy.yaml").write_text(STUDY)
+    for name, script in (("copier", COPIER), ("broken", BROKEN)):
+        python = tmp_path / "peers" / name / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(script)
+        python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(compare, "SOURCES", {"toy": Source(str(tmp_path / "toy.yaml"), ("toy.csv",))})
+    monkeypatch.setattr(compare, "PEERS", {"copy": Peer("copier", "A copier"), "fail": Peer("broken", "A failure")})
+    done = tmp_path / "out" / "toy" / "0"
+    done.mkdir(parents=True)
+    ours = {
+        "auc": {"gradient_boosting": 0.75, "logistic_regression": 0.5},
+        "two_way": 0.25,
+        "seconds": 7,
+        "peak": 2**20,
+    }
+    (done / "privshare.json").write_text(json.dumps(ours))
+    return tmp_path
+
+
+def run(places: Path, *options: str) -> str:
+    arguments = [str(places / "data"), "--out", str(places / "out"), "--environments", str(places / "peers"), *options]
+    result = CliRunner().invoke(compare.app, [*arguments, "--seeds", "1"])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_peer_gets_one_record_a_unit_as_codes_below_the_public_sizes(places: Path) -> None:
+    run(places, "--peer", "copy")
+    folder = places / "out" / "toy" / "0"
+    given, sizes = pd.read_csv(folder / "table.csv"), json.loads((folder / "sizes.json").read_text())
+    # Of 300 people a fifth is set aside; 32 cells, and beside them one for zero and one for missing.
+    assert len(given) == 240
+    assert sizes == {"age": 32, "pay": 34, "kind": 3, "ill": 2}
+    assert all(given[name].between(0, size - 1).all() for name, size in sizes.items())
+    asked = (folder / "asked").read_text()
+    assert "--epsilon 1.0 --delta 1e-05 --rows 240 --seed 0" in asked
+
+
+def test_rows_of_a_copier_are_scored_as_real_but_for_the_width_of_a_cell(places: Path) -> None:
+    run(places, "--peer", "copy")
+    folder = places / "out" / "toy" / "0"
+    copied, real = (json.loads((folder / f"{one}.json").read_text()) for one in ("copy", "real"))
+    assert real["two_way"] == 0
+    assert 0 < copied["two_way"] < 0.1
+    assert real["auc"]["gradient_boosting"] > 0.99
+    assert copied["auc"]["gradient_boosting"] > 0.97
+    assert copied["peak"] > 0
+
+
+def test_what_is_there_is_not_made_again_and_a_failure_leaves_no_cell(places: Path) -> None:
+    first = run(places)
+    assert "fail failed or took longer" in first
+    folder = places / "out" / "toy" / "0"
+    assert not (folder / "fail.json").exists()
+    assert "no such model" in (folder / "fail.log").read_text()
+    (folder / "copy.csv").unlink()
+    second = run(places)
+    assert "copy" not in second.split("AUC of classifiers")[0]
+    assert not (folder / "copy.csv").exists()
+
+
+def test_the_table_says_mean_and_interval_over_seeds(places: Path) -> None:
+    for seed, area in enumerate((0.7, 0.8, 0.9)):
+        folder = places / "out" / "toy" / str(seed)
+        folder.mkdir(exist_ok=True)
+        cell = {
+            "auc": {"gradient_boosting": area, "logistic_regression": 0.5},
+            "two_way": 0.25,
+            "seconds": 9,
+            "peak": 0,
+        }
+        (folder / "privshare.json").write_text(json.dumps(cell))
+    # Student's t with two degrees of freedom, 4.303, times 0.1 / sqrt(3).
+    assert "| **privshare**, 4 sites | 3 | 0.800 ± 0.248 | 0.500 ± 0.000 | 0.250 ± 0.000 | 9 |" in compare.table_of(
+        places / "out"
+    )
