@@ -22,15 +22,17 @@ import yaml
 
 from common.commands import Commands, say_aside
 from common.data.encoding import Grid, encode_table, make_grid
-from common.data.schema import CategoricalColumn, Column
+from common.data.schema import CategoricalColumn, Column, ContinuousColumn, IntegerColumn
 from common.data.units import bound_units
+from common.data.windows import WindowedTable
 from common.evaluation.fidelity import measure_fidelity
 from common.evaluation.figures import over_seeds
 from common.evaluation.scores import score
 from common.evaluation.utility import predict
-from common.study import Study, load_study
+from common.study import Study
 from common.synthesis.synthesizer import Synthesizer
 from server.checkpoints import write_file, write_json
+from simulations.converters.physionet2012 import convert
 from simulations.experiment import Divided, Scenario, choose, divide
 
 app = Commands()
@@ -54,10 +56,16 @@ sys.exit(done.returncode)
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its study, and its files below the folder of all of them."""
+    """A data set.
+
+    study: the name of its study.
+    files: below the folder of all data sets.
+    convert: of data that are not as the study has them: the table and the long one, as text, of the files.
+    """
 
     study: str
     files: tuple[str, ...]
+    convert: Callable[[Sequence[Path]], tuple[pd.DataFrame, pd.DataFrame]] | None = None
 
 
 SOURCES: Final[Mapping[str, Source]] = {
@@ -67,6 +75,11 @@ SOURCES: Final[Mapping[str, Source]] = {
     "heart-disease": Source(
         "heart-disease.yaml",
         tuple(f"heart-disease-uci/processed.{one}.data" for one in ("cleveland", "hungarian", "switzerland", "va")),
+    ),
+    "physionet2012": Source(
+        "physionet2012.yaml",
+        ("physionet2012-icu/set-a.parquet", "physionet2012-icu/Outcomes-a.txt"),
+        lambda files: convert(files[:1], files[1:]),
     ),
 }
 
@@ -138,23 +151,16 @@ def _make(name: str, seed: int, peers: Sequence[str], places: _Places, limit: in
     if not missing:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    files = [places.data / file for file in SOURCES[name].files]
-    study = _study(name, folder)
-    divided = divide(
-        choose(scenario=Scenario.BANK, study=study, data=files, series=None, units=None, sites=_SITES, seed=seed)
-    )
-    task = _Task(load_study(study), divided, seed)
+    given = _given(name, places, folder)
+    run = choose(scenario=Scenario.BANK, **asdict(given), units=None, sites=_SITES, seed=seed)
+    task = _Task(run.study, divide(run), seed)
     for method in missing:
         say_aside(f"{name}, seed {seed}: {method}")
         path = folder / f"{method}.json"
         if method == _REAL:
             write_json(path, asdict(Cell(*task.score(task.taught))))
             continue
-        command, made = (
-            _ours(study, files, folder, seed, len(task.taught))
-            if method == _OURS
-            else task.ask(method, folder, places.environments)
-        )
+        command, made = _ours(given, folder, task) if method == _OURS else task.ask(method, folder, places.environments)
         used = _run(command, folder / "used.json", limit, folder / f"{method}.log")
         if used is None:
             say_aside(f"{name}, seed {seed}: {method} failed or took longer than {limit} s")
@@ -162,13 +168,29 @@ def _make(name: str, seed: int, peers: Sequence[str], places: _Places, limit: in
         write_json(path, asdict(Cell(*task.score(made()), *used)))
 
 
-def _study(name: str, folder: Path) -> Path:
+@dataclass(frozen=True)
+class _Given:
+    """What a federation is given."""
+
+    study: Path
+    data: list[Path]
+    series: list[Path] | None
+
+
+def _given(name: str, places: _Places, folder: Path) -> _Given:
     """The study with one record a unit, for all methods alike: a peer promises what it does of a record."""
-    document = yaml.safe_load((_STUDIES / SOURCES[name].study).read_text())
+    source = SOURCES[name]
+    document = yaml.safe_load((_STUDIES / source.study).read_text())
     document["unit"]["max_records"] = 1
-    path = folder / "study.yaml"
-    write_file(path, yaml.safe_dump(document, sort_keys=False).encode())
-    return path
+    study = folder / "study.yaml"
+    write_file(study, yaml.safe_dump(document, sort_keys=False).encode())
+    files = [places.data / file for file in source.files]
+    if source.convert is None:
+        return _Given(study, files, None)
+    paths = [folder / "table.csv", folder / "series.csv"]
+    for path, table in zip(paths, source.convert(files), strict=True):
+        table.to_csv(path, index=False)
+    return _Given(study, paths[:1], paths[1:])
 
 
 def _run(command: Sequence[str], used: Path, limit: int, log: Path) -> tuple[float, int] | None:
@@ -190,43 +212,46 @@ def _run(command: Sequence[str], used: Path, limit: int, log: Path) -> tuple[flo
     return float(found["seconds"]), int(found["peak"])
 
 
-def _ours(
-    study: Path, files: Sequence[Path], folder: Path, seed: int, rows: int
-) -> tuple[list[str], Callable[[], pd.DataFrame]]:
+def _ours(given: _Given, folder: Path, task: "_Task") -> tuple[list[str], Callable[[], pd.DataFrame]]:
     """The command of a whole federation, and its rows when it is done."""
     run = folder / "run"
     shutil.rmtree(run, ignore_errors=True)  # one that was broken off
-    command = [sys.executable, str(_HERE.parent / "run.py"), "--sites", str(_SITES), "--study", str(study)]
-    for file in files:
-        command += ["--data", str(file)]
-    command += ["--seed", str(seed), "--threads", "1", "--out", str(run)]
-    return command, lambda: Synthesizer.load(run).sample(rows, seed=seed)
+    command = [sys.executable, str(_HERE.parent / "run.py"), "--sites", str(_SITES), "--study", str(given.study)]
+    for option, paths in (("--data", given.data), ("--series", given.series or [])):
+        for path in paths:
+            command += [option, str(path)]
+    command += ["--seed", str(task.seed), "--threads", "1", "--out", str(run)]
+    return command, lambda: flat(Synthesizer.load(run).sample_units(len(task.taught), seed=task.seed), task.source)
 
 
 class _Task:
-    """One data set, divided once: what all methods get, and are measured on."""
+    """One data set, divided once: what all methods get, and are measured on.
+
+    taught: records that teach, one a unit; windows as columns beside them.
+    """
 
     def __init__(self, study: Study, divided: Divided, seed: int) -> None:
-        self._study, self._seed = study, seed
-        records = divided.members.table.records
+        self.seed = seed
+        self.source, self._study = study, flatten(study)
+        members = divided.members.table
         bounded = bound_units(
-            records, key=study.unit.key, max_records=1, drop_surplus=True, holdout=0.0, secret=b"peers"
+            members.records, key=study.unit.key, max_records=1, drop_surplus=True, holdout=0.0, secret=b"peers"
         )
-        self.taught = records.iloc[np.sort(bounded.rows)].reset_index(drop=True)
-        self._test = divided.test.table.records
-        self._grids = [_coarse(name, column) for name, column in study.columns.items()]
+        self.taught = flat(members.take(np.sort(bounded.rows)), study)
+        self._test = flat(divided.test.table, study)
+        self._grids = [_coarse(name, column) for name, column in self._study.columns.items()]
 
     def score(self, rows: pd.DataFrame) -> tuple[dict[str, float], float]:
         """The areas of all classifiers, and the distance of pairs."""
-        predicted = predict(rows, self._test, self._study, seed=self._seed)
-        areas = {name: score(one, seed=self._seed).auc for name, one in predicted.items()}
+        predicted = predict(rows, self._test, self._study, seed=self.seed)
+        areas = {name: score(one, seed=self.seed).auc for name, one in predicted.items()}
         two_way = measure_fidelity(rows, self.taught, self._study, edges_from=self.taught).two_way_mean
         assert two_way is not None
         return {name: area for name, area in areas.items() if area is not None}, two_way
 
     def ask(self, peer: str, folder: Path, environments: Path) -> tuple[list[str], Callable[[], pd.DataFrame]]:
         """The command that asks a peer, and its rows when it is done."""
-        table, sizes, made = folder / "table.csv", folder / "sizes.json", folder / f"{peer}.csv"
+        table, sizes, made = folder / "codes.csv", folder / "sizes.json", folder / f"{peer}.csv"
         names = [grid.name for grid in self._grids]
         pd.DataFrame(encode_table(self.taught, self._grids), columns=names).to_csv(table, index=False)
         write_json(sizes, {grid.name: grid.n_cells for grid in self._grids})
@@ -234,13 +259,45 @@ class _Task:
         python = environments / PEERS[peer].environment / "bin" / "python"
         command = [str(python), str(_HERE / "synthesize.py"), peer, str(table), str(sizes), str(made)]
         command += ["--epsilon", str(privacy.epsilon), "--delta", str(privacy.delta)]
-        command += ["--rows", str(len(self.taught)), "--seed", str(self._seed)]
+        command += ["--rows", str(len(self.taught)), "--seed", str(self.seed)]
         return command, lambda: self._decode(pd.read_csv(made))
 
     def _decode(self, codes: pd.DataFrame) -> pd.DataFrame:
         """Values of a peer's codes, even inside a cell: it knows no more of them."""
-        random = np.random.default_rng(self._seed)
+        random = np.random.default_rng(self.seed)
         return pd.DataFrame({grid.name: grid.decode(codes[grid.name].to_numpy(), random) for grid in self._grids})
+
+
+def flatten(study: Study) -> Study:
+    """A study with the mean and the last value of each channel as columns, and no windows: for what knows only columns.
+
+    Raises:
+        ValueError: a channel is not a number.
+    """
+    if study.windows is None:
+        return study
+    columns: dict[str, Column] = dict(study.columns)
+    for name, channel in study.channels.items():
+        if not isinstance(channel, IntegerColumn | ContinuousColumn):
+            raise ValueError(f"{name}: a channel of {channel.type} has no mean")
+        kept = {key: getattr(channel, key) for key in ("min", "max", "scale", "scale_unit", "cells", "special")}
+        for part in ("mean", "last"):
+            columns[f"{name} {part}"] = ContinuousColumn(type="continuous", missing=True, **kept)
+    return study.model_copy(update={"windows": None, "columns": columns})
+
+
+def flat(table: WindowedTable, study: Study) -> pd.DataFrame:
+    """Records with the columns of `flatten`: missing where a unit has no value of the channel."""
+    columns = {}
+    for position, name in enumerate(study.channels):
+        values = table.values[:, :, position]
+        there = ~np.isnan(values)
+        steps = there.sum(axis=1)
+        last = values.shape[1] - 1 - np.argmax(there[:, ::-1], axis=1)
+        total = np.where(there, values, 0.0).sum(axis=1)
+        columns[f"{name} mean"] = np.where(steps > 0, total / np.maximum(steps, 1), np.nan)
+        columns[f"{name} last"] = values[np.arange(len(values)), last]
+    return table.records.assign(**columns)
 
 
 def _coarse(name: str, column: Column) -> Grid:
@@ -255,7 +312,9 @@ total variation over all pairs of columns, numbers cut at real deciles. Mean ove
 95 % t-interval. ε, δ and unit are the study's, one record a unit. privshare runs {_SITES} sites, each with noise of its
 own that suffices alone; peers see all rows in one place. Peers get columns as codes of the study's public cells, at
 most {_CELLS} of a number, evenly on its scale, and special values of their own: more than they would know by
-themselves. Processor time is that of a whole command on one thread; what privshare measures of its own table is in it.
+themselves. They know no windows: of physionet2012 they get the mean and the last value of each channel as columns;
+privshare makes windows, of which the same columns are taken. Processor time is that of a whole command on one thread;
+what privshare measures of its own table is in it.
 """
 
 

@@ -9,9 +9,12 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from common.data.windows import WindowedTable
+from common.study import load_study
 from simulations.peers import compare
 from simulations.peers.compare import Peer, Source
 
+STUDIES = Path(compare.__file__).parents[1] / "studies"
 STUDY = """\
 schema: privshare.study/1
 name: toy
@@ -75,7 +78,7 @@ def run(places: Path, *options: str) -> str:
 def test_a_peer_gets_one_record_a_unit_as_codes_below_the_public_sizes(places: Path) -> None:
     run(places, "--peer", "copy")
     folder = places / "out" / "toy" / "0"
-    given, sizes = pd.read_csv(folder / "table.csv"), json.loads((folder / "sizes.json").read_text())
+    given, sizes = pd.read_csv(folder / "codes.csv"), json.loads((folder / "sizes.json").read_text())
     # Of 300 people a fifth is set aside; 32 cells, and beside them one for zero and one for missing.
     assert len(given) == 240
     assert sizes == {"age": 32, "pay": 34, "kind": 3, "ill": 2}
@@ -105,6 +108,23 @@ def test_what_is_there_is_not_made_again_and_a_failure_leaves_no_cell(places: Pa
     second = run(places)
     assert "copy" not in second.split("AUC of classifiers")[0]
     assert not (folder / "copy.csv").exists()
+
+
+def test_of_windows_the_mean_and_the_last_value_that_is_there_become_columns() -> None:
+    study = load_study(STUDIES / "physionet2012.yaml")
+    values = np.full((3, 12, 7), np.nan)
+    values[0, 2:5, 0] = [60, 70, 110]
+    values[1, 11, 0] = 90
+    table = compare.flat(WindowedTable(pd.DataFrame({"Age": [40, 50, 60]}), values, np.full(3, 12)), study)
+    assert table["HR mean"].tolist()[:2] == [80, 90]
+    assert table["HR last"].tolist()[:2] == [110, 90]
+    assert table.loc[2, ["HR mean", "HR last", "FiO2 last"]].isna().all()
+    wide = compare.flatten(study)
+    assert wide.windows is None
+    assert [name for name in wide.columns if name not in study.columns] == [
+        f"{channel} {part}" for channel in study.channels for part in ("mean", "last")
+    ]
+    assert (wide.columns["GCS mean"].min, wide.columns["GCS mean"].max) == (3, 15)
 
 
 def test_the_table_says_mean_and_interval_over_seeds(places: Path) -> None:
