@@ -97,8 +97,8 @@ class PolicyFile(Section):
     coordinator: PublicKey
     # The last day on which anything is released.
     expires: date | None = None
-    # Public keys of the other sites, and how many of them must confirm this site's ledger; without it, all. Of more than
-    # MOST_WITNESSES so many are asked, by a choice of this site's own.
+    # Public keys of the other sites, and how many of them must confirm this site's ledger; without it, all. Of more
+    # than MOST_WITNESSES so many are asked, by a choice of this site's own.
     peers: dict[Annotated[Text, Field(pattern=_NAME)], PublicKey] = Field(default_factory=dict)
     witnesses: Annotated[Whole, Field(ge=0, le=MOST_WITNESSES)] | None = None
 

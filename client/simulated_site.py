@@ -99,8 +99,8 @@ def make_site_folder(
 def peers_of(name: str, names: Sequence[str], study: Study) -> list[str]:
     """Whom a simulated site knows: all others, or of many those beside it, as many as it would ask to be witnesses.
 
-    With the keys of all others in each policy, policies would be what a simulation of a thousand sites is made of. Masks
-    need them all.
+    With the keys of all others in each policy, policies would be what a simulation of a thousand sites is made of.
+    Masks need them all.
     """
     place, half = names.index(name), MOST_WITNESSES // 2
     others = [*names[place + 1 :], *names[:place]]

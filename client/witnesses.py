@@ -110,7 +110,7 @@ class Witnesses:
             self._keep(self._seen | newer)
 
     def attest(self, nonces: Mapping[str, str], *, of: Collection[str] | None = None) -> list[Attestation]:
-        """What this site saw of each peer, or of those in `of`, signed, for whoever asks with a nonce and for the record."""
+        """What this site saw of each peer, or of some, signed, for whoever asks with a nonce and for the record."""
         peers = (site for site in sorted(self._keys) if site != self._site and (of is None or site in of))
         return [
             Attestation.of(self._site, site, self._seen.get(site), nonces.get(site, "")).signed(self._key)

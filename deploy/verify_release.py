@@ -51,7 +51,7 @@ MASKED = [
     "The guarantee does not rest on masks: each site's noise is all that its claim needs.",
     "The sum over all sites is not hidden, and neither is what one site said from all others together.",
 ]
-MOST_WITNESSES = 32  # other sites that each site asks to attest its ledger; in a smaller federation all
+MOST_WITNESSES = 16  # other sites that each site asks to attest its ledger; in a smaller federation all
 DRAW_ERROR = 2.0**-200  # of one noise draw, in total variation; taken off delta
 TOLERANCE, DUST = 1e-6, 1e-9  # relative and absolute: what rounding may make of a number
 Json = dict[str, Any]

@@ -24,7 +24,7 @@ from common.privacy.signatures import SigningKey, is_signed
 NOTHING = -1
 """The sequence number in an attestation of a witness that never saw a head of the site."""
 
-MOST_WITNESSES: Final = 32
+MOST_WITNESSES: Final = 16
 """Peers that a site asks to confirm its ledger: all, or of more than these so many of its own choice. If all were
 asked, the work of a release would grow with the square of the federation."""
 
@@ -126,9 +126,8 @@ class Attestation(_Signed):
 def choose_witnesses(peers: Mapping[str, str], key: SigningKey) -> tuple[str, ...]:
     """The peers that a site asks to confirm its ledger, in alphabetical order; each time the same.
 
-    Of more than `MOST_WITNESSES` a keyed choice: nobody who does not have the site's key can say beforehand whom it will
-    fall on, and so can bring in parties of its own to be chosen, and a peer that comes or goes changes one of them at
-    most.
+    Of more than `MOST_WITNESSES` a keyed choice: without the site's key nobody can say beforehand whom it will fall on,
+    and so bring in parties of its own to be chosen; a peer that comes or goes changes one of them at most.
 
     Args:
         peers: public keys of the other sites, by name.

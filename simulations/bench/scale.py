@@ -13,11 +13,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from statistics import fmean
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 import typer
@@ -31,7 +32,6 @@ Curve = Literal["sites", "units", "columns"]
 _ROUNDS: Final = {"count": 4, "local_steps": 5, "refine_steps": 20}
 """As few as show what one costs."""
 _SEED: Final = 1
-_CLASSES: Final = 2
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def prepare(point: Point, folder: Path) -> None:
         scenario=Scenario.BANK, study=study, data=data, series=None, units=None if data else point.units,
         sites=point.sites, how="iid", seed=_SEED, out=folder / "run",
     )  # fmt: skip
-    run = replace(run, study=run.study.with_overrides(rounds=_ROUNDS))
+    run = replace(run, study=run.study.with_overrides(rounds=_ROUNDS, noise={"rounds": 1}))
     divided = divide(run)
     lock = folder / "study.lock.yaml"
     lock.write_text(yaml.safe_dump(json.loads(run.study.canonical()), sort_keys=False), encoding="utf-8")
@@ -106,7 +106,7 @@ def _generate(point: Point, study: Path, table: Path) -> None:
 
 
 def measure(point: Point, folder: Path) -> dict[str, Any]:
-    """Conduct a federation over the sites in a folder; what it cost."""
+    """Conduct a federation over the sites in a folder; what it cost, in processor seconds and MB."""
     import torch  # noqa: PLC0415
 
     from client.simulated_site import SiteFolder  # noqa: PLC0415
@@ -122,8 +122,8 @@ def measure(point: Point, folder: Path) -> dict[str, Any]:
     sites = [SiteFolder(name, folder / "private" / name / "site.yaml") for name in names]
     steps: list[tuple[str, float]] = []
     trained: list[Trained] = []
-    began, idle = time.process_time(), peak_memory()
-    with watch() as stopwatch:
+    before, began = peak_memory(), time.process_time()
+    with watch() as stopwatch, _Tree(point.engine == "flower") as tree:
         coordinator = Coordinator(
             study, folder=folder / "run", run="scale", seed=_SEED, credentials=credentials_of(names, seed=_SEED),
             device=torch.device("cpu"), on_step=lambda line: steps.append((line["step"], time.process_time())),
@@ -135,22 +135,90 @@ def measure(point: Point, folder: Path) -> dict[str, Any]:
                 release_of(trained[0], study), rows=rows_to_publish(trained[0], study), seed=_SEED,
                 device=torch.device("cpu"),
             )  # fmt: skip
+    own = time.process_time() - began
     ends = [began, *(at for _, at in steps)]
     spans = [(name, end - start) for (name, end), start in zip(steps, ends[:-1], strict=True)]
     return {
-        "seconds": time.process_time() - began,
+        "seconds": own + tree.seconds,
+        "memory": max(peak_memory(), tree.memory),
+        "memory_before": before,
         "stages": dict(stopwatch.seconds),
-        "rounds": [span for name, span in spans if name == "round"],
-        "measurements": [span for name, span in spans if name.startswith("pairs")],
-        "memory": peak_memory(),
-        "memory_before": idle,
+        "round": fmean(span for name, span in spans if name == "round"),
+        "measurement": fmean(span for name, span in spans if name.startswith("pairs")),
         "cells": max(len(release.counts) for release in trained[0].state.releases.values()),
     }
 
 
+class _Tree:
+    """Memory and processor time of Ray's processes; in memory what several share counts once (proportional size)."""
+
+    def __init__(self, is_on: bool) -> None:
+        self.memory = self.seconds = 0.0
+        self._is_on, self._seconds, self._done = is_on, {}, threading.Event()
+
+    def __enter__(self) -> Self:
+        if self._is_on:
+            self._thread = threading.Thread(target=self._watch)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._is_on:
+            self._thread.join()
+            self.seconds = sum(self._seconds.values())
+
+    def _watch(self) -> None:
+        ticks, parent = os.sysconf("SC_CLK_TCK"), os.getpid()
+        while not self._done.wait(0.5):
+            whole = _proportional(parent)
+            for process in _descendants(parent):
+                with suppress(OSError, ValueError, IndexError):
+                    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+                    self._seconds[process] = (int(fields[11]) + int(fields[12])) / ticks
+                    whole += _proportional(process)
+            self.memory = max(self.memory, whole)
+
+
+def _descendants(process: int) -> list[int]:
+    parents: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError, IndexError):
+            fields = (path / "stat").read_text().rsplit(")", 1)[1].split()
+            parents.setdefault(int(fields[1]), []).append(int(path.name))
+    found, due = [], [process]
+    while due:
+        due += (children := parents.get(due.pop(), []))
+        found += children
+    return found
+
+
+def _proportional(process: int) -> float:
+    """MB."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1000
+    return 0.0
+
+
 @app.command()
-def main() -> None:
-    """Measure."""
+def main(
+    *,
+    only: Annotated[list[Curve] | None, typer.Option(help="Some curves; repeat it.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("docs/results"),
+) -> None:
+    """Measure what is not measured yet, then write scale.csv and the page's tables and figure from it."""
+    kept = out / "scale.csv"
+    found = _read(kept)
+    for point in POINTS:
+        if point.name in found or (only and point.curve not in only):
+            continue
+        say_aside(f"{point.name} ...")
+        found[point.name] = _flat(run_point(point))
+        _write(kept, found)
+    draw(found, out / "scale.svg")
+    typer.echo(tables(found))
 
 
 @app.command("point", hidden=True)
@@ -167,13 +235,12 @@ def point_command(what: str, folder: Path, options: str) -> None:
 def run_point(point: Point) -> dict[str, Any]:
     """Prepare and measure a point; what both cost."""
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
-        prepared = _child(point, "prepare", folder)
-        return {"point": asdict(point), "prepared": prepared, **_child(point, "measure", folder)}
+        return {"prepared": _child(point, "prepare", folder), **_child(point, "measure", folder)}
 
 
 def _child(point: Point, what: str, folder: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(
-        subprocess.run(
+        subprocess.run(  # noqa: S603 (this file)
             [sys.executable, __file__, "point", what, folder, json.dumps(asdict(point))],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
             stdout=subprocess.PIPE,
@@ -186,6 +253,127 @@ def _child(point: Point, what: str, folder: str) -> dict[str, Any]:
 def peak_memory() -> float:
     """The most that this process ever held, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+Row = dict[str, str | float]
+
+
+def _flat(found: Mapping[str, Any]) -> Row:
+    """A line of the CSV file."""
+    parts = {"prepared": found["prepared"], "stage": found["stages"]}
+    plain = {name: value for name, value in found.items() if name not in ("prepared", "stages")}
+    return plain | {f"{kind} {name}": value for kind, values in parts.items() for name, value in values.items()}
+
+
+def _read(path: Path) -> dict[str, Row]:
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {
+            line.pop("point"): {name: float(value) for name, value in line.items() if value}
+            for line in csv.DictReader(file)
+        }
+
+
+def _write(path: Path, found: Mapping[str, Row]) -> None:
+    names = ["point", *dict.fromkeys(name for row in found.values() for name in row)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.DictWriter(file, names, lineterminator="\n")
+        out.writeheader()
+        for point, row in found.items():
+            out.writerow({"point": point} | {name: f"{value:.5g}" for name, value in row.items()})
+
+
+@dataclass(frozen=True)
+class Law:
+    """A cost against what it is expected to grow with, and as what power at most."""
+
+    cost: str
+    columns: tuple[str, ...]
+    power: float
+
+
+LAWS: Final[Mapping[Curve, tuple[Law, ...]]] = {
+    "sites": (
+        Law("memory of the process", ("memory",), 1),
+        Law("all processor time", ("seconds",), 1),
+        Law("one measurement", ("measurement",), 1),
+        Law("one round of training", ("round",), 0),
+    ),
+    "units": (
+        Law("memory of the process", ("memory",), 1),
+        Law("read and encode", ("stage encode",), 1),
+        Law("count and noise", ("stage count and noise",), 1),
+        Law("train and refine", ("stage train at sites", "stage refine"), 0),
+        Law("draw the synthetic rows", ("stage sample",), 1),
+    ),
+    "columns": (
+        Law("memory of the process", ("memory",), 2),
+        Law("read and encode", ("stage encode",), 1),
+        Law("cells of all pairs", ("cells",), 2),
+        Law("count and noise", ("stage count and noise",), 2),
+        Law("check, add up, targets", ("stage check and add up", "stage targets"), 2),
+        Law("train and refine", ("stage train at sites", "stage refine"), 2),
+        Law("draw the synthetic rows", ("stage sample",), 1),
+    ),
+}
+"""What each curve should cost."""
+
+
+def _cost(law: Law, row: Row) -> float:
+    return sum(float(row.get(name, 0.0)) for name in law.columns)
+
+
+def _curve(curve: Curve, found: Mapping[str, Row]) -> tuple[np.ndarray, list[Row]]:
+    """The measured points of a curve in this process: sites, units or columns, and their rows."""
+    own = [point for point in POINTS if point.curve == curve and point.engine == "process" and point.name in found]
+    return np.array([getattr(point, curve) for point in own]), [found[point.name] for point in own]
+
+
+def exponent(sizes: np.ndarray, costs: Sequence[float]) -> float:
+    """The power by which costs grow: the slope of the least-squares line through their logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(np.maximum(costs, 1e-9)), 1)[0])
+
+
+def tables(found: Mapping[str, Row]) -> str:
+    """Markdown of each curve: a line a cost, with the law that was expected and the one that was seen."""
+    parts = []
+    for curve, laws in LAWS.items():
+        sizes, rows = _curve(curve, found)
+        if len(sizes) < 2:
+            continue
+        lines = [
+            f"| {curve} | {' | '.join(f'{size:,}' for size in sizes)} | expected | seen | from the last two |",
+            f"|---|{'---|' * (len(sizes) + 3)}",
+        ]
+        for law in laws:
+            costs = [_cost(law, row) for row in rows]
+            said = " | ".join(f"{cost:,.0f}" if cost >= 1000 else f"{cost:.3g}" for cost in costs)
+            unit = {"memory": "MB", "cells": "cells"}.get(law.columns[0], "s")
+            seen, last = exponent(sizes, costs), exponent(sizes[-2:], costs[-2:])
+            lines.append(f"| {law.cost}, {unit} | {said} | {curve}^{law.power:g} | {seen:.2f} | {last:.2f} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def draw(found: Mapping[str, Row], path: Path) -> None:
+    """One figure: processor time by stage over each curve, both axes in powers."""
+    import matplotlib as mpl  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "privshare", "font.size": 8}):
+        canvas = Figure(figsize=(9, 3), layout="constrained")
+        for axes, (curve, laws) in zip(canvas.subplots(1, len(LAWS)), LAWS.items(), strict=True):
+            sizes, rows = _curve(curve, found)
+            for law in laws:
+                if law.columns[0] not in ("memory", "cells"):
+                    axes.plot(sizes, [_cost(law, row) for row in rows], marker="o", markersize=3, label=law.cost)
+            axes.set(xscale="log", yscale="log", xlabel=curve, ylabel="processor seconds", title=curve)
+            axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
+            axes.minorticks_off()
+            axes.legend(fontsize=6)
+        canvas.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":

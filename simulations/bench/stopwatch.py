@@ -15,8 +15,6 @@ from unittest.mock import patch
 
 import client.site
 import client.vault
-import client.witnesses
-import common.wire.messages
 import server.conductor
 import server.exchange
 import server.learner
