@@ -16,9 +16,10 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Self
 
 import numpy as np
 import typer
@@ -28,7 +29,15 @@ from common.commands import Commands, say_aside
 
 app = Commands()
 
-Curve = Literal["sites", "units", "columns"]
+
+class Curve(StrEnum):
+    """What grows."""
+
+    SITES = "sites"
+    UNITS = "units"
+    COLUMNS = "columns"
+
+
 _ROUNDS: Final = {"count": 4, "local_steps": 5, "refine_steps": 20}
 """As few as show what one costs."""
 _SEED: Final = 1
@@ -51,10 +60,10 @@ class Point:
 
 
 POINTS: Final = (
-    *(Point("sites", sites=sites) for sites in (4, 32, 128, 1000)),
-    *(Point("sites", sites=sites, engine="flower") for sites in (4, 32)),
-    *(Point("units", units=units) for units in (10_000, 100_000, 1_000_000)),
-    *(Point("columns", units=10_000, columns=columns) for columns in (10, 50, 100, 200)),
+    *(Point(Curve.SITES, sites=sites) for sites in (4, 32, 128, 1000)),
+    *(Point(Curve.SITES, sites=sites, engine="flower") for sites in (4, 32)),
+    *(Point(Curve.UNITS, units=units) for units in (10_000, 100_000, 1_000_000)),
+    *(Point(Curve.COLUMNS, units=10_000, columns=columns) for columns in (10, 50, 100, 200)),
 )
 
 
@@ -295,20 +304,20 @@ class Law:
 
 
 LAWS: Final[Mapping[Curve, tuple[Law, ...]]] = {
-    "sites": (
+    Curve.SITES: (
         Law("memory of the process", ("memory",), 1),
         Law("all processor time", ("seconds",), 1),
         Law("one measurement", ("measurement",), 1),
         Law("one round of training", ("round",), 0),
     ),
-    "units": (
+    Curve.UNITS: (
         Law("memory of the process", ("memory",), 1),
         Law("read and encode", ("stage encode",), 1),
         Law("count and noise", ("stage count and noise",), 1),
         Law("train and refine", ("stage train at sites", "stage refine"), 0),
         Law("draw the synthetic rows", ("stage sample",), 1),
     ),
-    "columns": (
+    Curve.COLUMNS: (
         Law("memory of the process", ("memory",), 2),
         Law("read and encode", ("stage encode",), 1),
         Law("cells of all pairs", ("cells",), 2),
