@@ -163,7 +163,8 @@ class _Tree:
 
     def __init__(self, is_on: bool) -> None:
         self.memory = self.seconds = 0.0
-        self._is_on, self._seconds, self._done = is_on, {}, threading.Event()
+        self._is_on, self._done = is_on, threading.Event()
+        self._seconds: dict[int, float] = {}
 
     def __enter__(self) -> Self:
         if self._is_on:
@@ -211,13 +212,16 @@ def _proportional(process: int) -> float:
     return 0.0
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def main(
+    context: typer.Context,
     *,
     only: Annotated[list[Curve] | None, typer.Option(help="Some curves; repeat it.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("docs/results"),
 ) -> None:
     """Measure what is not measured yet, then write scale.csv and the page's tables and figure from it."""
+    if context.invoked_subcommand is not None:
+        return
     kept = out / "scale.csv"
     found = _read(kept)
     for point in POINTS:
