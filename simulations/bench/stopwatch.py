@@ -54,7 +54,7 @@ _PLACES: Final[Mapping[str, tuple[tuple[Any, str], ...]]] = {
     ),
     "ledger": (
         (Ledger, "authorise"), (Ledger, "seal"), (Ledger, "charge_of"), (Ledger, "head"), (Ledger, "spent"),
-        (Ledger, "hashes"), (Ledger, "hash_at"), (Replies, "write"), (Site, "_ledger_facts"),
+        (Ledger, "hashes"), (Replies, "write"), (Site, "_ledger_facts"),
     ),
     "witnesses": (
         (Site, "_witness"), (Site, "_confirm"), (Witnesses, "require"), (Witnesses, "statement"),
