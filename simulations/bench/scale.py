@@ -219,7 +219,7 @@ def main(
     only: Annotated[list[Curve] | None, typer.Option(help="Some curves; repeat it.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("docs/results"),
 ) -> None:
-    """Measure what is not measured yet, then write scale.csv and the page's tables and figure from it."""
+    """Measure what is not measured yet, then write scale.csv, and scale.svg and the tables of scale.md from it."""
     if context.invoked_subcommand is not None:
         return
     kept = out / "scale.csv"
@@ -231,7 +231,7 @@ def main(
         found[point.name] = _flat(run_point(point))
         _write(kept, found)
     draw(found, out / "scale.svg")
-    typer.echo(tables(found))
+    fill(out / "scale.md", f"{tables(found)}\n\n{stages(found)}\n\n{engines(found)}")
 
 
 @app.command("point", hidden=True)
@@ -368,6 +368,52 @@ def tables(found: Mapping[str, Row]) -> str:
             lines.append(f"| {law.cost}, {unit} | {said} | {curve}^{law.power:g} | {seen:.2f} | {last:.2f} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def stages(found: Mapping[str, Row]) -> str:
+    """Markdown of where the processor time of the curve of sites goes, what one more site costs, and the overhead."""
+    from simulations.bench.stopwatch import USEFUL  # noqa: PLC0415 (seconds)
+
+    sizes, rows = _curve(Curve.SITES, found)
+    names = [name for name in rows[-1] if name.startswith("stage ")]
+    total = [sum(float(row.get(name, 0)) for name in names) for row in rows]
+    lines = [
+        f"| seconds of | {' | '.join(f'{size:,} sites' for size in sizes)} | one more site, ms |",
+        f"|---|{'---|' * (len(sizes) + 1)}",
+    ]
+    for name in sorted(names, key=lambda name: -float(rows[-1].get(name, 0))):
+        costs = [float(row.get(name, 0)) for row in rows]
+        more = 1000 * (costs[-1] - costs[0]) / (sizes[-1] - sizes[0])
+        lines.append(f"| {name.removeprefix('stage ')} | {' | '.join(f'{cost:.3g}' for cost in costs)} | {more:.3g} |")
+    once = ("start a site", "encode", "validate", "sample")
+    aside = [sum(float(row.get(f"stage {name}", 0)) for name in once) for row in rows]
+    useful = [sum(float(row.get(f"stage {name}", 0)) for name in USEFUL if name not in once) for row in rows]
+    shares = [1 - use / (whole - rest) for use, whole, rest in zip(useful, total, aside, strict=True)]
+    lines.append(f"| share beside counting and training | {' | '.join(f'{share:.1%}' for share in shares)} | |")
+    return "\n".join(lines)
+
+
+def engines(found: Mapping[str, Row]) -> str:
+    """Markdown of Flower's engine on Ray beside this process."""
+    lines = ["| engine | sites | memory, MB | processor, s |", "|---|---|---|---|"]
+    pairs = [(point, found[point.name]) for point in POINTS if point.curve == Curve.SITES and point.name in found]
+    largest = max((point.sites for point, _ in pairs if point.engine == "flower"), default=0)
+    lines += [
+        f"| {point.engine} | {point.sites} | {row['memory']:,.0f} | {row['seconds']:,.0f} |"
+        for point, row in pairs
+        if point.sites <= largest
+    ]
+    return "\n".join(lines)
+
+
+_BEGIN, _END = "<!-- measured -->\n", "<!-- end of what was measured -->\n"
+
+
+def fill(page: Path, measured: str) -> None:
+    """Put tables between the marks of a page; a new one where there is none."""
+    text = page.read_text(encoding="utf-8") if page.exists() else f"{_BEGIN}{_END}"
+    before, _, rest = text.partition(_BEGIN)
+    page.write_text(f"{before}{_BEGIN}\n{measured}\n\n{_END}{rest.partition(_END)[2]}", encoding="utf-8")
 
 
 def draw(found: Mapping[str, Row], path: Path) -> None:
