@@ -39,7 +39,7 @@ class GaussianEvent:
 
     def as_dict(self) -> dict[str, Any]:
         """For a ledger line or a message. Sampling is left out where there is none, as before there was any."""
-        fields = {name: value for name, value in asdict(self).items() if name != "sampling" or value != 1}
+        fields = {name: value for name, value in vars(self).items() if name != "sampling" or value != 1}
         return {"type": "gaussian", **fields}
 
     @classmethod
