@@ -4,7 +4,7 @@ Events are for ever. A class is never removed, its meaning never changes, new fi
 read the same in ten years.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from common.errors import LedgerError
