@@ -340,7 +340,13 @@ def _cost(law: Law, row: Row) -> float:
 
 def _curve(curve: Curve, found: Mapping[str, Row]) -> tuple[np.ndarray, list[Row]]:
     """The measured points of a curve in this process: sites, units or columns, and their rows."""
-    own = [point for point in POINTS if point.curve == curve and point.engine == "process" and point.name in found]
+    own = [point for point in POINTS if point.engine == "process" and point.name in found]
+    # Where the curve of sites begins, it is a point of the curve of units.
+    alike = {Curve.UNITS: [point for point in own if point.curve == Curve.SITES and point.sites == 4]}
+    own = sorted(
+        [*(point for point in own if point.curve == curve), *alike.get(curve, [])],
+        key=lambda point: int(getattr(point, curve)),
+    )
     return np.array([getattr(point, curve) for point in own]), [found[point.name] for point in own]
 
 
