@@ -24,6 +24,7 @@ from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Asset
 from common.privacy.mechanism import MAXIMUM_EMPHASIS
 from common.privacy.signatures import SigningKey, is_signed
+from common.privacy.witness import MOST_WITNESSES
 from common.study import STEPS, Study, explain, read_yaml
 from common.wire.membership import Address, is_ip, split_address
 from common.wire.messages import KEPT, Request
@@ -96,9 +97,10 @@ class PolicyFile(Section):
     coordinator: PublicKey
     # The last day on which anything is released.
     expires: date | None = None
-    # Public keys of the other sites, and how many of them must confirm this site's ledger; without it, all.
+    # Public keys of the other sites, and how many of them must confirm this site's ledger; without it, all. Of more
+    # than MOST_WITNESSES so many are asked, by a choice of this site's own.
     peers: dict[Annotated[Text, Field(pattern=_NAME)], PublicKey] = Field(default_factory=dict)
-    witnesses: Annotated[Whole, Field(ge=0)] | None = None
+    witnesses: Annotated[Whole, Field(ge=0, le=MOST_WITNESSES)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

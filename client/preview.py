@@ -12,7 +12,7 @@ from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Head
 from common.privacy.signatures import SigningKey
 from common.privacy.spending import Spending
-from common.privacy.witness import Attestation, state_head
+from common.privacy.witness import MOST_WITNESSES, Attestation, state_head
 from common.study import Study
 from common.wire.agenda import Item, agenda
 from common.wire.envelopes import ANY_SITE, Order, answer_to
@@ -28,7 +28,7 @@ NEVER: Final = (
 """What no message holds."""
 
 _SAYS: Final = {
-    "describe": "nothing: budget, public key, signed head and events of the ledger",
+    "describe": "nothing: budget, public key, signed head and events of the ledger, witnesses that it asks",
     "witness": "nothing: what this site saw of the others' ledgers, signed",
     "confirm": "nothing: how many others confirmed this site's ledger",
     "masks": "nothing: a public key for the masks of this run",
@@ -182,12 +182,15 @@ class _Speaker:
             return {"event": _EVENT.as_dict(), **self._ledger(), **participants}
         if item.kind == "describe":
             mask = {"mask": dict.fromkeys(("public", "signature", "study", "run", "site"), _DIGEST)}
-            known = {"bound": self.policy.bound, "key": _DIGEST, "nonce": _DIGEST[:32], **self._ledger()}
+            names = [self.site] * min(self.peers, MOST_WITNESSES)
+            known = {
+                "bound": self.policy.bound, "key": _DIGEST, "nonce": _DIGEST[:32], "witnesses": names, **self._ledger(),
+            }  # fmt: skip
             return {**known, **(mask if self.policy.is_masked else {})}
         if item.kind == "witness":
             stated = state_head(self.site, self._head, _KEY)
             attested = Attestation.of(self.site, self.site, stated, _DIGEST[:32]).signed(_KEY)
-            return {"attestations": [asdict(attested)] * self.peers}
+            return {"attestations": [asdict(attested)] * min(self.peers, MOST_WITNESSES)}
         other: dict[str, dict[str, Any]] = {"confirm": {"confirmed": self.peers}, "masks": participants}
         return other.get(item.kind, {})
 

@@ -4,7 +4,7 @@ For simulations, and for a site's own rehearsal. No real site has such keys: who
 """
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ from client.policy import POLICY_SCHEMA, sign_policy
 from common.errors import OutputError
 from common.files import write_private
 from common.privacy.signatures import SigningKey
+from common.privacy.witness import MOST_WITNESSES
 from common.study import Study
 
 COORDINATOR: Final = "(coordinator)"
@@ -93,6 +94,19 @@ def make_site_folder(
     except OSError as error:
         raise OutputError(f"{state}: cannot be written ({error.strerror})") from None
     return SiteFolder(name, folder / "site.yaml")
+
+
+def peers_of(name: str, names: Sequence[str], study: Study) -> list[str]:
+    """Whom a simulated site knows: all others, or of many those beside it, as many as it would ask to be witnesses.
+
+    With the keys of all others in each policy, policies would be what a simulation of a thousand sites is made of.
+    Masks need them all.
+    """
+    place, half = names.index(name), MOST_WITNESSES // 2
+    others = [*names[place + 1 :], *names[:place]]
+    if len(others) <= MOST_WITNESSES or study.privacy.noise_trust == "masked":
+        return others
+    return [*others[:half], *others[-half:]]
 
 
 def identity_of(name: str, seed: int) -> SigningKey:

@@ -93,7 +93,7 @@ class Site:
             key=key,
             ledger=self._ledger,
             peers=policy.peers,
-            needed=len(policy.peers) if policy.witnesses is None else policy.witnesses,
+            needed=policy.witnesses,
         )
         self._masks = Masks(
             settings.state / "masks.json", site=settings.site, study=self.study, identity=key, peers=policy.peers
@@ -153,6 +153,7 @@ class Site:
             "bound": self._policy.bound,
             "key": self.key.public,
             "nonce": self._witnesses.nonce,
+            "witnesses": list(self._witnesses.asked),
             **self._ledger_facts(),
         }
         if self._policy.is_masked:
@@ -160,11 +161,12 @@ class Site:
         return Reply(self._settings.site, facts).encode()
 
     def _witness(self, request: Request, digest: str) -> bytes:
-        """Keep what other sites say of their ledgers, and attest it."""
+        """Keep what other sites say of their ledgers, and attest what is known of each."""
         del digest
-        self._witnesses.note(map(Statement.from_dict, self._policy.check_list(request, "heads")))
-        attested = self._witnesses.attest(self._policy.check_nonces(request))
-        return Reply(self._settings.site, {"attestations": [asdict(one) for one in attested]}).encode()
+        stated = [Statement.from_dict(one) for one in self._policy.check_list(request, "heads")]
+        self._witnesses.note(stated)
+        attested = self._witnesses.attest(self._policy.check_nonces(request), of={one.site for one in stated})
+        return Reply(self._settings.site, {"attestations": [one.as_dict() for one in attested]}).encode()
 
     def _confirm(self, request: Request, digest: str) -> bytes:
         """Take up what other sites attest of this site's ledger."""
@@ -244,7 +246,7 @@ class Site:
         stated = self._witnesses.statement()
         head, events = self._ledger.spent()
         spending = Spending(self._settings.site, self.study, head, self._policy.bound, events).signed(self.key)
-        return {"ledger_head": asdict(stated), "spending": spending.as_dict()}
+        return {"ledger_head": stated.as_dict(), "spending": spending.as_dict()}
 
     def _bins(self, request: Request) -> list[np.ndarray]:
         try:

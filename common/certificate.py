@@ -16,7 +16,7 @@ from common.privacy.noise import DRAW_ERROR
 from common.privacy.recount import check_certificate
 from common.privacy.signatures import SigningKey
 from common.privacy.spending import Spending
-from common.privacy.witness import Attestation, Statement
+from common.privacy.witness import MOST_WITNESSES, Attestation, Statement
 from common.study import Study
 
 CERTIFICATE_SCHEMA: Final = "privshare.certificate/2"
@@ -103,7 +103,7 @@ def noise_trust(study: Study) -> str:
 
 def attestations_needed(study: Study, sites: int) -> int:
     """How many other sites must have attested the head of each ledger, of a run with so many sites."""
-    return min(study.rounds.quorum or sites, sites) - 1
+    return min(min(study.rounds.quorum or sites, sites) - 1, MOST_WITNESSES)
 
 
 def guarantee_statement(study: Study, *, epsilon: float) -> str:

@@ -5,6 +5,7 @@ with the nearest name that is.
 """
 
 import difflib
+import functools
 import hashlib
 import json
 import re
@@ -449,12 +450,19 @@ def read_yaml(path: Path, *, what: str) -> dict[str, Any]:
     Raises:
         StudyError: the file is absent, unreadable, not YAML, or not a mapping; one line, with the place.
     """
+    return _parse_yaml(path, _text_of(path, what=what))
+
+
+def _text_of(path: Path, *, what: str) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise StudyError(f"{path}: no such {what}", ExitCode.STUDY_NOT_FOUND) from None
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from None
+
+
+def _parse_yaml(path: Path, text: str) -> dict[str, Any]:
     loader = None
     try:
         loader = _Loader(text)
@@ -480,7 +488,13 @@ def load_study(path: Path) -> Study:
     Raises:
         StudyError: what is wrong, by its path in the file, with the nearest known key for an unknown one.
     """
-    return parse_study(read_yaml(path, what="study file"), source=str(path))
+    return _study_of(path, _text_of(path, what="study file"))
+
+
+@functools.lru_cache(maxsize=8)
+def _study_of(path: Path, text: str) -> Study:
+    """Studies are frozen: a thousand simulated sites, which read one file, share what they read."""
+    return parse_study(_parse_yaml(path, text), source=str(path))
 
 
 def parse_study(data: dict[str, Any], *, source: str) -> Study:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -19,6 +19,9 @@ from common.files import write_durably
 
 CHECKPOINT_SCHEMA = "privshare.checkpoint/2"
 _HEADER = "privshare"
+_KEPT: Final = 32
+"""Newest checkpoints of a run that stay: enough to go back where one is damaged. Each holds all releases so far, so
+that all of them together would grow with the square of the run."""
 _DAMAGED = "{}: the checkpoint is damaged; delete it to go on from the one before"
 
 
@@ -48,7 +51,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint of a step.
+    """Write the checkpoint of a step; of the steps before it the newest stay.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -56,7 +59,13 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
     arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
     header = {**checkpoint.facts, "schema": CHECKPOINT_SCHEMA, "digest": _digest(checkpoint.facts, arrays)}
     body = save(arrays, metadata={_HEADER: json.dumps(header, allow_nan=False)})
-    write_file(folder / f"step-{step:05d}.safetensors", bytes(body))
+    write_file(_path(folder, step), bytes(body))
+    if step > _KEPT:
+        _path(folder, step - _KEPT).unlink(missing_ok=True)
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:05d}.safetensors"
 
 
 def load_latest(folder: Path) -> Checkpoint | None:

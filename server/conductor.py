@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -77,6 +77,7 @@ class Conductor(ABC, Generic[_Outcome]):
         self._grids, self._channels = make_grids(study.measured), make_grids(study.channels)
         self._classes = len(study.label_values)
         self._nonces: dict[str, str] = {}
+        self._witnesses: dict[str, frozenset[str]] = {}
         self._masks: Participants | None = None
         self._journal = Journal(folder)
         self._state = RunState(run=run, seed=seed, study=study.digest())
@@ -318,6 +319,7 @@ class Conductor(ABC, Generic[_Outcome]):
             raise ProtocolError(f"site {site}: its ledger lacks entries that it had before; it was restored or copied")
         if "key" in facts:
             self._nonces[site] = str(facts.get("nonce"))
+            self._witnesses[site] = _witnesses_of(site, facts, members=self._credentials.sites)
         accounts[site] = known if is_older else replace(known, ledger_head=said, spending=spending)
 
     def _check_spending(self, spending: Spending, head: Statement, known: SiteAccount) -> None:
@@ -336,7 +338,7 @@ class Conductor(ABC, Generic[_Outcome]):
         """Have every site witness the others' ledgers, and tell each what the others attest of its own."""
         found = self._attested(roster, self._nonces)
         confirms = {
-            site: self._request("confirm", "confirm", {"attestations": [asdict(one) for one in own]})
+            site: self._request("confirm", "confirm", {"attestations": [one.as_dict() for one in own]})
             for site, own in found.items()
         }
         self._ask(roster, confirms).of_at_least(self._quorum)
@@ -370,13 +372,30 @@ class Conductor(ABC, Generic[_Outcome]):
     def _attested(self, roster: Roster, nonces: dict[str, str]) -> dict[str, tuple[Attestation, ...]]:
         """What the others attest of each site's ledger, once they have seen its newest head."""
         accounts = self._state.accounts
-        heads = [asdict(account.ledger_head) for account in accounts.values()]
-        request = self._request("witness", "witness", {"heads": heads, "nonces": nonces})
-        answers = self._ask(roster, dict.fromkeys(roster.names, request), self._check_attestations)
-        found = [
-            one for site, reply in answers.of_at_least(self._quorum).items() for one in _attestations_of(site, reply)
-        ]
-        return {site: tuple(one for one in found if one.site == site) for site in roster.names if site in accounts}
+        heads = {site: account.ledger_head.as_dict() for site, account in accounts.items()}
+        asked: dict[str, list[str]] = {site: [site] for site in roster.names}
+        for site in heads:
+            for witness in self._witnesses.get(site, asked):
+                if witness != site and witness in asked:
+                    asked[witness].append(site)
+        requests = {
+            witness: self._request(
+                "witness",
+                "witness",
+                {
+                    "heads": [heads[site] for site in sites if site in heads],
+                    "nonces": {site: nonces[site] for site in sites if site in nonces},
+                },
+            )
+            for witness, sites in asked.items()
+        }
+        answers = self._ask(roster, requests, self._check_attestations)
+        found: dict[str, list[Attestation]] = {site: [] for site in roster.names if site in accounts}
+        for witness, reply in answers.of_at_least(self._quorum).items():
+            for one in _attestations_of(witness, reply):
+                if one.site in found:
+                    found[one.site].append(one)
+        return {site: tuple(own) for site, own in found.items()}
 
     def _check_attestations(self, site: str, reply: Reply) -> None:
         """Refuse what a site did not sign itself: the certificate shows it as the site's word.
@@ -463,6 +482,18 @@ def _account_of(site: str, reply: Reply, head: Statement, spending: Spending, *,
     if account.key != public:  # the others would refuse to witness it
         raise ProtocolError(f"site {site}: has another key than the federation knows")
     return account
+
+
+def _witnesses_of(site: str, facts: Mapping[str, Any], *, members: Collection[str]) -> frozenset[str]:
+    """The sites that a site wants to attest its ledger; all where it does not say.
+
+    Raises:
+        ProtocolError: not names of members.
+    """
+    said = facts.get("witnesses", list(members))
+    if not isinstance(said, list) or not all(isinstance(name, str) and name in members for name in said):
+        raise ProtocolError(f"site {site}: asks for witnesses that are no members of the federation")
+    return frozenset(said)
 
 
 def _attestations_of(site: str, reply: Reply) -> list[Attestation]:

@@ -51,7 +51,14 @@ class SiteAccount:
 
     def as_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {**asdict(self), "spending": self.spending.as_dict()}
+        return {
+            "bound": self.bound,
+            "key": self.key,
+            "ledger_head": self.ledger_head.as_dict(),
+            "spending": self.spending.as_dict(),
+            "attestations": [one.as_dict() for one in self.attestations],
+            "mask": None if self.mask is None else asdict(self.mask),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

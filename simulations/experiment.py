@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from client.records import parse_text, read_series_text, read_text, read_windows
-from client.simulated_site import SiteFolder, make_site_folder
+from client.simulated_site import SiteFolder, make_site_folder, peers_of
 from common.certificate import Signer, guarantee_statement
 from common.data.units import check_surplus
 from common.data.windows import WindowedTable
@@ -410,6 +410,7 @@ def _tables_of(own: pd.DataFrame, series: pd.DataFrame | None, study: Study) -> 
 
 
 def _site_folders(divided: Divided, run: Run, private: Path, *, witnesses: int | None) -> list[SiteFolder]:
+    names = list(divided.sites)
     return [
         make_site_folder(
             name,
@@ -419,7 +420,7 @@ def _site_folders(divided: Divided, run: Run, private: Path, *, witnesses: int |
             private=private,
             kept=run.folder,
             seed=run.options.seed,
-            peers=[peer for peer in divided.sites if peer != name],
+            peers=peers_of(name, names, run.study),
             witnesses=witnesses,
         )
         for name, tables in divided.sites.items()

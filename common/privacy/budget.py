@@ -9,6 +9,7 @@ Sources: Dong, Roth and Su 2022 (Gaussian DP, Corollary 1); Balle and Wang 2018 
 Koskela, Tobaben and Honkela 2023 (filter).
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -32,6 +33,7 @@ def delta_of(mu: float, epsilon: float) -> float:
     return first - math.exp(epsilon + float(log_ndtr(-epsilon / mu - mu / 2)))
 
 
+@functools.lru_cache
 def mu_of(*, epsilon: float, delta: float) -> float:
     """The largest mu for which mu-GDP implies (epsilon, delta)-DP, rounded down.
 

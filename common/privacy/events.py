@@ -4,7 +4,7 @@ Events are for ever. A class is never removed, its meaning never changes, new fi
 read the same in ten years.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from common.errors import LedgerError
@@ -39,7 +39,7 @@ class GaussianEvent:
 
     def as_dict(self) -> dict[str, Any]:
         """For a ledger line or a message. Sampling is left out where there is none, as before there was any."""
-        fields = {name: value for name, value in asdict(self).items() if name != "sampling" or value != 1}
+        fields = {name: value for name, value in vars(self).items() if name != "sampling" or value != 1}
         return {"type": "gaussian", **fields}
 
     @classmethod

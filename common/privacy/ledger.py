@@ -285,12 +285,6 @@ class Ledger:
         with self._locked() as file:
             return tuple(self._read(file).hashes)
 
-    def hash_at(self, sequence: int) -> str | None:
-        """Hash of an entry; None beyond the newest."""
-        with self._locked() as file:
-            hashes = self._read(file).hashes
-            return hashes[sequence] if 0 <= sequence < len(hashes) else None
-
     @contextmanager
     def _locked(self) -> Iterator[BinaryIO]:
         if self._failed:

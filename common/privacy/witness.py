@@ -12,9 +12,10 @@ What it cannot: an entry that no peer has seen. Heads are passed on after every 
 Source: the witness of a transparency log (C2SP tlog-cosignature), without the tree.
 """
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Self
 
 from common.errors import ProtocolError
 from common.privacy.ledger import Head, canonical
@@ -22,6 +23,10 @@ from common.privacy.signatures import SigningKey, is_signed
 
 NOTHING = -1
 """The sequence number in an attestation of a witness that never saw a head of the site."""
+
+MOST_WITNESSES: Final = 16
+"""Peers that a site asks to confirm its ledger: all, or of more than these so many of its own choice. If all were
+asked, the work of a release would grow with the square of the federation."""
 
 MAX_PAST = 20_000
 """Entries that a statement may show: a few, and one a peer."""
@@ -62,11 +67,15 @@ class _Signed:
         past = {"past": tuple((number, digest) for number, digest in data["past"])} if "past" in names else {}
         return cls(**{**data, **past})
 
+    def as_dict(self) -> dict[str, Any]:
+        """For a message; what is in it cannot change, so nothing is copied."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
     def _purpose(self) -> str:
         return type(self).__name__.lower()
 
     def _body(self) -> bytes:
-        return canonical({name: value for name, value in asdict(self).items() if name != "signature"})
+        return canonical({name: value for name, value in self.as_dict().items() if name != "signature"})
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,26 @@ class Attestation(_Signed):
         if seen is None:
             return cls(witness, site, "", NOTHING, "", nonce)
         return cls(witness, site, seen.ledger, seen.sequence, seen.hash, nonce)
+
+
+def choose_witnesses(peers: Mapping[str, str], key: SigningKey) -> tuple[str, ...]:
+    """The peers that a site asks to confirm its ledger, in alphabetical order; each time the same.
+
+    Of more than `MOST_WITNESSES` a keyed choice: without the site's key nobody can say beforehand whom it will fall on,
+    and so bring in parties of its own to be chosen; a peer that comes or goes changes one of them at most.
+
+    Args:
+        peers: public keys of the other sites, by name.
+        key: of the site.
+    """
+    if len(peers) <= MOST_WITNESSES:
+        return tuple(sorted(peers))
+    secret = bytes.fromhex(key.sign(b"", purpose="choice of witnesses"))
+
+    def place(name: str) -> bytes:
+        return hashlib.blake2b(peers[name].encode(), key=secret, digest_size=16).digest()
+
+    return tuple(sorted(sorted(peers, key=place)[:MOST_WITNESSES]))
 
 
 def state_head(site: str, head: Head, key: SigningKey, *, past: Mapping[int, str] | None = None) -> Statement:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import secrets
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from common.errors import UntrustedError
@@ -53,11 +53,11 @@ class Order:
     @property
     def digest(self) -> str:
         """SHA-256, by which replies name it."""
-        return hashlib.sha256(canonical({"schema": ORDER_SCHEMA, **asdict(self)})).hexdigest()
+        return hashlib.sha256(canonical({"schema": ORDER_SCHEMA, **vars(self)})).hexdigest()
 
     def seal(self, body: bytes, key: SigningKey) -> bytes:
         """What travels."""
-        return _seal({"schema": ORDER_SCHEMA, **asdict(self)}, body, key)
+        return _seal({"schema": ORDER_SCHEMA, **vars(self)}, body, key)
 
     @classmethod
     def open(cls, envelope: bytes, *, public: str, study: str, site: str) -> tuple[Self, bytes]:
@@ -106,7 +106,7 @@ class Answer:
 
     def seal(self, body: bytes, key: SigningKey) -> bytes:
         """What travels."""
-        return _seal({"schema": REPLY_SCHEMA, **asdict(self)}, body, key)
+        return _seal({"schema": REPLY_SCHEMA, **vars(self)}, body, key)
 
     @classmethod
     def open(cls, envelope: bytes, *, public: str, order: Order) -> tuple[Self, bytes]:

@@ -18,6 +18,7 @@ from common.privacy.events import GaussianEvent
 from common.privacy.ledger import read_ledger
 from common.privacy.noise import SeededNoise
 from common.privacy.signatures import SigningKey
+from common.privacy.witness import MOST_WITNESSES
 from common.wire.messages import KINDS, Reply
 from tests.client.homes import (
     IDENTITY,
@@ -178,6 +179,16 @@ def test_a_policy_out_of_form_is_refused_by_the_name_of_the_field(tmp_path: Path
     check_closed(home, name, StudyError)
     with pytest.raises(StudyError, match=name):
         read_policy(home.folder / "policy.yaml")
+
+
+def test_no_more_peers_can_be_demanded_than_are_asked(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "north")
+    peers = {f"peer_{at}": f"{at:064x}" for at in range(20)}
+    write_policy(home, peers=peers, witnesses=MOST_WITNESSES + 1)
+    check_closed(home, "witnesses", StudyError)
+    write_policy(home, peers=peers, witnesses=MOST_WITNESSES)
+    facts = Reply.decode(home.open().handle(home.ask("describe").encode())).facts
+    assert len(facts["witnesses"]) == MOST_WITNESSES
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_describe_tells_the_budget_the_key_and_the_ledgers_head_and_spends_nothi
     site = home.open(forbidden())
     reply = Reply.decode(site.handle(home.ask("describe").encode()))
     assert reply.refused is None
-    assert set(reply.facts) == {"bound", "key", "nonce", "ledger_head", "spending"}
+    assert set(reply.facts) == {"bound", "key", "nonce", "witnesses", "ledger_head", "spending"}
     assert reply.facts["bound"] == pytest.approx(mu_of(epsilon=1, delta=1e-5) ** 2, rel=1e-9)
     assert reply.facts["bound"] < mu_of(epsilon=1, delta=1e-5) ** 2
     assert reply.facts["key"] == IDENTITY.public

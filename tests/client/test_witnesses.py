@@ -19,7 +19,7 @@ from common.privacy.accountants import GdpAccountant
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Asset, Charge, Head, Ledger
 from common.privacy.signatures import SigningKey
-from common.privacy.witness import NOTHING, Attestation, Statement, state_head
+from common.privacy.witness import MOST_WITNESSES, NOTHING, Attestation, Statement, state_head
 from tests.faults.disk import Disk, Fault
 
 PEERS = ("east", "south", "west")
@@ -33,7 +33,7 @@ class Machine:
     def __init__(self, folder: Path, site: str, *, peers: Iterable[str] = (), needed: int | None = None) -> None:
         self.folder, self.site = folder, site
         self.peers = {name: KEYS[name].public for name in peers}
-        self.needed = len(self.peers) if needed is None else needed
+        self.needed = needed
         self.asset = "ward"
         self.released = 0
         self.start()
@@ -711,3 +711,33 @@ def test_three_sites_confirm_each_other_round_after_round(tmp_path: Path) -> Non
         for site in sites:
             site.release()
     assert [site.released for site in sites] == [4, 4, 4]
+
+
+# Many peers
+
+
+def test_of_many_peers_only_those_that_are_asked_confirm_and_any_of_them_may_stop_a_site(tmp_path: Path) -> None:
+    names = [f"peer_{at:02}" for at in range(20)]
+    KEYS.update({name: SigningKey.from_seed(name.encode().ljust(32, b".")) for name in names})
+    north = Machine(tmp_path / "north", "north", peers=names)
+    asked = set(north.witnesses.asked)
+    assert len(asked) == MOST_WITNESSES
+    peers = {name: Machine(tmp_path / name, name, peers=["north"]) for name in names}
+    others = [peers[name] for name in names if name not in asked]
+    assert confirm(north, *others) == 0
+    assert is_unconfirmed(north)
+    assert confirm(north, *(peers[name] for name in asked)) == MOST_WITNESSES
+    restore = north.backup()
+    stated = north.release()
+    restore()
+    north.start()
+    others[0].witnesses.note([stated])
+    with pytest.raises(LedgerError, match=BEHIND):
+        north.witnesses.take(attested(others[0], north))
+    assert is_stopped(north)
+
+
+def test_a_site_attests_those_whose_heads_it_was_told(north: Machine, east: Machine) -> None:
+    east.witnesses.note([north.witnesses.statement()])
+    assert [one.site for one in east.witnesses.attest({}, of={"north", "stranger", "east"})] == ["north"]
+    assert east.witnesses.attest({"north": "n"}, of=()) == []

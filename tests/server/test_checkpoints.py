@@ -74,6 +74,13 @@ def test_the_newest_is_loaded_and_a_folder_without_any_has_none(tmp_path: Path) 
     assert latest(tmp_path).facts == {"step": 10_004}
 
 
+def test_of_a_long_run_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    for step in range(1, 101):
+        save_checkpoint(tmp_path, step, Checkpoint({"step": step}, {}))
+    assert sorted(int(path.name[5:10]) for path in tmp_path.iterdir()) == list(range(69, 101))
+    assert latest(tmp_path).facts == {"step": 100}
+
+
 def test_the_same_step_again_replaces_the_file(tmp_path: Path) -> None:
     for run in ("first", "second"):
         save_checkpoint(tmp_path, 3, Checkpoint({"run": run}, {}))

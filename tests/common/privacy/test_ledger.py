@@ -201,7 +201,7 @@ def test_a_disk_that_fails_lets_no_noise_out_and_nothing_more_is_granted(
             lambda: ledger.charge_of("run/before"),
             ledger.charged,
             ledger.head,
-            lambda: ledger.hash_at(0),
+            ledger.hashes,
         ]
         before = path.read_bytes()
         for use in uses:
@@ -404,15 +404,14 @@ def test_an_entry_moves_the_head_and_a_refusal_does_not(path: Path) -> None:
         ledger.authorise(make_charge("run/two", share=0.9))
     assert ledger.head() == heads[-1] == make_ledger(path).head()
     assert [head.sequence for head in heads] == [1, 2, 3]
-    assert [ledger.hash_at(head.sequence) for head in heads] == [head.hash for head in heads]
-    assert {head.ledger for head in heads} == {ledger.hash_at(0)}
+    assert [ledger.hashes()[head.sequence] for head in heads] == [head.hash for head in heads]
+    assert {head.ledger for head in heads} == {ledger.hashes()[0]}
 
 
-def test_the_hash_at_a_number_is_that_entrys(golden: Path) -> None:
+def test_the_hashes_are_those_of_all_entries_in_order(golden: Path) -> None:
     ledger = make_ledger(golden)
     assert ledger.head() == GOLDEN_HEAD
-    hashes = [json.loads(line)["hash"] for line in GOLDEN.splitlines()]
-    assert [ledger.hash_at(number) for number in range(-2, 8)] == [None, None, *hashes, None, None]
+    assert list(ledger.hashes()) == [json.loads(line)["hash"] for line in GOLDEN.splitlines()]
 
 
 def test_a_last_line_that_a_crash_cut_short_is_dropped(golden: Path) -> None:
@@ -493,7 +492,7 @@ def test_damage_during_use_is_refused_for_good(golden: Path) -> None:
     golden.write_bytes(GOLDEN.replace(b"34.64101615137755", b"94.64101615137755"))
     uses: list[Callable[[], object]] = [
         ledger.head,
-        lambda: ledger.hash_at(0),
+        ledger.hashes,
         lambda: ledger.charge_of("run/one"),
         ledger.charged,
         lambda: ledger.authorise(make_charge("run-2/one_way", share=0.1)),
@@ -909,7 +908,8 @@ class Model:
         assert bool(ledger.charged()) == any(self.charges.values())
         head = ledger.head()
         assert head.sequence == self.entries - 1
-        assert [ledger.hash_at(number) for number in (self.entries - 1, self.entries)] == [head.hash, None]
+        assert ledger.hashes()[-1] == head.hash
+        assert len(ledger.hashes()) == self.entries
 
     def _expect(self, use: Callable[[], None], *, may: bool) -> None:
         before = self._path.read_bytes()

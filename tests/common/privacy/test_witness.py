@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from common.errors import ProtocolError
 from common.privacy.ledger import Head, canonical
 from common.privacy.signatures import SigningKey
-from common.privacy.witness import MAX_PAST, NOTHING, Attestation, Statement, continues, is_newer, state_head
+from common.privacy.witness import (
+    MAX_PAST,
+    MOST_WITNESSES,
+    NOTHING,
+    Attestation,
+    Statement,
+    choose_witnesses,
+    continues,
+    is_newer,
+    state_head,
+)
 
 NORTH, EAST = (SigningKey.from_seed(bytes([number]) * 32) for number in (1, 2))
 HEAD = Head("aa" * 32, 7, "bb" * 32)
@@ -26,6 +36,7 @@ ATTESTED_SIGNATURE = (
     "e21d4448b862ba61485aa6bf2be7d48e2899dbab2be2d5ca4fcd477695c6986e"
     "e3d160d1751c1f50025ea2552fde4ab5c911d99f0efc116227177427dddecd0f"
 )
+MANY = {f"site_{at:03}": SigningKey.from_seed(at.to_bytes(32, "big")).public for at in range(60)}
 SAID: list[tuple[Statement | Attestation, SigningKey, SigningKey]] = [(STATED, NORTH, EAST), (ATTESTED, EAST, NORTH)]
 
 
@@ -164,3 +175,28 @@ def test_another_entry_of_the_same_number_is_a_fork(one: Statement, other: State
     for check in (is_newer, continues):
         with pytest.raises(ProtocolError, match="shows two ledgers"):
             check(one, other)
+
+
+def test_of_few_peers_all_are_asked_to_be_witnesses() -> None:
+    few = dict(list(MANY.items())[:MOST_WITNESSES])
+    assert choose_witnesses(few, NORTH) == tuple(sorted(few))
+    assert choose_witnesses({}, NORTH) == ()
+
+
+def test_of_many_peers_a_site_asks_the_same_ones_again_and_another_site_others() -> None:
+    chosen = choose_witnesses(MANY, NORTH)
+    assert len(set(chosen)) == MOST_WITNESSES
+    assert set(chosen) < set(MANY)
+    assert choose_witnesses(dict(reversed(MANY.items())), NORTH) == chosen
+    assert choose_witnesses(MANY, EAST) != chosen
+    # By their keys: a party that takes a name that was chosen before is not chosen for it.
+    renamed = {f"other_{name}": key for name, key in MANY.items()}
+    assert choose_witnesses(renamed, NORTH) == tuple(f"other_{name}" for name in chosen)
+
+
+@given(st.sampled_from(sorted(MANY)))
+def test_a_peer_that_goes_changes_one_witness_at_most(gone: str) -> None:
+    before = set(choose_witnesses(MANY, NORTH))
+    after = set(choose_witnesses({name: key for name, key in MANY.items() if name != gone}, NORTH))
+    assert before - after == before & {gone}
+    assert len(after) == MOST_WITNESSES
