@@ -42,7 +42,7 @@ BEDSIDE: Final[Mapping[str, tuple[int, ...]]] = {
     "respiratory_rate": (3024171,),  # Respiratory rate
     "temperature": (3020891,),  # Body temperature
     "spo2": (40762499, 3016502),  # Oxygen saturation in arterial blood by pulse oximetry; not said how
-    "gcs": (3032652,),  # Glasgow coma score total
+    "gcs": (3007194, 3032652),  # Glasgow coma score total; Glasgow coma scale
     "gcs_eyes": (3016335,),  # Glasgow coma score eye opening
     "gcs_verbal": (3009094,),  # Glasgow coma score verbal
     "gcs_motor": (3008223,),  # Glasgow coma score motor
