@@ -50,6 +50,7 @@ clean: ## Remove the environment and caches; runs stay
 .venv/run.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or 3.12 is needed" if not (3, 11) <= sys.version_info < (3, 13) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv, 1.7 GB: a few minutes without a word"
 	$(PIP) install --constraint constraints.txt torch
 	$(PIP) install --constraint constraints.txt --editable .
 	touch $@

@@ -12,7 +12,7 @@ from typing import Final
 import pandas as pd
 
 from client.policy import SiteSettings
-from client.records import compare_columns, parse_text, read_records_text, read_windows
+from client.records import check_source, compare_columns, parse_text, read_records_text, read_windows
 from common.data.schema import Column, parse_table
 from common.errors import ExitCode, SchemaError
 from common.study import Study
@@ -43,6 +43,14 @@ class Inspection:
     def __init__(self, settings: SiteSettings, study: Study) -> None:
         """Read nothing yet."""
         self._source, self._study = settings.source, study
+
+    def check_source(self) -> None:
+        """See that the tables can be read.
+
+        Raises:
+            SchemaError, SourceError: one cannot be.
+        """
+        check_source(self._source, self._study)
 
     def columns(self) -> list[str]:
         """What is wrong with the columns, in words: names of the study that are missing, places of unknown ones."""

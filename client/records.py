@@ -1,13 +1,13 @@
 """A site's own records, from where its site file says; the only file, with the vault, that touches real rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from client.presets.tables import read_preset
+from client.presets.tables import READS, not_made, read_preset
 from client.sources import Entity, FileSettings, Source, SourceSettings, open_source
 from common.data.schema import FileLayout, check_columns, parse_table
 from common.data.windows import make_windows
@@ -47,27 +47,49 @@ def read_records_text(settings: SourceSettings, study: Study) -> tuple[pd.DataFr
 def compare_columns(settings: SourceSettings, study: Study) -> list[tuple[list[str], list[int]]]:
     """Of the table, then of the long one: columns of the study that are not there, and places of those it lacks.
 
-    Of a preset nothing: it makes the study's columns, or refuses.
+    A preset makes none that the study lacks.
 
     Raises:
+        StudyError: a preset cannot make the study's tables.
         SchemaError: a table is absent or unreadable.
         SourceError: a database cannot be read.
     """
     if settings.preset is not None:
-        return []
-    wanted = [(settings.table, _columns_of(study), study.ignore)]
-    if study.windows is not None:
-        wanted.append((settings.series, _series_columns_of(study), study.windows.ignore))
+        return [(missing, []) for missing in not_made(settings.preset, study)]
     found = []
     with open_source(settings, study.table) as source:
-        for named, expected, ignored in wanted:
-            assert named is not None  # the policy has seen to it
-            present = source.columns(_entity(named))
+        for entity, expected, ignored in _entities(settings, study):
+            present = source.columns(entity)
             known = {*expected, *ignored}
             missing = [name for name in expected if name not in present]
             unknown = [at for at, name in enumerate(present, start=1) if name not in known or name in present[: at - 1]]
             found.append((missing, unknown))
     return found
+
+
+def check_source(settings: SourceSettings, study: Study) -> None:
+    """See that tables are there, and that a database lets this user read them; not what is in them.
+
+    Raises:
+        SchemaError: a table is absent or unreadable, or lacks a column that a preset reads.
+        SourceError: a database cannot be read.
+    """
+    if settings.preset is not None:
+        wanted: list[tuple[Entity, Sequence[str]]] = list(READS[settings.preset].items())
+    else:
+        wanted = [(entity, expected) for entity, expected, _ in _entities(settings, study)]
+    with open_source(settings, study.table) as source:
+        for entity, expected in wanted:
+            present = source.columns(entity)
+            lacking = [name for name in expected if name not in present]
+            if lacking and settings.preset is not None:
+                raise SchemaError(
+                    f"{entity}: the preset {settings.preset} reads {', '.join(lacking)}, which is not there",
+                    ExitCode.COLUMN_MISSING,
+                )
+            asked = [name for name in expected if name in present]
+            if asked and not isinstance(settings, FileSettings):
+                next(source.read(entity, asked))  # the right to read shows when a row is asked for
 
 
 def read_text(path: Path, study: Study) -> pd.DataFrame:
@@ -97,12 +119,17 @@ def _texts(
     if settings.preset is not None:
         text, series = read_preset(settings.preset, source, study)
         return iter([text]), None if series is None else iter([series])
+    pieces = [_pieces(source, entity, columns, ignored) for entity, columns, ignored in _entities(settings, study)]
+    return pieces[0], pieces[1] if len(pieces) > 1 else None
+
+
+def _entities(settings: SourceSettings, study: Study) -> Iterator[tuple[Entity, list[str], tuple[str, ...]]]:
+    """The table and the long one, without a preset: where each is, the columns that it must have, and may have."""
     assert settings.table is not None  # only a preset has none
-    pieces = _pieces(source, _entity(settings.table), _columns_of(study), study.ignore)
-    if study.windows is None:
-        return pieces, None
-    assert settings.series is not None  # the policy has seen to it
-    return pieces, _pieces(source, _entity(settings.series), _series_columns_of(study), study.windows.ignore)
+    yield _entity(settings.table), _columns_of(study), study.ignore
+    if study.windows is not None:
+        assert settings.series is not None  # the policy has seen to it
+        yield _entity(settings.series), _series_columns_of(study), study.windows.ignore
 
 
 def _entity(named: Path | Entity) -> Entity:

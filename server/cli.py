@@ -72,20 +72,18 @@ def check(
     json_output: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> None:
     """Validate a study and say what noise its budget buys. Needs no data."""
-    from server.forecast import plan_of  # noqa: PLC0415 (torch, which most other commands do not need)
-
     try:
         loaded = load_study(study)
+        from server.forecast import plan_of  # noqa: PLC0415 (torch, for which a fault of the study does not wait)
+
         plan = plan_of(loaded, sites)
     except PrivShareError as error:
         fail(error)
     if json_output:
         typer.echo(json.dumps(plan, allow_nan=False))
         return
-    table = Table(title=f"{loaded.name}: valid", show_header=False)
-    for name, value in plan.items():
-        table.add_row(name.replace("_", " "), escape(f"{value:,.4g}" if isinstance(value, float) else str(value)))
-    Console().print(table)
+    facts = {name.replace("_", " "): f"{x:,.4g}" if isinstance(x, float) else str(x) for name, x in plan.items()}
+    show(facts, title=f"{loaded.name}: valid")
 
 
 @app.command()

@@ -74,6 +74,7 @@ class View:
 
     snapshot: dict[str, Any]
     sections: dict[str, str]
+    page: str
 
     @property
     def message(self) -> str:
@@ -109,7 +110,8 @@ class Watch:
                 seen = self._state()
                 if self._view is None or seen != self._seen:
                     snapshot = snapshot_of(self._path, now=self._clock())
-                    self._view, self._seen = View(snapshot, render_sections(snapshot)), seen
+                    sections = render_sections(snapshot)
+                    self._view, self._seen = View(snapshot, sections, render_page(snapshot, sections)), seen
             except PrivShareError:
                 if self._view is None:
                     raise
@@ -147,12 +149,11 @@ def make_app(watch: Watch, token: str, *, is_over: Callable[[], bool] = lambda: 
         is_over: whether streams are to end.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    policy = {"content-security-policy": f"{page_policy()}; frame-ancestors 'none'"}
 
     @app.api_route("/", methods=list(_READ))
     def page() -> HTMLResponse:
-        view = watch.look()
-        headers = {"content-security-policy": f"{page_policy()}; frame-ancestors 'none'"}
-        return HTMLResponse(render_page(view.snapshot, view.sections), headers=headers)
+        return HTMLResponse(watch.look().page, headers=policy)
 
     @app.api_route("/snapshot.json", methods=list(_READ))
     def snapshot() -> Response:
@@ -280,6 +281,7 @@ def serve(watch: Watch, *, host: str, port: int, token: str, on_ready: Callable[
         timeout_graceful_shutdown=5,
         limit_concurrency=64,
     )
+    config.load()  # it imports what speaks HTTP: whoever opens the address does not wait for that
     servers.append(uvicorn.Server(config))
     on_ready(f"http://{shown}:{listener.getsockname()[1]}/?token={token}")
     try:

@@ -138,10 +138,17 @@ def _environment() -> Environment:
         "signed": lambda value: numerals.NOTHING if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}"),
         "heading": heading,
         "bar": _bar,
+        "worded": _worded,
         "short": lambda text: str(text)[:_SHOWN],
         "nothing": numerals.NOTHING,
     }
     return environment
+
+
+def _worded(text: str) -> Markup:
+    """A sentence whose commands stand between backticks."""
+    plain, code = Markup("{}"), Markup("<code>{}</code>")
+    return Markup("").join((code if at % 2 else plain).format(part) for at, part in enumerate(text.split("`")))
 
 
 def _meanings_of(*prefixes: str) -> dict[str, str]:

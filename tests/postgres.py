@@ -1,5 +1,6 @@
 """A PostgreSQL server of its own for tests, on loopback and a socket, from the programs that are installed."""
 
+import ipaddress
 import os
 import pwd
 import shutil
@@ -10,7 +11,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 _PATIENCE = 60
 ADMIN, READER = "adm1n-s3cret", "r3ader-s3cret"
@@ -94,10 +101,60 @@ class Server:
         self._process.send_signal(how)
         self._process.wait(_PATIENCE)
 
+    @contextmanager
+    def encrypted(self, *, name: str = "127.0.0.1") -> Iterator[Path]:
+        """Speak TLS for a while, with a certificate for an address or a host; gives the authority's certificate."""
+        key, certificate = self.folder / "data" / "server.key", self.folder / "data" / "server.crt"
+        authority = self.folder / "authority.crt"
+        make_certificates(authority, certificate, key, name=name)
+        for path in (key, certificate):
+            os.chown(path, *((self._as["user"], self._as["group"]) if self._as else (-1, -1)))  # type: ignore[arg-type]
+        self._switch("ALTER SYSTEM SET ssl = on", is_on=True)
+        try:
+            yield authority
+        finally:
+            self._switch("ALTER SYSTEM RESET ssl", is_on=False)
+
+    def _switch(self, statement: str, *, is_on: bool) -> None:
+        """Change whether it speaks TLS; a running server takes it up for new connections after a moment."""
+        import psycopg  # noqa: PLC0415 (as above)
+
+        self.execute(statement, "SELECT pg_reload_conf()")
+        end = time.monotonic() + _PATIENCE
+        while True:
+            with psycopg.connect(f"{self.url()}?sslmode=prefer") as connection:
+                if connection.pgconn.ssl_in_use == is_on:
+                    return
+            assert time.monotonic() < end, "PostgreSQL does not take up its certificate"
+            time.sleep(0.05)
+
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._bin / program), *arguments]
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, **self._as)  # type: ignore[call-overload]
         assert done.returncode == 0, done.stderr
+
+
+def make_certificates(authority: Path, certificate: Path, key: Path, *, name: str) -> None:
+    """An authority's certificate, and a server's of it with its key, in PEM; in force for a day."""
+    own, server = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority of a test")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "database of a test")])
+    now = datetime.now(UTC)
+    began = x509.CertificateBuilder().issuer_name(issuer).not_valid_before(now - timedelta(hours=1))
+    made = began.not_valid_after(now + timedelta(days=1)).serial_number(x509.random_serial_number())
+    root = made.subject_name(issuer).public_key(own.public_key())
+    root = root.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    known: x509.GeneralName = x509.DNSName(name)
+    if name[0].isdigit():
+        known = x509.IPAddress(ipaddress.ip_address(name))
+    leaf = made.subject_name(subject).public_key(server.public_key())
+    leaf = leaf.add_extension(x509.SubjectAlternativeName([known]), critical=False)
+    pem = serialization.Encoding.PEM
+    authority.write_bytes(root.sign(own, hashes.SHA256()).public_bytes(pem))
+    certificate.write_bytes(leaf.sign(own, hashes.SHA256()).public_bytes(pem))
+    plain = serialization.PrivateFormat.PKCS8
+    key.write_bytes(server.private_bytes(pem, plain, serialization.NoEncryption()))
+    key.chmod(0o600)
 
 
 @contextmanager

@@ -6,9 +6,10 @@ from typing import Final
 
 from client.doctor.checkup import Case, Check, Doubt, FaultError
 from client.policy import MAX_CELLS
+from client.sources import PostgresSettings
 from common.data.encoding import make_grids
 from common.data.histograms import histogram_layout
-from common.errors import ExitCode, SchemaError
+from common.errors import ExitCode, PrivShareError, SchemaError, StudyError
 
 _TENTH: Final = 0.1
 _NUMBER_BYTES: Final = 8
@@ -17,19 +18,37 @@ _COPIES: Final = 4
 
 
 def _source(case: Case) -> str:
-    if case.settings.source.preset is not None:
-        return f"{case.settings.source.type}, preset {case.settings.source.preset}"
-    case.data.columns()
-    return f"{case.settings.source.type}: can be read"
+    try:
+        case.data.check_source()
+    except PrivShareError as error:
+        mend = _SOURCE_MENDS.get(error.code) if isinstance(case.settings.source, PostgresSettings) else None
+        if mend is None:
+            raise
+        raise FaultError(str(error), error.code, mend=mend) from None
+    preset = case.settings.source.preset
+    return f"{case.settings.source.type}: can be read" + (f", preset {preset}" if preset else "")
 
 
 def _columns(case: Case) -> str:
-    if case.settings.source.preset is not None:
-        return "the preset makes them"
+    preset = case.settings.source.preset
+    if preset is not None:
+        return _columns_of(preset, case)
     if wrong := case.data.columns():
         is_missing = any(": missing " in one for one in wrong)
         raise SchemaError("; ".join(wrong), ExitCode.COLUMN_MISSING if is_missing else ExitCode.COLUMN_UNKNOWN)
     return "those of the study, and those that it ignores"
+
+
+def _columns_of(preset: str, case: Case) -> str:
+    mend = "ask for a study of what presets make (docs/mimic.md); or give a table of your own"
+    try:
+        wrong = case.data.columns()
+    except StudyError as error:
+        raise FaultError(str(error), error.code, mend=mend) from None
+    if wrong:
+        said = f"{'; '.join(wrong)}: the preset {preset} does not make it"
+        raise FaultError(said, ExitCode.COLUMN_MISSING, mend=mend)
+    return f"the preset {preset} makes them"
 
 
 def _cells(case: Case) -> str:
@@ -87,6 +106,16 @@ def _memory(case: Case) -> str:
         )
     return said
 
+
+_SOURCE_MENDS: Final = {
+    ExitCode.SOURCE_REFUSED: "correct user and password in the URL; or have the database let that user in, and GRANT "
+    "SELECT",
+    ExitCode.SOURCE_UNREACHABLE: "start the database; or correct host, port and name of the database in the URL",
+    ExitCode.SOURCE_TLS: "in the URL sslmode=verify-full and sslrootcert=FILE, the CA of the server's certificate, and "
+    "the host that it names",
+    ExitCode.TABLE_NOT_FOUND: "correct `table`, `series` or `schema` under `source` in site.yaml",
+}
+"""Of a server, whose URL is not in site.yaml."""
 
 CHECKS: Final = (
     Check(

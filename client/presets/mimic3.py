@@ -153,6 +153,22 @@ CARE_UNITS: Final = {
 }
 """Units for adults; stays in others are not taken."""
 
+_CHARTED: Final = ("subject_id", "itemid", "charttime")
+READS: Final[Mapping[str, tuple[str, ...]]] = {
+    "icustays": ("subject_id", "hadm_id", "icustay_id", "first_careunit", "intime", "outtime"),
+    "admissions": (
+        *("hadm_id", "admittime", "admission_type", "admission_location", "insurance", "ethnicity"),
+        "hospital_expire_flag",
+    ),
+    "patients": ("subject_id", "gender", "dob"),
+    "diagnoses_icd": ("hadm_id", "icd9_code"),
+    "chartevents": (*_CHARTED, "valuenum", "error"),
+    "labevents": (*_CHARTED, "valuenum"),
+    "outputevents": (*_CHARTED, "value", "iserror"),
+}
+"""Entities, and of each the columns that are read."""
+
+_NAMES: Final = {"subject_id": "unit", "itemid": "item", "charttime": "time", "valuenum": "value"}
 _SEXES: Final = {"F": "female", "M": "male"}
 # By the first words of what the database says.
 _ETHNICITIES: Final = {
@@ -194,14 +210,12 @@ def read_mimic3(source: Source, *, hours: int) -> tuple[pd.DataFrame, pd.DataFra
     start = taken["start"].to_numpy()
     stays = Stays(pd.Index(taken[UNIT]), start, ends_of(taken["outtime"], start))
     readings = Readings(stays, hours=hours)
-    named = {"subject_id": "unit", "itemid": "item", "charttime": "time", "valuenum": "value"}
-    for chunk in source.read("chartevents", [*named, "error"], within=_codes(BEDSIDE)):
-        readings.add_bedside(chunk[chunk["error"] != "1"].rename(columns=named), BEDSIDE)
-    for chunk in source.read("labevents", list(named), within=_codes(LABORATORY_ITEMS)):
-        readings.add_laboratory(chunk.rename(columns=named), LABORATORY_ITEMS)
-    named = {"subject_id": "unit", "itemid": "item", "charttime": "time", "value": "value"}
-    for chunk in source.read("outputevents", [*named, "iserror"], within=_codes(URINE)):
-        readings.add_bedside(chunk[chunk["iserror"] != "1"].rename(columns=named), URINE)
+    for chunk in source.read("chartevents", READS["chartevents"], within=_codes(BEDSIDE)):
+        readings.add_bedside(chunk[chunk["error"] != "1"].rename(columns=_NAMES), BEDSIDE)
+    for chunk in source.read("labevents", READS["labevents"], within=_codes(LABORATORY_ITEMS)):
+        readings.add_laboratory(chunk.rename(columns=_NAMES), LABORATORY_ITEMS)
+    for chunk in source.read("outputevents", READS["outputevents"], within=_codes(URINE)):
+        readings.add_bedside(chunk[chunk["iserror"] != "1"].rename(columns=_NAMES), URINE)
     columns: dict[str, np.ndarray | pd.Series] = {
         "age": taken["age"].astype("int64").astype("str"),
         "sex": taken["gender"].map(_SEXES).fillna(""),
@@ -226,10 +240,9 @@ def _codes(items: Mapping[str, Item]) -> dict[str, list[int]]:
 
 def _taken(source: Source) -> pd.DataFrame:
     """The stay of each subject, with what is known of its admission and its patient."""
-    stays = whole(source, "icustays", ["subject_id", "hadm_id", "icustay_id", "first_careunit", "intime", "outtime"])
-    admission = ["admittime", "admission_type", "admission_location", "insurance", "ethnicity", "hospital_expire_flag"]
-    admissions = whole(source, "admissions", ["hadm_id", *admission]).drop_duplicates("hadm_id")
-    patients = whole(source, "patients", ["subject_id", "gender", "dob"]).drop_duplicates("subject_id")
+    stays = whole(source, "icustays", READS["icustays"])
+    admissions = whole(source, "admissions", READS["admissions"]).drop_duplicates("hadm_id")
+    patients = whole(source, "patients", READS["patients"]).drop_duplicates("subject_id")
     stays = stays.merge(admissions, on="hadm_id").merge(patients, on="subject_id")
     # Who was above 89 was born three hundred years before, which ends at the same age.
     age = years_between(stays["dob"], stays["admittime"])
@@ -242,7 +255,7 @@ def _taken(source: Source) -> pd.DataFrame:
 def _diagnosed(source: Source, admissions: pd.Series) -> Groups:
     groups = Groups(len(admissions))
     known = pd.Index(admissions)
-    for chunk in source.read("diagnoses_icd", ["hadm_id", "icd9_code"]):
+    for chunk in source.read("diagnoses_icd", READS["diagnoses_icd"]):
         unit = np.asarray(known.get_indexer(pd.Index(chunk["hadm_id"])), dtype=np.int64)
         codes = chunk["icd9_code"].str.strip().str.upper()
         for name, beginnings in CODES.items():

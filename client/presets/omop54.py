@@ -42,7 +42,7 @@ BEDSIDE: Final[Mapping[str, tuple[int, ...]]] = {
     "respiratory_rate": (3024171,),  # Respiratory rate
     "temperature": (3020891,),  # Body temperature
     "spo2": (40762499, 3016502),  # Oxygen saturation in arterial blood by pulse oximetry; not said how
-    "gcs": (3032652,),  # Glasgow coma score total
+    "gcs": (3007194, 3032652),  # Glasgow coma score total; Glasgow coma scale
     "gcs_eyes": (3016335,),  # Glasgow coma score eye opening
     "gcs_verbal": (3009094,),  # Glasgow coma score verbal
     "gcs_motor": (3008223,),  # Glasgow coma score motor
@@ -119,6 +119,26 @@ CONDITIONS: Final[Mapping[str, tuple[int, ...]]] = {
 }
 """What puts a stay into each group of diagnoses: these standard concepts and all their descendants."""
 
+_BORN: Final = ("year_of_birth", "month_of_birth", "day_of_birth")
+READS: Final[Mapping[str, tuple[str, ...]]] = {
+    "person": ("person_id", *_BORN, "gender_concept_id", "race_concept_id", "ethnicity_concept_id"),
+    "visit_occurrence": (
+        *("visit_occurrence_id", "visit_concept_id", "visit_start_date", "visit_end_date"),
+        *("admitted_from_concept_id", "discharged_to_concept_id"),
+    ),
+    "visit_detail": (
+        *("visit_detail_id", "person_id", "visit_occurrence_id", "visit_detail_concept_id"),
+        *("visit_detail_start_datetime", "visit_detail_end_datetime"),
+    ),
+    "condition_occurrence": ("visit_occurrence_id", "condition_concept_id"),
+    "measurement": (
+        *("person_id", "measurement_concept_id", "measurement_datetime", "value_as_number", "unit_concept_id"),
+    ),
+    "death": ("person_id", "death_date"),
+    "concept_ancestor": ("ancestor_concept_id", "descendant_concept_id"),
+}
+"""Entities, and of each the columns that are read."""
+
 _SEXES: Final = {"8532": "female", "8507": "male"}
 _RACES: Final = {"8527": "white", "8516": "black", "8515": "asian", "": "unknown", "0": "unknown"}
 _HISPANIC: Final = "38003563"
@@ -150,11 +170,10 @@ def read_omop54(source: Source, *, hours: int) -> tuple[pd.DataFrame, pd.DataFra
     stays = Stays(pd.Index(taken[UNIT]), start, ends_of(taken["end"], start))
     readings = Readings(stays, hours=hours)
     bedside, laboratory = _items({**BEDSIDE, "glucose": GLUCOSE}), _items(LABORATORY_CONCEPTS)
-    columns = ["person_id", "measurement_concept_id", "measurement_datetime", "value_as_number", "unit_concept_id"]
     concepts = {text.split("/")[0] for text in [*bedside, *laboratory]}
     several = {text.split("/")[0] for text in [*bedside, *laboratory] if not text.endswith("/0")}
     for chunk in source.read(
-        "measurement", columns, within={"measurement_concept_id": [int(text) for text in concepts]}
+        "measurement", READS["measurement"], within={"measurement_concept_id": [int(text) for text in concepts]}
     ):
         told = (chunk["unit_concept_id"] != "") & chunk["measurement_concept_id"].isin(several)
         unit = chunk["unit_concept_id"].where(told, "0")
@@ -173,29 +192,16 @@ def read_omop54(source: Source, *, hours: int) -> tuple[pd.DataFrame, pd.DataFra
 
 def _taken(source: Source) -> pd.DataFrame:
     """The stay of each person, with what is known of its visit and its person."""
-    details = whole(
-        source,
-        "visit_detail",
-        [
-            "visit_detail_id",
-            "person_id",
-            "visit_occurrence_id",
-            "visit_detail_start_datetime",
-            "visit_detail_end_datetime",
-        ],
-        within={"visit_detail_concept_id": [INTENSIVE_CARE]},
-    )
-    visit = ["visit_concept_id", "visit_start_date", "visit_end_date", "admitted_from_concept_id"]
+    asked = {"visit_detail_concept_id": [INTENSIVE_CARE]}
+    details = whole(source, "visit_detail", READS["visit_detail"], within=asked)
     key = "visit_occurrence_id"
-    visits = whole(source, "visit_occurrence", [key, *visit, "discharged_to_concept_id"], within=_same(details, key))
-    born = ["year_of_birth", "month_of_birth", "day_of_birth"]
-    person = ["gender_concept_id", "race_concept_id", "ethnicity_concept_id"]
-    persons = whole(source, "person", ["person_id", *born, *person], within=_same(details, "person_id"))
+    visits = whole(source, "visit_occurrence", READS["visit_occurrence"], within=_same(details, key))
+    persons = whole(source, "person", READS["person"], within=_same(details, "person_id"))
     persons = persons.drop_duplicates("person_id")
     details = details.merge(visits.drop_duplicates(key), on=key)
     details = details.merge(persons, on="person_id")
     # A month or day that is not told is taken for the first, which makes nobody younger.
-    month, day = (details[name].where(details[name] != "", "1").str.zfill(2) for name in born[1:])
+    month, day = (details[name].where(details[name] != "", "1").str.zfill(2) for name in _BORN[1:])
     age = years_between(details["year_of_birth"] + "-" + month + "-" + day, details["visit_start_date"])
     start = seconds_of(details["visit_detail_start_datetime"])
     details = details.assign(start=start, age=np.minimum(age, TOP_AGE), end=details["visit_detail_end_datetime"])
@@ -226,16 +232,16 @@ def _read(readings: Readings) -> dict[str, np.ndarray]:
 
 def _diagnosed(source: Source, visits: pd.Series) -> Groups:
     ancestors = {str(concept): name for name, concepts in CONDITIONS.items() for concept in concepts}
-    columns = ["ancestor_concept_id", "descendant_concept_id"]
     members: dict[str, set[str]] = {name: set() for name in CONDITIONS}
-    for chunk in source.read("concept_ancestor", columns, within={columns[0]: [int(text) for text in ancestors]}):
+    within = {"ancestor_concept_id": [int(text) for text in ancestors]}
+    for chunk in source.read("concept_ancestor", READS["concept_ancestor"], within=within):
         names = chunk["ancestor_concept_id"].map(ancestors)
         for name in names.unique():
             members[name].update(chunk.loc[names == name, "descendant_concept_id"])
     groups = Groups(len(visits))
     known = pd.Index(visits)
-    columns = ["visit_occurrence_id", "condition_concept_id"]
-    for chunk in source.read("condition_occurrence", columns, within={columns[0]: [int(text) for text in visits]}):
+    within = {"visit_occurrence_id": [int(text) for text in visits]}
+    for chunk in source.read("condition_occurrence", READS["condition_occurrence"], within=within):
         unit = np.asarray(known.get_indexer(pd.Index(chunk["visit_occurrence_id"])), dtype=np.int64)
         for name, concepts in members.items():
             groups.add(unit[(unit >= 0) & chunk["condition_concept_id"].isin(concepts).to_numpy(dtype=bool)], name)
@@ -245,7 +251,7 @@ def _diagnosed(source: Source, visits: pd.Series) -> Groups:
 def _died(source: Source, taken: pd.DataFrame) -> np.ndarray:
     """Whether each stay's visit ended in death: so discharged, or dead on a day of the visit."""
     within = {"person_id": [int(text) for text in taken[UNIT]]}
-    deaths = whole(source, "death", ["person_id", "death_date"], within=within).drop_duplicates("person_id")
+    deaths = whole(source, "death", READS["death"], within=within).drop_duplicates("person_id")
     day = taken[UNIT].map(deaths.set_index("person_id")["death_date"]).fillna("").str.slice(0, 10)
     first, last = taken["visit_start_date"].str.slice(0, 10), taken["visit_end_date"].str.slice(0, 10)
     during = (day != "") & (day >= first) & ((last == "") | (day <= last))

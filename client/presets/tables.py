@@ -6,15 +6,17 @@ from typing import Final, Literal
 
 import pandas as pd
 
+from client.presets import mimic3, omop54
 from client.presets.measures import CHANNELS, COLUMNS
-from client.presets.mimic3 import read_mimic3
-from client.presets.omop54 import read_omop54
 from client.presets.stays import HOUR, UNIT
 from client.sources import Source
 from common.errors import ExitCode, SchemaError, StudyError
 from common.study import Study
 
 Preset = Literal["mimic3", "omop54"]
+
+READS: Final[Mapping[Preset, Mapping[str, tuple[str, ...]]]] = {"mimic3": mimic3.READS, "omop54": omop54.READS}
+"""Entities that a preset reads, and of each the columns."""
 
 _LONGEST: Final = 240
 """Hours of a series; memory grows with them."""
@@ -29,17 +31,17 @@ def read_preset(preset: Preset, source: Source, study: Study) -> tuple[pd.DataFr
         StudyError: the study has no unit key, or windows that are not in hours from admission, or too long.
         SchemaError: the study has a column that the preset does not make, or the source lacks something.
     """
-    if study.unit.key is None:
-        raise StudyError(f"unit.key: the preset {preset} makes one row a unit; name the column that tells units apart")
-    for name in study.columns:
-        _check_made(name, COLUMNS, preset)
-    for name in study.channels:
-        _check_made(name, CHANNELS, preset)
+    columns, channels = not_made(preset, study)
+    if missing := [*columns, *channels]:
+        raise SchemaError(
+            f"{missing[0]}: the preset {preset} makes no such column; see docs/mimic.md", ExitCode.COLUMN_MISSING
+        )
     readers: Mapping[Preset, Callable[..., tuple[pd.DataFrame, pd.DataFrame]]] = {
-        "mimic3": read_mimic3,
-        "omop54": read_omop54,
+        "mimic3": mimic3.read_mimic3,
+        "omop54": omop54.read_omop54,
     }
     table, series = readers[preset](source, hours=_hours(study, preset))
+    assert study.unit.key is not None  # `not_made` has seen to it
     table = table.rename(columns={UNIT: study.unit.key})[[study.unit.key, *study.columns]]
     if study.windows is None:
         return table, None
@@ -50,11 +52,17 @@ def read_preset(preset: Preset, source: Source, study: Study) -> tuple[pd.DataFr
     )
 
 
-def _check_made(name: str, made: Mapping[str, object] | tuple[str, ...], preset: Preset) -> None:
-    if name not in made:
-        raise SchemaError(
-            f"{name}: the preset {preset} makes no such column; see docs/mimic.md", ExitCode.COLUMN_MISSING
-        )
+def not_made(preset: Preset, study: Study) -> tuple[list[str], list[str]]:
+    """Columns, and channels, of a study that a preset does not make.
+
+    Raises:
+        StudyError: as `read_preset`.
+    """
+    if study.unit.key is None:
+        raise StudyError(f"unit.key: the preset {preset} makes one row a unit; name the column that tells units apart")
+    _hours(study, preset)
+    columns = [name for name in study.columns if name not in COLUMNS]
+    return columns, [name for name in study.channels if name not in CHANNELS]
 
 
 def _hours(study: Study, preset: Preset) -> int:

@@ -70,6 +70,7 @@ function follow() {
   });
 }
 
-follow();
 tick();
 setInterval(tick, 1000);
+// What the stream says first is on the page already: it is painted before.
+addEventListener("load", () => setTimeout(follow));

@@ -27,6 +27,7 @@ from client.doctor.checkup import Case, Check, Mark, Surroundings, examine, firs
 from client.doctor.checkup import Result as Finding
 from client.keys import identity
 from client.policy import policy_digest, sign_policy
+from client.presets.tables import READS
 from common.errors import ExitCode
 from common.study import load_study
 from common.wire.messages import Reply
@@ -34,6 +35,7 @@ from server.provision import _leaf, _named, _pem, _read_authority, renew_server,
 from tests.client.homes import HEADER, SERIES, SINGLE, Home, make_rows, make_series, write_yaml
 from tests.members import Federation, make_members
 from tests.network.coordinators import serving
+from tests.postgres import READER, Server, make_certificates
 
 ROWS = make_rows(500)
 PLENTY = 2**50
@@ -332,6 +334,36 @@ def database_gone(patient: Patient) -> None:
     patient.change("site.yaml", source={"type": "sqlite", "database": str(patient.folder / "no.db"), "table": "t"})
 
 
+@fault("data source", "correct `source`", ExitCode.TABLE_NOT_FOUND)
+def entity_of_a_preset_gone(patient: Patient) -> None:
+    (patient.folder / "mimic").mkdir()
+    patient.change("site.yaml", source={"type": "csv", "folder": str(patient.folder / "mimic"), "preset": "mimic3"})
+
+
+@fault("data source", "correct `source`", ExitCode.COLUMN_MISSING)
+def column_of_a_presets_entity_gone(patient: Patient) -> None:
+    give_mimic(patient, labevents=("subject_id", "itemid", "charttime"))
+
+
+@fault("columns", "docs/mimic.md", ExitCode.COLUMN_MISSING)
+def column_that_no_preset_makes(patient: Patient) -> None:
+    give_mimic(patient)
+
+
+@fault("columns", "docs/mimic.md", ExitCode.STUDY_INVALID, on="windows")
+def windows_that_no_preset_makes(patient: Patient) -> None:
+    give_mimic(patient)
+
+
+def give_mimic(patient: Patient, **others: tuple[str, ...]) -> None:
+    """MIMIC-III without a row, some entities with other columns."""
+    folder = patient.folder / "mimic"
+    folder.mkdir()
+    for entity, columns in {**READS["mimic3"], **others}.items():
+        (folder / f"{entity.upper()}.csv").write_text(",".join(columns).upper() + "\n")
+    patient.change("site.yaml", source={"type": "csv", "folder": str(folder), "preset": "mimic3"})
+
+
 @fault("columns", "rename or add", ExitCode.COLUMN_MISSING)
 def column_missing(patient: Patient) -> None:
     patient.write([row[:1] + row[2:] for row in ROWS], header="patient,age,amount,ill")
@@ -494,6 +526,132 @@ def test_a_planted_fault_fails_its_check_alone_and_its_mend_is_named(take: Calla
     skipped = [result for result in found if result.mark == Mark.SKIPPED]
     assert len(found) == len(CHECKS)
     assert all(result.says.startswith(("needs: ", "not checked: ")) for result in skipped)
+
+
+# --- a database
+
+
+Stand = Callable[[Patient, Server], str]
+"""Makes the fault, and gives the URL that the site has."""
+
+
+def in_ward(server: Server, **parts: str) -> str:
+    return server.url(**{"user": "reader", "database": "ward", **parts})
+
+
+def table_dropped(_: Patient, server: Server) -> str:
+    server.execute("DROP TABLE t", database="ward")
+    return in_ward(server)
+
+
+def table_not_granted(_: Patient, server: Server) -> str:
+    server.execute("REVOKE SELECT ON t FROM reader", database="ward")
+    return in_ward(server)
+
+
+def certificate_of_a_stranger(patient: Patient, server: Server) -> str:
+    patient.stack.enter_context(server.encrypted())
+    ca = patient.folder / "other.crt"
+    make_certificates(ca, patient.folder / "x.crt", patient.folder / "x.key", name="127.0.0.1")
+    return f"{in_ward(server)}?sslmode=verify-full&sslrootcert={ca}"
+
+
+def certificate_of_another_host(patient: Patient, server: Server) -> str:
+    ca = patient.stack.enter_context(server.encrypted(name="db.example.org"))
+    return f"{in_ward(server)}?sslmode=verify-full&sslrootcert={ca}"
+
+
+def certificate_that_is_trusted(patient: Patient, server: Server) -> str:
+    ca = patient.stack.enter_context(server.encrypted())
+    return f"{in_ward(server)}?sslmode=verify-full&sslrootcert={ca}"
+
+
+def database_down(patient: Patient, server: Server) -> str:
+    server.stop()
+    patient.stack.callback(server.start)
+    return in_ward(server)
+
+
+IN_DATABASE: dict[str, tuple[Stand, ExitCode, str, str]] = {
+    "wrong password": (
+        lambda _, server: in_ward(server, password="wr0ng"),
+        ExitCode.SOURCE_REFUSED,
+        "WARD_URL: the server refuses this user or the password",
+        "correct user and password in the URL",
+    ),
+    "database down": (
+        database_down,
+        ExitCode.SOURCE_UNREACHABLE,
+        "WARD_URL: the server cannot be reached",
+        "start the database",
+    ),
+    "table missing": (
+        table_dropped,
+        ExitCode.TABLE_NOT_FOUND,
+        "t: there is no such table or view",
+        "correct `table`, `series` or `schema`",
+    ),
+    "no right to read": (
+        table_not_granted,
+        ExitCode.SOURCE_REFUSED,
+        "t: this user may not read it; GRANT SELECT",
+        "GRANT SELECT",
+    ),
+    "certificate not trusted": (
+        certificate_of_a_stranger,
+        ExitCode.SOURCE_TLS,
+        "WARD_URL: TLS failed",
+        "sslrootcert=FILE, the CA of the server's certificate",
+    ),
+    "certificate of another host": (
+        certificate_of_another_host,
+        ExitCode.SOURCE_TLS,
+        "WARD_URL: TLS failed",
+        "the host that it names",
+    ),
+}
+
+
+def give_database(patient: Patient, server: Server) -> None:
+    cells = ", ".join("(" + ", ".join(f"'{cell}'" if cell else "NULL" for cell in row) + ")" for row in ROWS)
+    server.execute(
+        "DROP TABLE IF EXISTS t",
+        "CREATE TABLE t (patient text, colour text, age int, amount float, ill text)",
+        f"INSERT INTO t VALUES {cells}",
+        "GRANT SELECT ON t TO reader",
+        database="ward",
+    )
+    patient.change("site.yaml", source={"type": "postgresql", "url_env": "WARD_URL", "table": "t"})
+
+
+@pytest.mark.parametrize("what", IN_DATABASE)
+def test_a_fault_of_the_database_is_one_line_with_its_mend_and_never_the_password(
+    what: str, patient: Patient, ward: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand, code, says, mend = IN_DATABASE[what]
+    give_database(patient, ward)
+    with patient.stack:
+        monkeypatch.setenv("WARD_URL", stand(patient, ward))
+        result = command(patient, "doctor")
+        found = patient.examined()
+    (failed,) = [one for one in found if one.mark == Mark.FAILED]
+    assert (failed.check, failed.code, result.exit_code) == ("data source", code, code)
+    assert failed.says.startswith(says)
+    assert mend in failed.mend
+    lines = result.stdout.splitlines()
+    at = lines.index(f"FAIL data source: {failed.says}")
+    assert lines[at + 1].strip() == f"mend: {failed.mend}"
+    assert not any(secret in result.output for secret in (READER, "wr0ng", "postgresql://"))
+
+
+def test_a_database_that_is_reached_over_tls_is_well(
+    patient: Patient, ward: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_database(patient, ward)
+    with patient.stack:
+        monkeypatch.setenv("WARD_URL", certificate_that_is_trusted(patient, ward))
+        found = patient.examined()
+    assert marks(found) == {}
 
 
 # --- what is said, and what is not

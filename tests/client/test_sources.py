@@ -371,6 +371,19 @@ def test_what_a_database_shows_is_of_one_moment(tmp_path: Path, ward: Server) ->
         assert joined(list(source.read("t", ["id"]))).equals(first)
 
 
+def test_rows_cross_a_connection_whose_other_end_has_shown_the_certificate_that_the_url_asks_for(
+    tmp_path: Path, ward: Server
+) -> None:
+    section = place("postgresql", tmp_path, ward, *PEOPLE)
+    asked = {**section, "table": {"query": "SELECT ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"}}
+    with ward.encrypted() as authority:
+        plain = ward.url("reader", database="ward")
+        (tmp_path / "url").write_text(f"{plain}?sslmode=verify-full&sslrootcert={authority}")
+        assert joined(read(section, ["word"], id=[2]))["word"].tolist() == ["b%", "d:e"]
+        ((is_encrypted, version),) = joined(read(asked, ["ssl", "version"])).to_numpy().tolist()
+        assert (is_encrypted, version) == ("true", "TLSv1.3")
+
+
 # --- a site's records
 
 

@@ -52,6 +52,7 @@ PARSED = {
     "privshare start": "needs sites that run",
     "privshare audit": "takes minutes; tests/client/test_audit.py",
     "privshare tables": "takes hours",
+    "privshare export-mlflow": "needs a run, and MLflow; tests/server/test_tracking.py",
     **dict.fromkeys(
         (f"privshare {verb}" for verb in ("status", "pause", "resume", "stop", "dashboard")),
         "needs a run; tests/server/test_run_cli.py",

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ from flwr.proto.control_pb2 import StartRunRequest
 from flwr.supercore.fab import Fab
 
 from client.health import SERVING, ask
-from common.errors import ExitCode, OutputError
+from common.errors import ExitCode, OutputError, PrivShareError
 from common.evaluation.report import Level
 from common.privacy.ledger import read_ledger
 from common.wire.envelopes import claimed_site
 from common.wire.messages import Reply
+from server.journal import read_journal
 from server.launch import SuperLink
 from server.provision import read_roster
+from server.run_folder import ask as ask_for
 from simulations.experiment import Run, Scenario, choose, divide, execute
 from simulations.federation import Engine
 from simulations.live import (
@@ -245,13 +248,65 @@ noise-multiplier = 0.0
 """
 
 
-def test_no_code_and_no_configuration_from_the_coordinator_is_executed_or_obeyed(
+def test_no_code_and_no_configuration_from_the_coordinator_is_obeyed_and_what_was_approved_is_paused_and_stopped(
     tmp_path: Path,
 ) -> None:
     with provisioned(tmp_path, Where()) as (run, federation):
         attacked(federation, tmp_path)
-        # And what the sites approved still runs.
+        # And what the sites approved still runs, as its operator steers it.
+        paused_then_stopped(run, federation)
         conducted(federation, run, {})
+        table = (federation.run_folder / "synthetic.csv").read_bytes()
+    assert table == in_one_process(run, tmp_path / "again")
+
+
+def paused_then_stopped(run: Run, federation: LiveFederation) -> None:
+    """Types `pause`, `resume` and `stop` beside a run, which ends with nothing published."""
+    folder, begun = federation.run_folder, threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        # The first word of a run comes before its program has asked a site for anything.
+        started = pool.submit(federation.conduct, run=run.name, seed=run.options.seed, on_step=lambda _: begun.set())
+        assert begun.wait(300)
+        federation.do("privshare", "pause", folder)
+        wait_while_paused(federation)
+        federation.do("privshare", "resume", folder)
+        wait_for(lambda: "resumed" in happened(folder))
+        ask_for(folder, "pause")
+        wait_while_paused(federation)
+        federation.do("privshare", "stop", folder)
+        with pytest.raises(PrivShareError, match="stopped as it was asked to; it goes on from here") as caught:
+            started.result(timeout=300)
+    assert caught.value.code == ExitCode.STOPPED
+    assert state_of(federation) == "stopped"
+    assert not any((folder / name).exists() for name in ("synthetic.csv", "certificate.json", "generator", "card.md"))
+    events = happened(folder)
+    assert events[events.index("paused") + 1] == "resumed"
+    assert events[-2:] == ["paused", "stopped"]
+    with pytest.raises(PrivShareError, match="its run is stopped; start it again"):
+        federation.do("privshare", "resume", folder)
+
+
+def wait_while_paused(federation: LiveFederation) -> None:
+    """Until a run is paused and for some time after; nothing is asked of a site, so that it charges nothing."""
+    wait_for(lambda: happened(federation.run_folder)[-1] == "paused")
+    before = ledgers(federation)
+    time.sleep(3)
+    assert (ledgers(federation), state_of(federation)) == (before, "paused")
+
+
+def happened(folder: Path) -> list[str]:
+    """What the journal of a run says, in order."""
+    return [event["event"] for event in read_journal(folder)]
+
+
+def state_of(federation: LiveFederation) -> str:
+    """As `privshare status` says it."""
+    return str(json.loads(federation.do("privshare", "status", federation.run_folder, "--json"))["run"]["state"])
+
+
+def ledgers(federation: LiveFederation) -> list[bytes]:
+    """Of both sites, whole."""
+    return [(federation.folder / "sites" / name / "ledger.jsonl").read_bytes() for name in ("site_01", "site_02")]
 
 
 def attacked(federation: LiveFederation, tmp_path: Path) -> None:

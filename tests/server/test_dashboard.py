@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -11,7 +12,12 @@ import pytest
 
 from common.errors import ExitCode, OutputError
 from server import dashboard
+from server.checkpoints import write_json
 from server.dashboard import Watch, make_app, read_token
+from server.journal import Journal
+from server.panels import render_sections
+from server.run_folder import OUTCOME_SCHEMA, ask
+from server.snapshot import snapshot_of
 from tests.runs import cut, grow
 
 TOKEN = "t" * 43
@@ -26,12 +32,12 @@ class Client:
         self._app = make_app(Watch(run), TOKEN)
 
     def request(self, method: str, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
-        async def ask() -> httpx.Response:
+        async def asked() -> httpx.Response:
             transport = httpx.ASGITransport(self._app)
             async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
                 return await client.request(method, path, headers=headers)
 
-        return asyncio.run(ask())
+        return asyncio.run(asked())
 
     def get(self, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
         return self.request("GET", path, headers)
@@ -166,3 +172,15 @@ def test_a_token_is_new_each_time_unless_a_file_keeps_it(tmp_path: Path) -> None
     path.write_text("é" * 40)
     with pytest.raises(OutputError, match="cannot be read or made"):
         read_token(path)
+
+
+def test_a_command_in_a_sentence_is_code_and_what_comes_from_outside_is_text(finished: Path, tmp_path: Path) -> None:
+    run = cut(finished, tmp_path / "run", 9)
+    ask(run, "pause")
+    Journal(run).note("paused")
+    top = render_sections(snapshot_of(run, now=datetime.now(UTC)))["top"]
+    assert "until <code>privshare resume</code>; " in top
+    assert "`" not in top
+    write_json(run / "outcome.json", {"schema": OUTCOME_SCHEMA, "code": 54, "message": "<b>site</b> `<i>` gone"})
+    top = render_sections(snapshot_of(run, now=datetime.now(UTC)))["top"]
+    assert "&lt;b&gt;site&lt;/b&gt; <code>&lt;i&gt;</code> gone" in top

@@ -75,7 +75,8 @@ DATABASE = {
         1         | 3020891                | 2020-06-01 10:50:00  | 38              | 0
         1         | 3020891                | 2020-06-01 11:50:00  | 38              | 8840
         1         | 3032652                | 2020-06-01 11:40:00  | 14              |
-        1         | 3032652                | 2020-06-01 10:50:00  | 9               |
+        1         | 3007194                | 2020-06-01 10:50:00  | 9               |
+        1         | 3007194                | 2020-06-01 12:40:00  | 15              |
         1         | 3016335                | 2020-06-01 10:40:00  | 4               |
         1         | 3009094                | 2020-06-01 10:40:00  | 5               |
         1         | 3008223                | 2020-06-01 10:40:00  | 2               |
@@ -132,14 +133,14 @@ def test_values_are_read_in_the_units_of_the_study(made: tuple[pd.DataFrame, pd.
     assert first.loc["1", ["creatinine_min", "creatinine_max", "creatinine_last"]].tolist() == ["1.0", "2.0", "2.0"]
     assert first.loc["1", ["hemoglobin_last", "platelets_last", "weight_kg"]].tolist() == ["12.0", "200", "80.0"]
     assert first.loc["1", "glucose_last"] == "180"
-    assert series.index.tolist() == [("1", "0"), ("1", "1")]
-    assert series["heart_rate"].tolist() == ["82", ""]
+    assert series.index.tolist() == [("1", "0"), ("1", "1"), ("1", "2")]
+    assert series["heart_rate"].tolist() == ["82", "", ""]
     # A temperature in milligrams is none.
-    assert series["temperature"].tolist() == ["37.5", ""]
-    assert series["glucose"].tolist() == ["180", ""]
-    assert series["urine_ml"].tolist() == ["100", ""]
+    assert series["temperature"].tolist() == ["37.5", "", ""]
+    assert series["glucose"].tolist() == ["180", "", ""]
+    assert series["urine_ml"].tolist() == ["100", "", ""]
     # Parts go before a total, which stands in where they are not told.
-    assert series["gcs"].tolist() == ["11", "14"]
+    assert series["gcs"].tolist() == ["11", "14", "15"]
 
 
 def test_chunks_and_their_order_make_no_difference() -> None:
