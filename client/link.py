@@ -287,7 +287,7 @@ def _once(method: Callable[[_Asked], _Found], request: _Asked) -> _Found:
         raise BusyError(f"superlink: cannot be reached ({_why(error)})") from None
     except (httpx.TransportError, ssl.SSLError, OSError) as error:
         raise BusyError(f"superlink: cannot be reached ({type(error).__name__})") from None
-    except (ValueError, RuntimeError, DecodeError):
+    except (httpx.RequestError, ValueError, RuntimeError, DecodeError):  # what cannot be unpacked, or leads in a circle
         raise UnreachableError("superlink: an answer that is none") from None
 
 

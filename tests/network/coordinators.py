@@ -23,6 +23,7 @@ class SuperLink(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     statuses: dict[str, int] = {}  # noqa: RUF012 (a test sets its own)
+    headers_sent: dict[str, str] = {}  # noqa: RUF012
     seen: list[str] = []  # noqa: RUF012
 
     def do_POST(self) -> None:
@@ -33,6 +34,8 @@ class SuperLink(BaseHTTPRequestHandler):
         self.send_response(self.statuses.get(self.path, 404 if answer is None else 200))
         self.send_header("content-type", "application/x-protobuf")
         self.send_header("content-length", str(len(body)))
+        for name, value in self.headers_sent.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
@@ -48,6 +51,7 @@ def serving(
     ca: Path | None = None,
     version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
     statuses: dict[str, int] | None = None,
+    headers: dict[str, str] | None = None,
 ) -> Iterator[int]:
     """A server with a coordinator's certificate, that asks for one of its sites'; its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -55,7 +59,7 @@ def serving(
     context.load_cert_chain(home / "server.crt", home / "server.key")
     context.load_verify_locations(ca or home / "ca.crt")
     context.verify_mode = ssl.CERT_REQUIRED
-    handler = type("Handler", (SuperLink,), {"statuses": statuses or {}, "seen": []})
+    handler = type("Handler", (SuperLink,), {"statuses": statuses or {}, "headers_sent": headers or {}, "seen": []})
     server = ThreadingHTTPServer((host, 0), handler)
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that turns away

@@ -18,6 +18,8 @@ from server.provision import renew_server
 from tests.members import Federation, make_members
 from tests.network.coordinators import serving
 
+ACTIVATE = "/v1/fleet/activate-node"
+
 
 @contextmanager
 def relay(port: int, *, flipped: int) -> Iterator[int]:
@@ -144,10 +146,23 @@ def test_a_bit_that_the_network_flips_ends_the_connection(federation: Federation
 def test_who_is_not_let_in_knows_it_from_a_server_that_is_busy(
     federation: Federation, status: int, code: ExitCode
 ) -> None:
-    with serving(federation.home, statuses={"/v1/fleet/activate-node": status}) as port:
+    with serving(federation.home, statuses={ACTIVATE: status}) as port:
         error = refused(settings_of(federation, port))
     assert error.code == code
     assert str(status) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [(200, {"content-encoding": "gzip"}), (307, {"location": ACTIVATE})],
+)
+def test_an_answer_that_cannot_be_unpacked_or_leads_in_a_circle_is_none(
+    federation: Federation, status: int, headers: dict[str, str]
+) -> None:
+    with serving(federation.home, statuses={ACTIVATE: status}, headers=headers) as port:
+        error = refused(settings_of(federation, port))
+    assert str(error) == "superlink: an answer that is none"
+    assert error.code == ExitCode.UNREACHABLE
 
 
 def test_nobody_at_the_address_is_said_in_one_line(federation: Federation) -> None:

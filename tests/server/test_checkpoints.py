@@ -139,6 +139,31 @@ def test_a_flipped_bit_in_an_array_or_a_changed_fact_is_refused(tmp_path: Path) 
         assert "damaged" in refuse(tmp_path)
 
 
+def test_none_of_200_flipped_bits_goes_unseen(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, Checkpoint(FACTS, ARRAYS))
+    path = tmp_path / "step-00001.safetensors"
+    whole = path.read_bytes()
+    for position in np.random.default_rng(5).choice(8 * len(whole), size=200, replace=False).tolist():
+        damaged = bytearray(whole)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        refuse(tmp_path)
+    path.write_bytes(whole)
+    assert latest(tmp_path).facts == FACTS
+
+
+@pytest.mark.parametrize("start", [0, 8, 200, -24])
+def test_a_part_of_nothing_but_zeros_is_refused(tmp_path: Path, start: int) -> None:
+    save_checkpoint(tmp_path, 1, Checkpoint(FACTS, ARRAYS))
+    path = tmp_path / "step-00001.safetensors"
+    whole = path.read_bytes()
+    at = start % len(whole)
+    damaged = (whole[:at] + bytes(24) + whole[at + 24 :])[: len(whole)]
+    assert damaged != whole
+    path.write_bytes(damaged)
+    refuse(tmp_path)
+
+
 def test_a_folder_under_the_name_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "step-00001.safetensors").mkdir()
     refuse(tmp_path)

@@ -1,0 +1,311 @@
+"""A site behind a wire that fails, at each step of an exchange: its answer arrives, the same for ever, charged once.
+
+Every part but the wire is the real one: a GridExchange asks, Flower's Fleet interface carries over TLS, a Link and an
+Agent bring the order to a Site with a ledger. Waits are shortened alike on both sides, so that an hour's patience is
+seconds.
+"""
+
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+
+import numpy as np
+import pytest
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.servicer.fleet import fleet_handlers
+from flwr.supernode import fleet_http_client
+
+from client import agent, link
+from client.agent import Agent
+from client.door import Door
+from client.health import Part
+from client.keys import make_transport_key
+from client.link import Link
+from client.policy import SiteSettings, load_site_settings
+from common.privacy.noise import SeededNoise
+from common.wire.envelopes import Answer, Order
+from common.wire.messages import Reply
+from server import app
+from server.app import GridExchange
+from tests.client.homes import COORDINATOR, IDENTITY, Home, make_home
+from tests.members import Federation, make_members
+from tests.network.faulty_wire import End, Fault, Way, Wire, wire_to
+from tests.network.superlinks import StateGrid, SuperLink, superlink
+
+pytestmark = [
+    pytest.mark.slow,
+    # Of what serves Flower's interface.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+CALL, HEARTBEAT = 1.5, 1.5
+"""Seconds of a call, and between heartbeats."""
+LONG = 3.5
+"""Seconds that a fault lasts: longer than a site's patience, so that its connection is lost if it can be."""
+PATIENCE = 45.0
+"""Seconds after which something hangs."""
+UP, DOWN = frozenset({Way.UP}), frozenset({Way.DOWN})
+FAULTS = {
+    "latency": Fault(delay=0.1, jitter=0.1),
+    "narrow": Fault(rate=4000.0),
+    "drip": Fault(piece=1, delay=0.005),
+    "partition": Fault(is_held=True),
+    "partition to the coordinator": Fault(UP, is_held=True),
+    "partition to the site": Fault(DOWN, is_held=True),
+    "flapping": Fault(is_held=True, flap=0.4),
+    "reset": Fault(end=End.RESET),
+    "reset after some bytes": Fault(end=End.RESET, after=700),
+    "half closed": Fault(end=End.HALF),
+    "cut short": Fault(DOWN, end=End.CLOSED, after=60),
+    "flipped bit": Fault(DOWN, is_flipped=True, after=40),
+    "nobody answers": Fault(is_mute=True),
+}
+STEPS = (
+    "before registering",
+    "registered",  # from here on: the coordinator has done it, and its answer is on the way
+    "before the order is pulled",
+    "pull-messages",
+    "pull-object",
+    "confirm-message-received",
+    "before the answer is pushed",
+    "push-messages",
+    "push-object",
+    "send-node-heartbeat",
+)
+CALLS = {"registered": "activate-node"}
+CASES = [
+    (step, fault)
+    for row, step in enumerate(STEPS)
+    for column, fault in enumerate(FAULTS)
+    if (row + column) % 3 == 0  # each fault at three or four steps, each step with four or five faults
+]
+
+
+class CountedNoise(SeededNoise):
+    """Seeded, and remembers for what it was drawn."""
+
+    def __init__(self) -> None:
+        """Of no draw yet."""
+        super().__init__(b"seed")
+        self.draws: Counter[str] = Counter()
+
+    def draw(self, size: int, *, noise_stddev: float, context: str) -> np.ndarray:
+        """As the source it is of."""
+        self.draws[context] += 1
+        return super().draw(size, noise_stddev=noise_stddev, context=context)
+
+
+class InThisProcess:
+    """A worker whose site is in this process; `after` is called once an answer is there."""
+
+    def __init__(self, door: Door, after: Callable[[], None]) -> None:
+        """Of an open site."""
+        self._door, self._after = door, after
+
+    def start(self) -> None:
+        """It is open."""
+
+    def stop(self) -> None:
+        """It has nothing to end."""
+
+    def answer(self, envelope: bytes) -> bytes:
+        """The site's."""
+        found = self._door.answer(envelope)
+        self._after()
+        return found
+
+
+@dataclass
+class Told:
+    """Health of a site."""
+
+    last: dict[Part, str] = field(default_factory=dict)
+
+    def tell(self, part: Part, state: str) -> None:
+        """As the health that anybody may ask for."""
+        self.last[part] = state
+
+
+@dataclass
+class Outcome:
+    """What a fault came to.
+
+    bodies: of the site's answers to the one order, that were well signed.
+    charged: what its ledger was charged.
+    draws: the most often that noise was drawn in one context.
+    has_bitten: whether the fault met anything.
+    is_stopped: whether the site ended when it was told to.
+    fault: what ended the site early.
+    """
+
+    bodies: list[bytes]
+    charged: list[str]
+    draws: int
+    has_bitten: bool
+    is_stopped: bool
+    fault: BaseException | None
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    """Of certificates that are in force now."""
+    return make_members(tmp_path_factory.mktemp("federation"), now=datetime.now(UTC))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hurried() -> Iterator[None]:
+    """All waits shortened, of both sides alike."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(link, "_CALL_TIMEOUT", CALL)
+        patch.setattr(link, "HEARTBEAT", HEARTBEAT)
+        patch.setattr(link, "_FIRST_PAUSE", 0.1)
+        patch.setattr(link, "_LONGEST_PAUSE", 0.5)
+        patch.setattr(agent, "_QUICK", 0.3)
+        patch.setattr(agent, "_IDLE", 0.4)
+        patch.setattr(fleet_http_client, "HEARTBEAT_CALL_TIMEOUT", CALL)
+        patch.setattr(fleet_handlers, "HEARTBEAT_MIN_INTERVAL", HEARTBEAT)
+        patch.setattr(app, "_POLL", 0.25)
+        patch.setattr(app, "_PAUSE", 0.3)
+        patch.setattr(app, "_SILENT", 4.0)
+        for part in ("task_id", "run_id", "node_id"):  # a Message asks who is speaking when it is made
+            patch.setattr(TaskIdentity, f"_{part}", 1)
+        yield
+
+
+def settings_of(home: Home, federation: Federation, port: int) -> SiteSettings:
+    """Of a site with a key of its own for Flower, and the certificate of a member."""
+    joined = federation.settings("north")
+    for name in ("tls.crt", "tls.key"):
+        shutil.copy2(joined.state / name, home.folder / "state" / name)
+    make_transport_key(home.folder / "state")
+    changes = {"superlink": f"127.0.0.1:{port}", "ca": joined.ca}
+    return load_site_settings(home.folder / "site.yaml").model_copy(update=changes)
+
+
+def try_fault(home: Home, server: SuperLink, federation: Federation, fault: Fault, step: str) -> Outcome:
+    """One site, one order, one fault."""
+    with wire_to(server.port) as wire:
+        settings = settings_of(home, federation, wire.port)
+        is_armed, is_due = threading.Event(), threading.Event()
+
+        def bite() -> None:
+            if is_due.is_set() and not is_armed.is_set():
+                is_armed.set()
+                wire.spoil(fault)
+
+        call = CALLS.get(step, step)
+        public = public_key_to_bytes(make_transport_key(settings.state).public_key())
+        node = server.admit(public, lambda path, is_full: bite() if path == call and needed(path, is_full) else None)
+        noise, is_stopping = CountedNoise(), threading.Event()
+        door = Door(home.open(noise))
+        worker = InThisProcess(door, lambda: bite() if step == "before the answer is pushed" else None)
+        serving_site = Agent(
+            lambda: Link(settings, is_stopping=is_stopping),
+            worker,  # type: ignore[arg-type]
+            Told(),  # type: ignore[arg-type]
+            site="north",
+            is_stopping=is_stopping,
+        )
+        is_due.set()
+        if step == "before registering":
+            bite()
+        faults: list[BaseException] = []
+        site = threading.Thread(target=run, args=(serving_site, faults), daemon=True)
+        site.start()
+        if step not in ("before registering", "registered", "send-node-heartbeat"):
+            wait_for(lambda: node in server.state.get_nodes(server.run))
+        body = home.ask("one_way").encode()
+        order = Order.of(body, study=home.study.digest(), site="north")
+        envelope = order.seal(body, COORDINATOR)
+        exchange = GridExchange(
+            StateGrid(server, [node]),  # type: ignore[arg-type]
+            nodes=1,
+            patience=PATIENCE,
+            timeout=PATIENCE,
+            is_lasting=True,
+        )
+        mender = threading.Thread(target=mend, args=(wire, is_armed), daemon=True)
+        mender.start()
+        if step == "before the order is pulled":
+            bite()
+        bodies = []
+        for _ in range(2):
+            exchange.sites()
+            if (found := exchange.ask({str(node): envelope}).get(str(node))) is not None:
+                bodies.append(Answer.open(found, public=IDENTITY.public, order=order)[1])
+        mender.join()
+        is_stopping.set()
+        site.join(PATIENCE)
+        return Outcome(
+            bodies,
+            home.charged,
+            max(noise.draws.values(), default=0),
+            wire.has_bitten.is_set(),
+            not site.is_alive(),
+            faults[0] if faults else None,
+        )
+
+
+def needed(path: str, is_full: bool) -> bool:
+    """Pulling is answered all the time; what matters is the answer that holds an order."""
+    return is_full or path != "pull-messages"
+
+
+def run(serving_site: Agent, faults: list[BaseException]) -> None:
+    try:
+        serving_site.run()
+    except BaseException as fault:  # noqa: BLE001 (the test looks at it)
+        faults.append(fault)
+
+
+def mend(wire: Wire, is_armed: threading.Event) -> None:
+    if is_armed.wait(PATIENCE):
+        wire.has_bitten.wait(PATIENCE)
+        time.sleep(LONG)
+    wire.mend()
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    """Until it is so."""
+    deadline = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def outcomes(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Outcome]]:
+    """Of the faults at one step, tried at the same time at as many sites: nearly all of it is waiting."""
+
+    @cache
+    def tried(step: str) -> dict[str, Outcome]:
+        folder, names = tmp_path_factory.mktemp("sites"), [fault for at, fault in CASES if at == step]
+        homes = {name: make_home(folder / name.replace(" ", "-")) for name in names}
+        with superlink(federation.home) as server, ThreadPoolExecutor(len(names)) as pool:
+            found = {
+                name: pool.submit(try_fault, homes[name], server, federation, FAULTS[name], step) for name in names
+            }
+            return {name: future.result() for name, future in found.items()}
+
+    return tried
+
+
+@pytest.mark.parametrize(("step", "fault"), CASES)
+def test_after_a_fault_of_the_wire_the_one_answer_arrives(
+    outcomes: Callable[[str], dict[str, Outcome]], step: str, fault: str
+) -> None:
+    found = outcomes(step)[fault]
+    assert found.fault is None
+    assert found.has_bitten
+    first, again = found.bodies
+    assert Reply.decode(first).refused is None
+    assert again == first
+    assert found.charged == ["run-1/one_way"]
+    assert found.draws == 1
+    assert found.is_stopped
