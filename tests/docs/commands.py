@@ -95,7 +95,7 @@ def commands_of(page: str, text: str) -> list[Command]:
 def inline_of(page: str, text: str) -> list[Command]:
     """Commands of ours that stand between backticks in the prose; the words that stand for more left out."""
     prose = re.sub(r"^[ \t]*```.*?^[ \t]*```$", "", text, flags=re.DOTALL | re.MULTILINE)
-    found = re.findall(r"`((?:privshare|privshare-client|python simulations/\S+) [^`]+)`", prose)
+    found = re.findall(r"`((?:privshare|privshare-client|python simulations/[^\s`]+) [^`]+)`", prose)
     lines = (re.sub(r"\s+", " ", line).replace("...", "") for line in found)
     return [Command(page, words) for line in lines for words in _split(line)]
 

@@ -110,7 +110,10 @@ def test_the_page_follows_a_run_and_survives_its_server(browser: Any, finished: 
         assert notice.inner_text().startswith("No connection since ")
         grow(finished, running, HALF + 2)
         server = Server(running, token, server.port)
-        notice.wait_for(state="hidden")
+        shown.page.wait_for_function(
+            "() => { const one = document.querySelector('#notice');"
+            " return one.hidden || !one.innerText.startsWith('No connection'); }"
+        )
         shown.page.wait_for_function(
             "number => document.querySelectorAll('#audit tbody tr').length >= number", arg=HALF + 2
         )
