@@ -164,8 +164,7 @@ class Link:
             UnreachableError: the connection is lost.
             RunOverError: nobody waits for it.
         """
-        reply = Message(pack_body(body), reply_to=parcel.message)
-        reply.metadata.__dict__["_message_id"] = reply.object_id
+        reply = _reply_to(parcel.message, body)
         with no_object_id_recompute():
             tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
             contents = {identity: thing.deflate() for identity, thing in objects.items()}
@@ -289,6 +288,18 @@ def _once(method: Callable[[_Asked], _Found], request: _Asked) -> _Found:
         raise BusyError(f"superlink: cannot be reached ({type(error).__name__})") from None
     except (httpx.RequestError, ValueError, RuntimeError, DecodeError):  # what cannot be unpacked, or leads in a circle
         raise UnreachableError("superlink: an answer that is none") from None
+
+
+def _reply_to(message: Message, body: bytes) -> Message:
+    """The reply, the same whenever it is made: over the next connection it is not taken for a second one.
+
+    A second one is refused without a word, and the parts that the first one lacks would never be asked for.
+    """
+    reply = Message(pack_body(body), reply_to=message)
+    asked, said = message.metadata, reply.metadata.__dict__
+    said["_created_at"], said["_ttl"] = asked.created_at, asked.ttl
+    said["_message_id"] = reply.object_id
+    return reply
 
 
 def _why(error: httpx.ConnectError) -> str:

@@ -30,6 +30,8 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.superlink.config_loader import load_control_authn_plugin
 from flwr.superlink.main import create_app
 
+_UPLOAD = 30.0
+"""Seconds that the parts of a reply may take."""
 Hook = Callable[[str, bool], None]
 """Of the path of a call that was carried out, and whether its answer holds anything: before the answer leaves."""
 
@@ -140,11 +142,13 @@ class StateGrid:
         name = head.metadata.message_id
         tree = self._state.object_store.get_object_tree(name)
         names = [one.object_id for one in iterate_object_tree(tree)]
-        contents = {}
+        contents: dict[str, bytes] = {}
+        given_up = time.monotonic() + _UPLOAD
         while len(contents) < len(names):  # a site may be cut off in the middle of them
             for one in names:
                 if content := self._state.get_object(self._superlink.run, one):
                     contents[one] = content
+            assert time.monotonic() < given_up, "a part of a reply never came"  # Flower waits for three minutes
             time.sleep(0.05)
             self._superlink.stay()
         message = inflate_object_from_contents(name, contents)
