@@ -192,12 +192,13 @@ def try_fault(home: Home, server: SuperLink, federation: Federation, fault: Faul
     """One site, one order, one fault."""
     with wire_to(server.port) as wire:
         settings = settings_of(home, federation, wire.port)
-        is_armed, is_due = threading.Event(), threading.Event()
+        is_armed, mender = threading.Event(), threading.Thread(target=mend, args=(wire,), daemon=True)
 
         def bite() -> None:
-            if is_due.is_set() and not is_armed.is_set():
+            if not is_armed.is_set():
                 is_armed.set()
                 wire.spoil(fault)
+                mender.start()
 
         call = CALLS.get(step, step)
         public = public_key_to_bytes(make_transport_key(settings.state).public_key())
@@ -212,7 +213,6 @@ def try_fault(home: Home, server: SuperLink, federation: Federation, fault: Faul
             site="north",
             is_stopping=is_stopping,
         )
-        is_due.set()
         if step == "before registering":
             bite()
         faults: list[BaseException] = []
@@ -230,8 +230,6 @@ def try_fault(home: Home, server: SuperLink, federation: Federation, fault: Faul
             timeout=PATIENCE,
             is_lasting=True,
         )
-        mender = threading.Thread(target=mend, args=(wire, is_armed), daemon=True)
-        mender.start()
         if step == "before the order is pulled":
             bite()
         bodies = []
@@ -239,7 +237,8 @@ def try_fault(home: Home, server: SuperLink, federation: Federation, fault: Faul
             exchange.sites()
             if (found := exchange.ask({str(node): envelope}).get(str(node))) is not None:
                 bodies.append(Answer.open(found, public=IDENTITY.public, order=order)[1])
-        mender.join()
+        if is_armed.is_set():
+            mender.join()
         is_stopping.set()
         site.join(PATIENCE)
         return Outcome(
@@ -264,10 +263,10 @@ def run(serving_site: Agent, faults: list[BaseException]) -> None:
         faults.append(fault)
 
 
-def mend(wire: Wire, is_armed: threading.Event) -> None:
-    if is_armed.wait(PATIENCE):
-        wire.has_bitten.wait(PATIENCE)
-        time.sleep(LONG)
+def mend(wire: Wire) -> None:
+    """Some time after its fault met something."""
+    wire.has_bitten.wait(PATIENCE)
+    time.sleep(LONG)
     wire.mend()
 
 
