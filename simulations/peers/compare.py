@@ -20,11 +20,12 @@ import pandas as pd
 import typer
 import yaml
 
-from common.commands import Commands, say_aside
+from common.commands import Commands, fail, say_aside
 from common.data.encoding import Grid, encode_table, make_grid
 from common.data.schema import CategoricalColumn, Column, ContinuousColumn, IntegerColumn
 from common.data.units import bound_units
 from common.data.windows import WindowedTable
+from common.errors import ExitCode, PrivShareError, StudyError
 from common.evaluation.fidelity import measure_fidelity
 from common.evaluation.figures import over_seeds
 from common.evaluation.scores import score
@@ -45,6 +46,7 @@ _CELLS: Final = 32
 _CLASSIFIERS: Final = ("gradient_boosting", "logistic_regression")
 _REAL: Final = "real"
 _OURS: Final = "privshare"
+_NONE: Final = "none"
 _CHILD: Final = """
 import json, resource, subprocess, sys
 done = subprocess.run(sys.argv[2:])
@@ -129,12 +131,45 @@ def main(
     limit: Annotated[int, typer.Option(min=1, help="Seconds after which a command is given up.")] = 3600,
 ) -> None:
     """Make every cell that is not there, then the table of all that are."""
-    for seed in range(seeds):
-        for name in source or SOURCES:
-            _make(name, seed, peer or list(PEERS), _Places(data, out, environments), limit)
-    text = table_of(out)
-    write_file(out / "peers.md", text.encode())
+    places = _Places(data, out, environments)
+    try:
+        sources, peers = _named("source", source, SOURCES), _named("peer", peer, PEERS)
+        _check_environments(peers, environments)
+        for seed in range(seeds):
+            for name in sources:
+                _make(name, seed, peers, places, limit)
+        text = table_of(out)
+        write_file(out / "peers.md", text.encode())
+    except PrivShareError as error:
+        fail(error)
     typer.echo(text)
+
+
+def _named(option: str, given: Sequence[str] | None, known: Mapping[str, object]) -> list[str]:
+    """What an option names; all there are where it is not given.
+
+    Raises:
+        StudyError: one is not known.
+    """
+    for name in given or ():
+        if name not in known and name != _NONE:
+            raise StudyError(f"{option}={name}: expected one of {', '.join(known)}", ExitCode.USAGE)
+    return [name for name in given or known if name != _NONE]
+
+
+def _check_environments(peers: Sequence[str], environments: Path) -> None:
+    """Refuse to begin hours of work at whose end a peer is found to be absent.
+
+    Raises:
+        StudyError: a peer's environment is not there.
+    """
+    for name in peers:
+        if not _python_of(name, environments).exists():
+            raise StudyError(f"{environments / PEERS[name].environment}: no such environment; `make peers` makes it")
+
+
+def _python_of(peer: str, environments: Path) -> Path:
+    return environments / PEERS[peer].environment / "bin" / "python"
 
 
 @dataclass(frozen=True)
@@ -147,7 +182,7 @@ class _Places:
 def _make(name: str, seed: int, peers: Sequence[str], places: _Places, limit: int) -> None:
     """The cells of one data set and seed."""
     folder = places.out / name / str(seed)
-    missing = [one for one in (_REAL, _OURS, *peers) if one != "none" and not (folder / f"{one}.json").exists()]
+    missing = [one for one in (_REAL, _OURS, *peers) if not (folder / f"{one}.json").exists()]
     if not missing:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -256,8 +291,14 @@ class _Task:
         pd.DataFrame(encode_table(self.taught, self._grids), columns=names).to_csv(table, index=False)
         write_json(sizes, {grid.name: grid.n_cells for grid in self._grids})
         privacy = self._study.privacy
-        python = environments / PEERS[peer].environment / "bin" / "python"
-        command = [str(python), str(_HERE / "synthesize.py"), peer, str(table), str(sizes), str(made)]
+        command = [
+            str(_python_of(peer, environments)),
+            str(_HERE / "synthesize.py"),
+            peer,
+            str(table),
+            str(sizes),
+            str(made),
+        ]
         command += ["--epsilon", str(privacy.epsilon), "--delta", str(privacy.delta)]
         command += ["--rows", str(len(self.taught)), "--seed", str(self.seed)]
         return command, lambda: self._decode(pd.read_csv(made))

@@ -13,6 +13,7 @@ import pytest
 from common.privacy.accountants import RdpAccountant, default_order
 from common.privacy.budget import epsilon_of
 from common.privacy.events import GaussianEvent
+from common.privacy.witness import MOST_WITNESSES
 from common.verification import verify_release
 from tests.tamperings import (
     ATTACKER,
@@ -41,6 +42,10 @@ def load() -> ModuleType:
 
 
 ALONE = load()
+
+
+def test_both_verifiers_ask_for_as_many_witnesses() -> None:
+    assert ALONE.MOST_WITNESSES == MOST_WITNESSES
 
 
 def verdicts(folder: Path, keys: list[str] | None = None, sites: dict[str, str] | None = None) -> dict[str, list[str]]:

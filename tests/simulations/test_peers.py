@@ -110,6 +110,31 @@ def test_what_is_there_is_not_made_again_and_a_failure_leaves_no_cell(places: Pa
     assert not (folder / "copy.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--source", "toys"), "source=toys: expected one of toy"),
+        (("--peer", "copier"), "peer=copier: expected one of copy, fail"),
+        (("--environments", "nowhere"), "nowhere/copier: no such environment"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_one_line_before_anything_is_made(
+    places: Path, options: tuple[str, ...], said: str
+) -> None:
+    arguments = [str(places / "data"), "--out", str(places / "out"), "--environments", str(places / "peers"), *options]
+    result = CliRunner().invoke(compare.app, [*arguments, "--seeds", "1"])
+    assert result.exit_code > 0
+    assert result.output.startswith(f"error: {said}")
+    assert len(result.output.splitlines()) == 1
+    assert not (places / "out" / "toy" / "0" / "real.json").exists()
+
+
+def test_a_data_set_that_is_not_there_is_said_in_one_line(places: Path) -> None:
+    (places / "data" / "toy.csv").unlink()
+    result = CliRunner().invoke(compare.app, [str(places / "data"), "--out", str(places / "out"), "--peer", "none"])
+    assert result.output.splitlines() == [f"error: {places / 'data' / 'toy.csv'}: no such table"]
+
+
 def test_of_windows_the_mean_and_the_last_value_that_is_there_become_columns() -> None:
     study = load_study(STUDIES / "physionet2012.yaml")
     values = np.full((3, 12, 7), np.nan)
