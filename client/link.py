@@ -64,6 +64,7 @@ _MOST_OBJECTS = 2 * MAX_BODY // (5 * 1024 * 1024)
 _BUSY = frozenset({408, 429, 502, 503, 504})
 _REFUSED = frozenset({400, 401, 404, 409})
 _NOT_RUNNING = 403
+_NOT_YET = 412
 _Asked = TypeVar("_Asked")
 _Found = TypeVar("_Found")
 
@@ -273,6 +274,10 @@ def _once(method: Callable[[_Asked], _Found], request: _Asked) -> _Found:
         status = error.response.status_code
         if status == _NOT_RUNNING:
             raise RunOverError("run: is over") from None
+        if status == _NOT_YET:
+            raise UnreachableError(
+                "superlink: does not know this site before the coordinator's `privshare start`"
+            ) from None
         if status in _BUSY:
             raise BusyError(f"superlink: answers with status {status}") from None
         if status not in _REFUSED:

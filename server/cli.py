@@ -154,9 +154,13 @@ def provision(
     for name in kits:
         typer.echo(f"send {out / name}.zip to {name}")
     typer.echo(f"back up {home}, apart from this machine: ca.key and coordinator.pem cannot be made again")
-    typer.echo("then start, behind a proxy that asks sites for their certificates:")
-    typer.echo(typed(superexec_command(home)))
+    typer.echo("when all have been admitted, start these, each of which goes on until it is stopped:")
     typer.echo(typed(superlink_command(home)))
+    typer.echo(typed(superexec_command(home)))
+    listen = f"0.0.0.0:{address.rpartition(':')[2]}"
+    typer.echo(f"mkdir -p proxy && privshare proxy --home {home} --run proxy --listen {listen} > proxy/nginx.conf")
+    typer.echo('nginx -e stderr -c "$PWD/proxy/nginx.conf"')
+    typer.echo(f"then: privshare start {study} --home {home}")
 
 
 @app.command()

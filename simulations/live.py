@@ -40,6 +40,7 @@ from server.checkpoints import write_json
 from server.provision import FLOWER_ENVIRONMENT, LOCAL_PORT, superexec_command, superlink_command
 from simulations.experiment import Divided, Run, Scenario, choose, divide, execute, open_folder
 from simulations.federation import Engine
+from simulations.run import utility_table
 
 _BIN: Final = Path(sys.executable).parent
 _PROXY_PORT: Final = 8443
@@ -360,7 +361,7 @@ def main(
         )
         with ExitStack() as stack:
             results = _run(run, _places(stack, run, isolate=isolate), seed=test_noise_seed)
-        _show(run, *results, plain=_compared(run) if compare else None)
+        show(run, *results, plain=_compared(run) if compare else None)
     except PrivShareError as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(int(error.code)) from None
@@ -478,9 +479,18 @@ def _tell(step: dict[str, Any]) -> None:
     err.print(step["step"], *([] if used is None else [f"budget used {used:.0%}"]), style="dim", markup=False)
 
 
-def _show(
+def show(
     run: Run, evaluation: dict[str, Any], times: dict[str, float], federation: LiveFederation, *, plain: float | None
 ) -> None:
+    """Print what a run took and sent, and what its rows are worth.
+
+    Args:
+        run: it.
+        evaluation: of what it published, at the basic level at least.
+        times: when each part of it ended, in seconds of one clock, in order.
+        federation: its parties.
+        plain: seconds of the same run in one process, if that was asked for.
+    """
     rounds = run.study.rounds.count
     table = Table(title=f"{run.study.name}: {len(federation.tables)} sites, live", show_header=False)
     named = list(times)
@@ -490,10 +500,9 @@ def _show(
         table.add_row("seconds of the same run in one process", f"{plain:.1f}")
     for site, (received, sent) in sorted(traffic(run.folder).items()):
         table.add_row(f"{site}: kB a round, from and to", f"{received / rounds / 1e3:,.0f}, {sent / rounds / 1e3:,.0f}")
-    for who, scores in evaluation["utility"].items():
-        for name, score in scores.items():
-            table.add_row(f"AUC, {who}, {name}", f"{score['auc']:.4f}")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(utility_table(evaluation["utility"], run.study.name))
     typer.echo(f"published {federation.run_folder / 'synthetic.csv'}, {federation.run_folder / 'certificate.json'}")
 
 

@@ -251,7 +251,7 @@ def _report(run: Run, results: Results, *, seconds: float, json_output: bool) ->
         typer.echo(json.dumps(summary, allow_nan=False))
         return
     console = Console()
-    console.print(_table_of(evaluation["utility"], run.study.name))
+    console.print(utility_table(evaluation["utility"], run.study.name))
     if "fidelity" in evaluation:
         distances = evaluation["fidelity"]["synthetic_vs_train"]
         floor = evaluation["fidelity"]["floor_train_vs_holdout"]
@@ -271,7 +271,8 @@ def _report(run: Run, results: Results, *, seconds: float, json_output: bool) ->
     console.print(f"what was measured is in {folder / 'report.html'}, after {seconds:.0f} s")
 
 
-def _table_of(utility: dict[str, Any], name: str) -> Table:
+def utility_table(utility: dict[str, Any], name: str) -> Table:
+    """Classifiers of published rows beside those of real ones, from an evaluation's `utility`."""
     table = Table(title=f"{name}: what was published beside real rows, tested on units that no site had")
     table.add_column("classifier")
     table.add_column("measure")

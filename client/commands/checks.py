@@ -112,7 +112,9 @@ def status(context: typer.Context, *, json_output: _Json = False) -> None:
             "consent": standing.consent,
             "certificate": days,
             "spent": spent or "nothing, or the ledger cannot be read: privshare-client ledger verify",
-            "sealed replies": f"{standing.replies}, the last at {standing.last_reply or 'no time'}",
+            "sealed replies": f"{standing.replies}, the last at {standing.last_reply}"
+            if standing.replies
+            else "none yet",
             **(
                 parts or {"connection": "not known: site.yaml gives no `health`" if settings.health is None else "none"}
             ),

@@ -136,7 +136,6 @@ class _Terms:
             "published": f"a generator, synthetic rows and a certificate that names {settings.site}",
             "confirmed_by": ", ".join(sorted(policy.peers)) or "nobody: a ledger that was restored is not noticed",
             "noise_at_least": _floor(policy),
-            "bound": f"{self.bound.bound:.6g}",
         }
 
 
@@ -168,20 +167,19 @@ def _floor(policy: PolicyFile) -> str:
 
 
 def _show_preview(found: "Preview") -> None:
-    table = Table(title=escape(f"{found.study}: one run over {found.sites} sites"), show_lines=True)
-    table.add_column("message")
+    sizes = Table(title=escape(f"{found.study}: one run over {found.sites} sites"))
+    sizes.add_column("message")
     for heading in ("times", "bytes each", "of the budget", "noise"):
-        table.add_column(heading, justify="right")
-    for heading in ("who can read it", f"what it says of one {found.unit}"):
-        table.add_column(heading, overflow="fold")
+        sizes.add_column(heading, justify="right")
+    meanings = Table("message", f"what it says of one {found.unit}", "who can read it", show_lines=True)
     for line in found.lines:
         share = f"{line.share:.0%} {line.account}" if line.account else "nothing"
         noise = "" if line.noise is None else f"{line.noise:.3g}"
         size = f"{'' if line.is_exact else 'about '}{line.bytes:,}"
-        row = (line.kind, f"{line.times:,}", size, share, noise, line.readers, line.says)
-        table.add_row(*map(escape, row))
+        sizes.add_row(*map(escape, (line.kind, f"{line.times:,}", size, share, noise)))
+        meanings.add_row(*map(escape, (line.kind, line.says, line.readers)))
     console = Console()
-    console.print(table)
+    console.print(sizes, meanings)
     say(
         f"all of it together costs each {found.unit} at most epsilon {found.epsilon:g} at delta {found.delta:g}: a "
         f"{found.unit} trains or is held out, and pays from one of the two accounts",

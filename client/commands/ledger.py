@@ -31,23 +31,9 @@ def show(
     if json_output:
         typer.echo(json.dumps(_as_dict(book), allow_nan=False))
         return
-    table = Table(title=escape(f"{book.asset['site']}: {book.asset['asset']}"))
-    for name in ("study", "request", "account", "noise / change", "cells", "spend", "sealed"):
-        table.add_column(name)
-    for study, charges in book.charges.items():
-        for charge in charges.values():
-            event = charge.event
-            table.add_row(
-                study[:12],
-                escape(charge.request),
-                event.account,
-                f"{event.noise_stddev / event.squared_sensitivity**0.5:.4g}",
-                f"{event.cells:,}",
-                f"{book.spend_of(event):.4g}",
-                "yes" if charge.request in book.seals[study] else "no",
-            )
     console = Console()
-    console.print(table)
+    for study in book.bounds:
+        console.print(_charges_of(book, study))
     for line in budget_lines(book):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -87,6 +73,24 @@ def budget_lines(book: Book) -> list[str]:
     ]
     spent = float(sum(map(book.worst, book.bounds)))
     return [*lines, f"all studies: {spent / book.asset['bound']:.2%} of what this data may ever pay is spent"]
+
+
+def _charges_of(book: Book, study: str) -> Table:
+    table = Table(title=escape(f"{book.asset['site']}: {book.asset['asset']}, study {study[:12]}"))
+    table.add_column("request", overflow="fold")  # the end of its name says which release it was
+    for name in ("account", "noise / change", "cells", "of the budget", "sealed"):
+        table.add_column(name, no_wrap=True)
+    for charge in book.charges[study].values():
+        event = charge.event
+        table.add_row(
+            escape(charge.request),
+            event.account,
+            f"{event.noise_stddev / event.squared_sensitivity**0.5:.4g}",
+            f"{event.cells:,}",
+            f"{book.spend_of(event) / book.bounds[study]:.1%}",
+            "yes" if charge.request in book.seals[study] else "no",
+        )
+    return table
 
 
 def _as_dict(book: Book) -> dict[str, object]:

@@ -6,7 +6,7 @@ import tempfile
 from contextlib import closing
 from typing import Final
 
-from client.doctor.checkup import Case, Check, FaultError
+from client.doctor.checkup import Case, Check, Doubt, FaultError
 from client.keys import tls_key, transport_key, unit_secret
 from client.standing import is_running
 from common.errors import ExitCode, OutputError, PolicyError, PrivShareError
@@ -55,12 +55,13 @@ def _connection_keys(case: Case) -> str:
 def _free_to_start(case: Case) -> str:
     if not is_running(case.settings.state):
         return "no other process runs this site"
-    if case.settings.health is not None:
-        from client.health import SERVING, ask  # noqa: PLC0415 (grpc)
+    if case.settings.health is None:
+        raise Doubt("a process runs this site; whether it is connected, only `health` in site.yaml would tell")
+    from client.health import SERVING, ask  # noqa: PLC0415 (grpc)
 
-        if ask(case.settings.health)[""] == SERVING:
-            return "it is running, and connected"
-    raise PolicyError(f"{case.settings.state}: another process runs this site", ExitCode.ALREADY_RUNNING)
+    if ask(case.settings.health)[""] == SERVING:
+        return "it is running, and connected"
+    raise PolicyError(f"{case.settings.state}: a process runs this site, not connected", ExitCode.ALREADY_RUNNING)
 
 
 def _health(case: Case) -> str:

@@ -306,9 +306,12 @@ def disk_full(patient: Patient) -> None:
     patient.around = replace(patient.around, free=lambda _: 0)
 
 
-@fault("free to start", "stop the other process", ExitCode.ALREADY_RUNNING)
-def another_process_running(patient: Patient) -> None:
+@fault("free to start", "stop the other process", ExitCode.UNREACHABLE)
+def another_process_running_and_silent(patient: Patient) -> None:
     patient.stack.enter_context(alone(patient.state))
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        patient.change("site.yaml", health=f"127.0.0.1:{probe.getsockname()[1]}")
 
 
 @fault("health", "another port", ExitCode.POLICY_REFUSED)
@@ -663,6 +666,15 @@ def test_few_units_are_a_doubt_that_fails_nothing(patient: Patient) -> None:
     (doubt,) = [result for result in found if result.mark != Mark.OK]
     assert (doubt.check, doubt.mark, first_failure(found)) == ("enough units", Mark.WARNED, ExitCode.OK)
     assert "20 units" in doubt.says
+
+
+def test_a_site_that_runs_and_cannot_be_asked_is_a_doubt_that_fails_nothing(patient: Patient) -> None:
+    with patient.stack:
+        patient.stack.enter_context(alone(patient.state))
+        found = patient.examined()
+    (doubt,) = [result for result in found if result.mark != Mark.OK]
+    assert (doubt.check, doubt.mark, first_failure(found)) == ("free to start", Mark.WARNED, ExitCode.OK)
+    assert "`health`" in doubt.says
 
 
 def test_cells_are_counted_by_column_and_rule_and_never_shown(patient: Patient) -> None:

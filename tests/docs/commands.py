@@ -23,9 +23,13 @@ SYSTEM = frozenset(
         "cp",
         "docker",
         "export",
+        "flower-superexec",
+        "flower-superlink",
         "head",
         "install",
+        "jobs",
         "journalctl",
+        "kill",
         "kubectl",
         "ln",
         "mkdir",
@@ -35,12 +39,14 @@ SYSTEM = frozenset(
         "rsync",
         "sed",
         "sha256sum",
+        "source",
         "systemctl",
         "tar",
         "timedatectl",
         "tr",
         "unzip",
         "useradd",
+        "wait",
     )
 )
 """Programs that are not ours: nothing is known of their options."""
@@ -101,7 +107,7 @@ def inline_of(page: str, text: str) -> list[Command]:
 
 
 def _split(line: str) -> Iterator[tuple[str, ...]]:
-    reader = shlex.shlex(line, posix=True, punctuation_chars="()<>|&;")
+    reader = shlex.shlex(line.replace(" 2>&1", ""), posix=True, punctuation_chars="()<>|&;")
     reader.whitespace_split = True
     words: list[str] = []
     skipped = False

@@ -63,7 +63,11 @@ HELD_BACK = {"--help"}
 PLACEHOLDER = re.compile(r"\b[A-Z]{1,}\b")
 COMMANDS = [one for page in PAGES for one in commands_of(page, (ROOT / page).read_text(encoding="utf-8"))]
 INLINE = [one for page in PAGES for one in inline_of(page, (ROOT / page).read_text(encoding="utf-8"))]
-TO_RUN = list({tuple(one.words): one for one in COMMANDS if one.program in OURS}.values())
+TYPED_WHOLE = "docs/two-sites.md"
+"""A page whose commands belong together: tests/network/test_two_sites_page.py types all of it."""
+SAVED = "patients.py"
+"""A script that a reader saves from that page."""
+TO_RUN = list({one.words: one for one in COMMANDS if one.program in OURS and one.page != TYPED_WHOLE}.values())
 
 
 # --- read by the parser
@@ -109,6 +113,8 @@ def fault_of(app: typer.Typer, arguments: list[str], *, whole: bool) -> str | No
 
 def app_of(script: str) -> typer.Typer | None:
     """Of a script of the repository; None where it has no options at all."""
+    if script == SAVED:
+        return None
     assert (ROOT / script).is_file(), script
     found = getattr(importlib.import_module(script.removesuffix(".py").replace("/", ".")), "app", None)
     assert found is None or isinstance(found, typer.Typer)

@@ -467,7 +467,7 @@ def test_a_renewed_server_keeps_its_key_and_names(joined: Federation) -> None:
 # --- commands
 
 
-def test_provision_prints_what_to_read_over_the_telephone_and_the_superlink_last(tmp_path: Path) -> None:
+def test_provision_prints_what_to_read_over_the_telephone_and_what_to_start(tmp_path: Path) -> None:
     fed = make_federation(tmp_path)
     home = str(tmp_path / "home")
     arguments = [str(fed.folder / "study.yaml"), "--home", home, "--site", "a", "--site", "b", "--address", ADDRESS]
@@ -476,7 +476,12 @@ def test_provision_prints_what_to_read_over_the_telephone_and_the_superlink_last
     ca = read_ca(Path(home, "ca.crt").read_bytes())
     for part in (coordinator_key(Path(home)).public, fingerprint(ca), fed.roster.study):
         assert spaced(part) in result.stdout
-    assert result.stdout.splitlines()[-1] == typed(superlink_command(Path(home)))
+    superlink, superexec, proxy, nginx, start = result.stdout.splitlines()[-5:]
+    assert superlink == typed(superlink_command(Path(home)))
+    assert superexec == typed(superexec_command(Path(home)))
+    assert proxy.endswith(f"privshare proxy --home {home} --run proxy --listen 0.0.0.0:8443 > proxy/nginx.conf")
+    assert nginx.startswith("nginx ")
+    assert start == f"then: privshare start {arguments[0]} --home {home}"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.zip", "b.zip"}
     assert "exists already" in fails(run("provision", *arguments), ExitCode.OUTPUT_NOT_WRITABLE)
 

@@ -1,0 +1,31 @@
+"""What a live federation on this machine says at its end."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from simulations.live import LiveFederation, show
+from simulations.run import resumed
+
+
+def test_the_ending_has_times_traffic_and_the_classifiers(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = json.loads((finished / "evaluation.json").read_bytes())
+    calls = [{"site": "CN=site_01", "in": 5_000, "out": 60_000}, {"site": "CN=site_01", "in": 7_000, "out": 0}]
+    (tmp_path / "proxy").mkdir()
+    (tmp_path / "proxy" / "access.log").write_text("\n".join(map(json.dumps, calls)))
+    run = replace(resumed(finished), folder=tmp_path)
+    federation = LiveFederation(tmp_path, tmp_path / "study.yaml", {"site_01": {}})
+
+    show(run, evaluation, {"begin": 3.0, "published": 45.5}, federation, plain=20.25)
+
+    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "│ seconds until published │ 42.5 │" in said
+    assert "│ seconds of the same run in one process │ 20.2 │" in said
+    assert "│ site_01: kB a round, from and to │ 2, 10 │" in said  # six rounds
+    for classifier, scores in evaluation["utility"]["tstr"].items():
+        assert any(f"{classifier} │ auc │ {scores['auc']:.4f}" in line for line in said)
+    assert said[-1] == f"published {tmp_path}/run/synthetic.csv, {tmp_path}/run/certificate.json"
