@@ -24,6 +24,7 @@ from common.data.schema import CategoricalColumn
 from common.data.selection import Selection, parse_condition
 from common.errors import ConditionError
 from common.evaluation.fidelity import measure_fidelity
+from common.evaluation.figures import over_seeds
 from common.study import Study
 from common.synthesis.synthesizer import Synthesizer
 from simulations.experiment import divide
@@ -57,7 +58,15 @@ def main(
 ) -> None:
     """Compare conditioned rows with rejection."""
     table = Table(
-        "run", "delivered", "refused", "compared", "TVD, ours", "TVD, rejection", "worse", "1 %: ours / rejection"
+        "run",
+        "delivered",
+        "refused",
+        "compared",
+        "TVD, ours",
+        "TVD, rejection",
+        "ours less rejection",
+        "worse",
+        "1 %: ours / rejection",
     )
     for folder in runs:
         run = resumed(folder)
@@ -66,12 +75,13 @@ def main(
         random = np.random.default_rng(seed)
         found = [_try(synthesizer, run.study, pool, real, rows, random) for _ in range(sets)]
         table.add_row(run.study.name, *_summary(found, rows), _speed(synthesizer, run.study, pool, rows))
-    Console(width=150).print(table)
+    Console(width=170).print(table)
 
 
 def _summary(found: list[_Found], rows: int) -> list[str]:
     made = [one for one in found if not one.refused]
     both = [(one.ours, one.rejected) for one in made if one.ours is not None and one.rejected is not None]
+    apart = over_seeds([ours - theirs for ours, theirs in both])
     exact = sum(one.off <= 1 for one in made)
     return [
         f"{exact} of {len(made)}, each share to a row of {rows}",
@@ -79,6 +89,7 @@ def _summary(found: list[_Found], rows: int) -> list[str]:
         str(len(both)),
         f"{fmean(ours for ours, _ in both):.4f}",
         f"{fmean(theirs for _, theirs in both):.4f}",
+        f"{apart.value:+.4f} ± {apart.high - apart.value:.4f}" if apart.value is not None and apart.high else "",
         f"{sum(ours > theirs for ours, theirs in both)}",
     ]
 
@@ -114,7 +125,7 @@ def _try(
 
 def _conditions(study: Study, pool: pd.DataFrame, random: np.random.Generator) -> list[str]:
     """One to three, each on a column of its own, around a random row of the pool."""
-    names = random.permutation(list(study.measured.keys() & study.columns.keys()))[: random.integers(1, 4)]
+    names = random.permutation(sorted(study.measured.keys() & study.columns.keys()))[: random.integers(1, 4)]
     row = pool.iloc[int(random.integers(len(pool)))]
     texts = []
     for name in map(str, names):
