@@ -164,8 +164,8 @@ class Rounds(Section):
     count: Annotated[Whole, Field(ge=1, le=10_000)] = 10
     # Sites that train in one round, taken in turn; the work of a round does not grow with the federation.
     trainers: Annotated[Whole, Field(ge=1)] = 4
-    local_steps: Annotated[Whole, Field(ge=0, le=10_000)] = 10
-    refine_steps: Annotated[Whole, Field(ge=0, le=10_000)] = 40
+    local_steps: Annotated[Whole, Field(ge=0, le=10_000)] = 20
+    refine_steps: Annotated[Whole, Field(ge=0, le=10_000)] = 80
     # Sites that must answer; without it, all. One that is missing in a release is taken to be like the others.
     quorum: Annotated[Whole, Field(ge=1)] | None = None
     # How the generators of a round's sites become one. median: of each parameter, which fewer than half of them cannot
@@ -185,7 +185,7 @@ class Model(Section):
     width: Annotated[Whole, Field(ge=8, le=4096)] = 256
     blocks: Annotated[Whole, Field(ge=1, le=8)] = 2
     # Latents a class and step; even, since the loss compares two halves.
-    batch: Annotated[Whole, Field(ge=8, le=65536, multiple_of=2)] = 1024
+    batch: Annotated[Whole, Field(ge=8, le=65536, multiple_of=2)] = 512
     learning_rate: Annotated[Number, Field(gt=0, le=1)] = 5e-3
     # How a latent becomes features: plain blocks, or self-attention between tokens.
     body: Literal["mlp", "attention"] = "mlp"

@@ -573,3 +573,54 @@ def test_the_median_does_not_depend_on_the_order_and_fits_the_generator() -> Non
         assert all(np.array_equal(value, found[name]) for name, value in median(list(order)).items())
     load_parameters(initialise(SHAPE, seed=0), found)
     assert not np.array_equal(found["heads.weight"], average(several)["heads.weight"])
+
+
+# --- latents
+
+
+def draws(count: int, *, parts: int = 4, rows: int = 256, rest: int = 0) -> np.ndarray:
+    """(count, parts, rows of a part, noise) of one set of latents."""
+    shape = replace(SHAPE, latent=3)
+    if rest:
+        channels = SequenceShape("paths", 2, ((0, 1), (1, 2)), (3,), (True,), (True,), 2)
+        shape = replace(shape, sequence=channels)
+    latents = training.Latents(shape, parts=parts, rows=rows, seed=5, device=CPU)
+    random = torch.Generator().manual_seed(6)
+    drawn = torch.stack([latents.draw(random) for _ in range(count)])
+    assert drawn.dtype == torch.float32
+    assert drawn.shape == (count, rows, shape.noise)
+    return drawn.view(count, parts, rows // parts, -1).double().numpy()
+
+
+def test_every_row_of_the_latents_is_a_standard_normal() -> None:
+    drawn = draws(4000, rows=16)
+    # 4,000 draws of each of 48 values: a mean is off by 0.016, a second moment by 0.022, a fourth by 0.155.
+    one_row = drawn.reshape(4000, -1)
+    assert np.abs(one_row.mean(axis=0)).max() < 0.016 * 5
+    assert np.abs((one_row**2).mean(axis=0) - 1).max() < 0.022 * 5
+    assert np.abs((one_row**4).mean(axis=0) - 3).max() < 0.155 * 6
+
+
+def test_parts_of_latents_are_independent_and_their_means_nearer_to_the_truth_than_by_chance() -> None:
+    means = np.tanh(draws(2000)).mean(axis=(2, 3))  # (draws, parts)
+    by_chance = np.tanh(np.random.default_rng(0).standard_normal((2000, 4, 64, 3))).mean(axis=(2, 3))
+    assert means.std() < by_chance.std() / 4
+    # Of 2,000 pairs of independent values the correlation is off by 0.022.
+    correlations = np.corrcoef(means.T)[np.triu_indices(4, 1)]
+    assert np.abs(correlations).max() < 0.022 * 5
+
+
+def test_noise_beyond_the_latents_is_independent() -> None:
+    drawn = draws(500, rest=1)
+    rest = drawn[..., 3:].reshape(-1)
+    assert rest.size > 100_000
+    assert abs(rest.mean()) < 5 / np.sqrt(rest.size)
+    assert abs(rest.std() - 1) < 5 / np.sqrt(rest.size)
+    assert abs(np.corrcoef(drawn[:, :, 1:, 3].ravel(), drawn[:, :, :-1, 3].ravel())[0, 1]) < 5 / np.sqrt(500 * 4 * 63)
+
+
+def test_latents_follow_from_their_seeds() -> None:
+    assert np.array_equal(draws(2), draws(2))
+    other = training.Latents(SHAPE, parts=4, rows=256, seed=6, device=CPU)
+    mine = training.Latents(SHAPE, parts=4, rows=256, seed=5, device=CPU)
+    assert not torch.equal(*(one.draw(torch.Generator().manual_seed(6)) for one in (other, mine)))
