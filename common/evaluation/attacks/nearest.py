@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import torch
 
 _CELLS: Final = 8_000_000
 """Distances held at a time."""
@@ -37,12 +38,18 @@ def nearest(
         whole = _distances(points, part)
         for at, without in enumerate(left_out):
             rough = whole - _distances(points[:, without], part[:, without])
-            near = np.sort(np.argpartition(rough, candidates - 1, axis=1)[:, :candidates], axis=1)
+            near = np.sort(_smallest(rough, candidates), axis=1)
             apart = (points[near] - part[:, None]) ** 2  # (queries, candidates, dimensions)
             apart[:, :, without] = 0.0
             order = np.argsort(apart.sum(axis=2), axis=1, kind="stable")[:, :most]
             found[at, start : start + step] = np.take_along_axis(near, order, axis=1)
     return found
+
+
+def _smallest(rows: np.ndarray, count: int) -> np.ndarray:
+    """(rows, count) positions of the smallest values of each row, in any order; many times as fast as argpartition."""
+    chosen = torch.topk(torch.from_numpy(rows), count, dim=1, largest=False, sorted=False)
+    return chosen.indices.numpy()
 
 
 def _distances(points: np.ndarray, queries: np.ndarray) -> np.ndarray:
