@@ -264,8 +264,9 @@ def start(  # noqa: PLR0913 (one parameter an option)
         prepare(study, home, folder, run=run, seed=seed, device=device, patience=patience, timeout=timeout)
         credentials_of(home)  # what the program will need: said here in one line, where it would end it without a word
         superlink = SuperLink(port, home / "ca.crt")
-        superlink.register(read_roster(home))
-        for step in follow(superlink, folder):
+        roster = read_roster(home)
+        superlink.register(roster)
+        for step in follow(superlink, folder, roster):
             if json_output:
                 typer.echo(json.dumps(step, allow_nan=False))
             else:

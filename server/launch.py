@@ -117,16 +117,27 @@ class SuperLink:
         Raises:
             UnreachableError: the SuperLink does not answer.
         """
-        found = self._call(self._client.ListRuns, ListRunsRequest(run_id=run)).run_dict
+        try:
+            found = self._call(self._client.ListRuns, ListRunsRequest(run_id=run)).run_dict
+        except _NotKnownError:  # its database is another one
+            return True
         return run not in found or found[run].status.status == "finished"
 
     def _call(self, method: Callable[[Any], Any], request: Any) -> Any:
         try:
             return method(request)
+        except httpx.HTTPStatusError as error:
+            status = error.response.status_code
+            kind = _NotKnownError if status == httpx.codes.NOT_FOUND else UnreachableError
+            raise kind(f"superlink {self._where}: answers with status {status}") from None
         except (httpx.HTTPError, ssl.SSLError, OSError, ValueError, RuntimeError) as error:
             raise UnreachableError(
                 f"superlink {self._where}: does not answer ({type(error).__name__}); is it running?"
             ) from None
+
+
+class _NotKnownError(UnreachableError):
+    """The SuperLink knows nothing of what it is asked about."""
 
 
 def prepare(
@@ -190,16 +201,25 @@ def proxy_config(template: Path, home: Path, *, listen: str, upstream: str, run:
     return text
 
 
-def follow(superlink: SuperLink, folder: Path, *, bundle: Path = BUNDLE) -> Iterator[dict[str, Any]]:
+def follow(superlink: SuperLink, folder: Path, roster: Roster, *, bundle: Path = BUNDLE) -> Iterator[dict[str, Any]]:
     """Start a run and see it through: each step as rounds.jsonl has it, and each pause, until the run has an outcome.
 
-    What ran it may be lost, with the SuperLink or without; then it is started again, and goes on.
+    What ran it may be lost, with the SuperLink or without, and with the SuperLink's database; then it is started again,
+    and goes on.
+
+    Args:
+        superlink: that knows the members.
+        folder: of the run.
+        roster: the members, whom another database does not know.
+        bundle: the program.
 
     Raises:
         UnreachableError: the SuperLink is gone for ten minutes, or the program ends again and again without a word.
     """
     seen, waited = 0, len(_pauses(folder))
     for start in range(_MOST_STARTS):
+        if start:
+            _patiently(functools.partial(superlink.register, roster))
         run = _patiently(functools.partial(superlink.start, folder, bundle))
         yield {"step": "started", "time": start + 1}
         while True:

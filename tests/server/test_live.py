@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from client.keys import identity
@@ -26,7 +27,7 @@ from server.exchange import Exchange
 from server.journal import Journal
 from server.launch import PROXY, prepare, proxy_config
 from server.live import conduct, credentials_of
-from server.provision import coordinator_key, revoke
+from server.provision import Roster, coordinator_key, revoke
 from server.run_folder import Outcome, Start, ask, asked, read_outcome, read_start
 from tests.client.homes import STUDY, write_yaml
 from tests.members import HOUR, NOW, Federation, make_members
@@ -272,8 +273,57 @@ def test_whoever_follows_a_run_is_told_that_it_pauses(
 ) -> None:
     ready(fed, folder)
     monkeypatch.setattr(launch.time, "sleep", lambda _: None)
-    told = [step["step"] for step in launch.follow(Followed(folder), folder)]  # type: ignore[arg-type]
+    told = [step["step"] for step in launch.follow(Followed(folder), folder, fed.roster)]  # type: ignore[arg-type]
     assert told == ["started", "paused", "resumed", "one_way"]
+
+
+class Forgetful:
+    """A SuperLink whose database is lost while the program runs; then the run is made to its end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.done = folder, list[str]()
+
+    def register(self, roster: Roster) -> None:
+        self.done.append(f"registered {', '.join(roster.admitted)}")
+
+    def start(self, folder: Path, bundle: Path) -> int:
+        self.done.append("started")
+        return len(self.done)
+
+    def is_over(self, run: int) -> bool:
+        if self.done.count("started") == 2:
+            live._end(self.folder, ExitCode.OK, "published")
+        return self.done.count("started") == 1
+
+
+def test_a_superlink_that_knows_the_run_no_more_is_told_of_the_members_before_it_is_started_again(
+    fed: Federation, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready(fed, folder)
+    monkeypatch.setattr(launch.time, "sleep", lambda _: None)
+    superlink = Forgetful(folder)
+    told = [step["step"] for step in launch.follow(superlink, folder, fed.roster)]  # type: ignore[arg-type]
+    assert told == ["started", "started"]
+    members = ", ".join(fed.roster.admitted)
+    assert members
+    assert superlink.done == ["started", f"registered {members}", "started"]
+
+
+@pytest.mark.parametrize(("status", "is_over"), [(404, True), (500, None), (503, None)])
+def test_a_run_is_over_where_the_superlink_does_not_know_it(
+    fed: Federation, status: int, is_over: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        request = httpx.Request("POST", "https://127.0.0.1:1/v1/control/list-runs")
+        raise httpx.HTTPStatusError("refused", request=request, response=httpx.Response(status, request=request))
+
+    superlink = launch.SuperLink(1, fed.home / "ca.crt")
+    monkeypatch.setattr(superlink._client, "ListRuns", refuse)
+    if is_over is None:
+        with pytest.raises(UnreachableError, match=f"answers with status {status}"):
+            superlink.is_over(7)
+    else:
+        assert superlink.is_over(7) is is_over
 
 
 class Steps:
