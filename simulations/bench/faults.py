@@ -483,10 +483,10 @@ def refer(run: Run, folder: Path) -> Reference:
 
 def table(cells: Sequence[Cell]) -> str:
     """Markdown of all that was measured: a line a fault."""
-    times = "recovery, s: median | 95th percentile | run longer by, s"
+    both = "answers lost | recovery, s: median | 95th percentile | run longer by, s"
     lines = [
-        f"| fault | privshare: published | same table | charged twice | {times} | plain Flower: finished | {times} |",
-        f"|{'---|' * 11}",
+        f"| fault | privshare: published | same table | charged twice | {both} | plain Flower: finished | {both} |",
+        f"|{'---|' * 13}",
     ]
     for fault in Fault:
         ours, plain = (
@@ -499,9 +499,11 @@ def table(cells: Sequence[Cell]) -> str:
             SAID[fault],
             _share([one.finished for one in ours]),
             _share([bool(one.equal) for one in ours]),
-            str(sum(one.doubled or 0 for one in ours)) if ours else "",
+            _sum([one.doubled or 0 for one in ours]),
+            _sum([one.lost for one in ours]),
             *_times(ours, usual[Side.PRIVSHARE]),
             _share([one.finished for one in plain]),
+            _sum([one.lost for one in plain]),
             *_times(plain, usual[Side.PLAIN]),
         ]
         lines.append(f"| {' | '.join(columns)} |")
@@ -516,6 +518,10 @@ def usual_length(cells: Sequence[Cell], side: Side) -> float | None:
 
 def _share(are: Sequence[bool]) -> str:
     return f"{sum(are)}/{len(are)}" if are else ""
+
+
+def _sum(numbers: Sequence[int]) -> str:
+    return str(sum(numbers)) if numbers else ""
 
 
 def _times(cells: Sequence[Cell], usual: float | None) -> tuple[str, str, str]:

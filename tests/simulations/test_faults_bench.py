@@ -40,20 +40,20 @@ def test_a_line_of_the_table_is_one_fault_on_both_sides() -> None:
         replace(CELL, repetition=1, struck=20.0, equal=False, doubled=2),
         replace(CELL, repetition=2, struck=29.0, ended=44.0),
         replace(CELL, fault="none", ended=35.0),
-        PLAIN,
+        replace(PLAIN, lost=3),
         replace(PLAIN, repetition=1, finished=False, steps=[5.0]),
         replace(PLAIN, repetition=2, finished=False, steps=[5.0]),
     ]
     assert row(cells, Fault.SITE_KILLED)[1:] == [
-        "3/3", "2/3", "2", "2.5", "12.5", "+5",
-        "1/3", "never", "never", "-",
+        "3/3", "2/3", "2", "0", "2.5", "12.5", "+5",
+        "1/3", "3", "never", "never", "-",
     ]  # fmt: skip
-    assert row(cells, Fault.NONE)[1:] == ["1/1", "1/1", "0", "12.5", "12.5", "+0", "", "", "", ""]
+    assert row(cells, Fault.NONE)[1:] == ["1/1", "1/1", "0", "0", "12.5", "12.5", "+0", "", "", "", "", ""]
 
 
 def test_the_percentile_is_of_a_run_that_was_seen() -> None:
     cells = [replace(CELL, repetition=at, steps=[10.0 + at]) for at in range(1, 5)]
-    assert row(cells, Fault.SITE_KILLED)[4:6] == ["3.0", "4.0"]
+    assert row(cells, Fault.SITE_KILLED)[5:7] == ["3.0", "4.0"]
 
 
 def test_what_nobody_measured_has_no_line() -> None:
