@@ -233,7 +233,6 @@ class Ours:
     def outcome(self) -> dict[str, Any]:
         """Whether its table is the reference's, what ledgers were charged beyond it, and answers that did not come."""
         table = self.processes.run_folder / "synthetic.csv"
-        answered = [event for event in read_journal(self.processes.run_folder) if event["event"] == "answered"]
         beyond = (
             charges_of(self.processes.folder / "sites" / site / "ledger.jsonl") - self.reference.charges[site]
             for site in SITES
@@ -241,7 +240,7 @@ class Ours:
         return {
             "equal": table.exists() and table.read_bytes() == self.reference.table,
             "doubled": sum(extra.total() for extra in beyond),
-            "lost": sum(len(event["failed"]) for event in answered),
+            "lost": len(lost_of(read_journal(self.processes.run_folder))),
         }
 
 
@@ -273,6 +272,13 @@ class Plain:
     def outcome(self) -> dict[str, Any]:
         """Replies that its rounds did without."""
         return {"lost": sum(len(SITES) - one["replies"] for one in self.processes.rounds())}
+
+
+def lost_of(journal: Sequence[Mapping[str, Any]]) -> set[tuple[str, str]]:
+    """Requests of a run, each with the site, that were never answered; one that was asked again is not lost."""
+    events = [event for event in journal if event["event"] == "answered"]
+    failed = {(event["request"], site) for event in events for site in event["failed"]}
+    return failed - {(event["request"], site) for event in events for site in event["sites"]}
 
 
 def charges_of(ledger: Path) -> Counter[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from simulations.bench import faults
-from simulations.bench.faults import Cell, Fault, Side, fill, kill, moment_of, read_cells, table, tree_of
+from simulations.bench.faults import Cell, Fault, Side, fill, kill, lost_of, moment_of, read_cells, table, tree_of
 
 CELL = Cell(
     side="privshare", fault="site-killed", repetition=0, moment=0.5, struck=10.0, ended=40.0,
@@ -27,6 +27,16 @@ def test_where_no_step_is_left_the_end_of_the_run_is_the_recovery() -> None:
 
 def test_a_run_that_ends_without_another_step_never_recovers() -> None:
     assert replace(CELL, struck=31.0, finished=False).recovery == float("inf")
+
+
+def test_an_answer_is_lost_where_asking_again_did_not_bring_it() -> None:
+    journal = [
+        {"event": "answered", "request": "one_way", "sites": ["a"], "failed": {"b": "UNCONFIRMED", "c": "NO_ANSWER"}},
+        {"event": "step", "step": "round"},
+        {"event": "answered", "request": "one_way", "sites": ["b"], "failed": {}},
+        {"event": "answered", "request": "train-1", "sites": ["a", "b", "c"], "failed": {}},
+    ]
+    assert lost_of(journal) == {("one_way", "c")}
 
 
 def row(cells: list[Cell], fault: Fault) -> list[str]:
