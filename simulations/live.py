@@ -67,37 +67,15 @@ class Place:
 
 
 @dataclass
-class LiveFederation:
-    """Parties on this machine, by the commands that people type.
+class Processes:
+    """Processes of parties on this machine, each with a log; all of them are stopped at the end.
 
     folder: of everything.
-    study: its file.
-    tables: files of each site, "table" and perhaps "series", by its name.
-    coordinator: where it runs.
-    places: where each site runs.
-    noise_seed: for tests of the transport; voids the guarantee.
-    port: of the SuperLink; sites reach the proxy at the next one where all share a machine.
+    processes: by name, as they were started last.
     """
 
     folder: Path
-    study: Path
-    tables: Mapping[str, Mapping[str, Path]]
-    coordinator: Place = field(default_factory=Place)
-    places: Mapping[str, Place] = field(default_factory=dict)
-    noise_seed: int | None = None
-    port: int = LOCAL_PORT
-    proxy_port: int = _PROXY_PORT
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    @property
-    def home(self) -> Path:
-        """The coordinator's folder."""
-        return self.folder / "coordinator"
-
-    @property
-    def run_folder(self) -> Path:
-        """Of the run."""
-        return self.folder / "run"
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, kw_only=True)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -112,6 +90,100 @@ class LiveFederation:
             "PRIVSHARE_SITES": str(self.folder / "sites"),
             "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}",
         }
+
+    def stop(self) -> dict[str, int]:
+        """Stop everything as an operator would; the exit code of each process."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + _STOPPED
+        for process in self.processes.values():
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        return {name: process.returncode for name, process in self.processes.items()}
+
+    def spawn(self, name: str, place: Place, words: Sequence[str], out: int | None = None) -> subprocess.Popen[bytes]:
+        """Start a process, in a session of its own.
+
+        Args:
+            name: of the process, and of its log in the folder.
+            place: where it runs.
+            words: its command.
+            out: where its output goes; by default to its log, like its errors.
+        """
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(  # noqa: S603 (our own commands)
+                place.command(words),
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log if out is None else out,
+                stderr=log,
+                start_new_session=True,
+            )
+        return self.processes[name]
+
+    def wait_for_port(self, name: str, place: Place, host: str, port: int) -> None:
+        """Until something listens there.
+
+        Raises:
+            UnreachableError: the process ended, or does not.
+        """
+        probe = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)"
+        words = place.command([sys.executable, "-c", probe, host, str(port)])
+        deadline = time.monotonic() + _STARTED
+        while self.processes[name].poll() is None and time.monotonic() < deadline:
+            if subprocess.run(words, capture_output=True, check=False).returncode == 0:  # noqa: S603
+                return
+            time.sleep(0.2)
+        raise UnreachableError(f"{name}: does not listen: {self.last_line(name)}")
+
+    def last_line(self, name: str) -> str:
+        """What a process said last."""
+        lines = (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+    def __enter__(self) -> Self:
+        """Everything is stopped at the end, whatever happens."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop everything."""
+        self.stop()
+
+
+@dataclass
+class LiveFederation(Processes):
+    """Parties on this machine, by the commands that people type.
+
+    study: its file.
+    tables: files of each site, "table" and perhaps "series", by its name.
+    coordinator: where it runs.
+    places: where each site runs.
+    noise_seed: for tests of the transport; voids the guarantee.
+    port: of the SuperLink; sites reach the proxy at the next one where all share a machine.
+    """
+
+    study: Path
+    tables: Mapping[str, Mapping[str, Path]]
+    coordinator: Place = field(default_factory=Place)
+    places: Mapping[str, Place] = field(default_factory=dict)
+    noise_seed: int | None = None
+    port: int = LOCAL_PORT
+    proxy_port: int = _PROXY_PORT
+
+    @property
+    def home(self) -> Path:
+        """The coordinator's folder."""
+        return self.folder / "coordinator"
+
+    @property
+    def run_folder(self) -> Path:
+        """Of the run."""
+        return self.folder / "run"
 
     def provision(self) -> None:
         """Keys, kits, enrolment, admission and approval, as people do it."""
@@ -139,12 +211,12 @@ class LiveFederation:
 
     def start_superlink(self) -> None:
         """Flower's server, on loopback; returns once it listens."""
-        self._spawn("superlink", self.coordinator, superlink_command(self.home, self.port))
-        self._wait_for_port("superlink", "127.0.0.1", self.port)
+        self.spawn("superlink", self.coordinator, superlink_command(self.home, self.port))
+        self.wait_for_port("superlink", self.coordinator, "127.0.0.1", self.port)
 
     def start_superexec(self) -> None:
         """What starts the coordinator's program."""
-        self._spawn("superexec", self.coordinator, superexec_command(self.home, self.port))
+        self.spawn("superexec", self.coordinator, superexec_command(self.home, self.port))
 
     def start_proxy(self) -> None:
         """What sites reach."""
@@ -153,14 +225,14 @@ class LiveFederation:
         listen = f"{self.coordinator.host}:{self.proxy_port}"
         done = self.do("privshare", "proxy", "--home", self.home, "--run", run, "--listen", listen, "--port", self.port)
         (run / "nginx.conf").write_text(done, encoding="utf-8")
-        self._spawn("proxy", self.coordinator, [find_nginx(), "-e", "stderr", "-c", str(run / "nginx.conf")])
-        self._wait_for_port("proxy", self.coordinator.host, self.proxy_port)
+        self.spawn("proxy", self.coordinator, [find_nginx(), "-e", "stderr", "-c", str(run / "nginx.conf")])
+        self.wait_for_port("proxy", self.coordinator, self.coordinator.host, self.proxy_port)
 
     def start_site(self, name: str) -> None:
         """A site, in its place."""
         seed = [] if self.noise_seed is None else ["--test-noise-seed", str(self.noise_seed)]
         command = ["privshare-client", "--site", name, "--threads", "1", *seed]
-        self._spawn(name, self.places.get(name, Place()), command)
+        self.spawn(name, self.places.get(name, Place()), command)
 
     def conduct(self, *, run: str, seed: int, on_step: Callable[[dict[str, Any]], None], timeout: float = 600) -> None:
         """`privshare start`, to the published table.
@@ -170,27 +242,13 @@ class LiveFederation:
         """
         command = ["privshare", "start", self.study, "--home", self.home, "--out", self.run_folder]
         options = ["--port", self.port, "--name", run, "--seed", seed, "--timeout", timeout, "--json"]
-        process = self._spawn("start", self.coordinator, list(map(str, [*command, *options])), out=subprocess.PIPE)
+        process = self.spawn("start", self.coordinator, list(map(str, [*command, *options])), out=subprocess.PIPE)
         assert process.stdout is not None  # it is a pipe
         for line in process.stdout:
             if line.startswith(b"{"):
                 on_step(json.loads(line))
         if process.wait() != 0:
-            raise PrivShareError(f"privshare start: {self._last_line('start')}", ExitCode(process.returncode))
-
-    def stop(self) -> dict[str, int]:
-        """Stop everything as an operator would; the exit code of each process."""
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + _STOPPED
-        for process in self.processes.values():
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        return {name: process.returncode for name, process in self.processes.items()}
+            raise PrivShareError(f"privshare start: {self.last_line('start')}", ExitCode(process.returncode))
 
     def do(self, *words: object) -> str:
         """A command at the coordinator; what it printed.
@@ -219,46 +277,6 @@ class LiveFederation:
         if done.returncode != 0:
             raise PrivShareError(f"{' '.join(words[:4])}: {done.stderr.strip()}", _code_of(done.returncode))
         return done.stdout
-
-    def _spawn(self, name: str, place: Place, words: Sequence[str], out: int | None = None) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(  # noqa: S603 (our own commands)
-                place.command(words),
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log if out is None else out,
-                stderr=log,
-                start_new_session=True,
-            )
-        return self.processes[name]
-
-    def _wait_for_port(self, name: str, host: str, port: int) -> None:
-        """Until something listens there.
-
-        Raises:
-            UnreachableError: the process ended, or does not.
-        """
-        probe = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)"
-        words = self.coordinator.command([sys.executable, "-c", probe, host, str(port)])
-        deadline = time.monotonic() + _STARTED
-        while self.processes[name].poll() is None and time.monotonic() < deadline:
-            if subprocess.run(words, capture_output=True, check=False).returncode == 0:  # noqa: S603
-                return
-            time.sleep(0.2)
-        raise UnreachableError(f"{name}: does not listen: {self._last_line(name)}")
-
-    def _last_line(self, name: str) -> str:
-        lines = (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
-
-    def __enter__(self) -> Self:
-        """Everything is stopped at the end, whatever happens."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop everything."""
-        self.stop()
 
 
 def free_ports(count: int) -> list[int]:

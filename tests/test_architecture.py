@@ -340,6 +340,7 @@ def test_flower_and_ray_are_imported_where_messages_travel_alone() -> None:
         "common/wire/parcels.py",
         "server/app.py",
         "server/launch.py",
+        "simulations/bench/plain_flower/plain_app.py",  # an application of Flower's own, to compare with
         "simulations/federation.py",
     }
 

@@ -182,7 +182,7 @@ class _Tree:
         ticks, parent = os.sysconf("SC_CLK_TCK"), os.getpid()
         while not self._done.wait(0.5):
             whole = _proportional(parent)
-            for process in _descendants(parent):
+            for process in descendants(parent):
                 with suppress(OSError, ValueError, IndexError):
                     fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
                     self._seconds[process] = (int(fields[11]) + int(fields[12])) / ticks
@@ -190,7 +190,8 @@ class _Tree:
             self.memory = max(self.memory, whole)
 
 
-def _descendants(process: int) -> list[int]:
+def descendants(process: int) -> list[int]:
+    """Processes that a process started, and those that they did."""
     parents: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):

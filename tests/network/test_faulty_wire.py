@@ -34,9 +34,9 @@ from common.wire.envelopes import Answer, Order
 from common.wire.messages import Reply
 from server import app
 from server.app import GridExchange
+from simulations.faulty_wire import End, Fault, Way, Wire, wire_to
 from tests.client.homes import COORDINATOR, IDENTITY, Home, make_home
 from tests.members import Federation, make_members
-from tests.network.faulty_wire import End, Fault, Way, Wire, wire_to
 from tests.network.superlinks import StateGrid, SuperLink, superlink
 
 pytestmark = [

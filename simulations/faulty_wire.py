@@ -1,4 +1,4 @@
-"""A wire between a site and its coordinator that a test spoils and mends while it is in use: TCP in, TCP out.
+"""A wire between a site and its coordinator that is spoiled and mended while it is in use: TCP in, TCP out.
 
 It carries what it does not understand, since all of it is TLS. As a real network does, it loses nothing in the middle
 of a connection that goes on: what it holds back arrives when the fault is over, or the connection is gone.
