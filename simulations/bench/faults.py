@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Final, Protocol
@@ -131,6 +132,14 @@ class Cell:
         """Seconds from the fault to the next step that was done, or to the end of the run; infinite without either."""
         done = [*self.steps, *([self.ended] if self.finished else [])]
         return min((at for at in done if at > self.struck), default=_NEVER) - self.struck
+
+    @property
+    def longest(self) -> float:
+        """Seconds without a step done, the most from the fault on; infinite where it did not finish."""
+        if not self.finished:
+            return _NEVER
+        later = [at for at in self.steps if at > self.struck] or [self.ended]
+        return max(after - before for before, after in pairwise([self.struck, *later]))
 
 
 def moment_of(fault: Fault, repetition: int, *, seed: int) -> tuple[float, float]:
@@ -309,12 +318,17 @@ def strike(fault: Fault, federation: Federation, wire: Wire) -> None:
             time.sleep(_SPOILED_FOR)
             wire.mend()
         case Fault.PROGRAM_KILLED:
-            trees = [one for name in federation.coordinator for one in tree_of(victims[name].pid)]
-            kill([one for one in trees if "flwr-serverapp" in _command_of(one)])
+            kill(programs_of(federation.processes, federation.coordinator))
         case Fault.SUPERLINK_KILLED:
             kill([one for name in federation.coordinator for one in tree_of(victims[name].pid)])
             time.sleep(_AGAIN)
             federation.restart()
+
+
+def programs_of(processes: Processes, starters: Sequence[str]) -> list[int]:
+    """The coordinator's program, of this federation alone: what some of its processes started for Flower."""
+    trees = [one for name in starters for one in tree_of(processes.processes[name].pid)]
+    return [one for one in trees if "flwr-serverapp" in _command_of(one)]
 
 
 def tree_of(process: int) -> list[int]:
@@ -489,7 +503,7 @@ def refer(run: Run, folder: Path) -> Reference:
 
 def table(cells: Sequence[Cell]) -> str:
     """Markdown of all that was measured: a line a fault."""
-    both = "answers lost | recovery, s: median | 95th percentile | run longer by, s"
+    both = "answers lost | recovery, s: median | 95th percentile | longest wait, s: median"
     lines = [
         f"| fault | privshare: published | same table | charged twice | {both} | plain Flower: finished | {both} |",
         f"|{'---|' * 13}",
@@ -500,26 +514,19 @@ def table(cells: Sequence[Cell]) -> str:
         )
         if not ours and not plain:
             continue
-        usual = {side: usual_length(cells, side) for side in Side}
         columns = [
             SAID[fault],
             _share([one.finished for one in ours]),
             _share([bool(one.equal) for one in ours]),
             _sum([one.doubled or 0 for one in ours]),
             _sum([one.lost for one in ours]),
-            *_times(ours, usual[Side.PRIVSHARE]),
+            *_times(ours),
             _share([one.finished for one in plain]),
             _sum([one.lost for one in plain]),
-            *_times(plain, usual[Side.PLAIN]),
+            *_times(plain),
         ]
         lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
-
-
-def usual_length(cells: Sequence[Cell], side: Side) -> float | None:
-    """Seconds of a run that nothing hits, the median; None where none was measured."""
-    unharmed = [one.ended for one in cells if (one.side, one.fault) == (side, Fault.NONE)]
-    return median(unharmed) if unharmed else None
 
 
 def _share(are: Sequence[bool]) -> str:
@@ -530,15 +537,14 @@ def _sum(numbers: Sequence[int]) -> str:
     return str(sum(numbers)) if numbers else ""
 
 
-def _times(cells: Sequence[Cell], usual: float | None) -> tuple[str, str, str]:
-    """Median and 95th percentile of recovery, and by how much a run that finished was longer, the median."""
+def _times(cells: Sequence[Cell]) -> tuple[str, str, str]:
+    """Median and 95th percentile of recovery, and the median of the longest wait."""
     if not cells:
         return "", "", ""
     recoveries = [one.recovery for one in cells]
-    longer = [one.ended - (usual or 0.0) for one in cells if one.finished]
     # Not between two of them: with few runs the percentile is the worst of them, and may be never.
     middle, worst = (float(np.quantile(recoveries, at, method="higher")) for at in (0.5, 0.95))
-    return _seconds(middle), _seconds(worst), f"{median(longer):+.0f}" if longer and usual is not None else "-"
+    return _seconds(middle), _seconds(worst), _seconds(median(one.longest for one in cells))
 
 
 def _seconds(seconds: float) -> str:

@@ -36,6 +36,7 @@ from server.journal import read_journal
 from server.launch import SuperLink
 from server.provision import read_roster
 from server.run_folder import ask as ask_for
+from simulations.bench.faults import programs_of, send
 from simulations.experiment import Run, Scenario, choose, divide, execute
 from simulations.federation import Engine
 from simulations.live import (
@@ -131,12 +132,11 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def kill_program() -> None:
-    """The coordinator's, which Flower started."""
-    found = subprocess.run(["pgrep", "-f", "flwr-serverapp"], capture_output=True, text=True, check=False)
-    assert found.stdout.split()
-    for identity in found.stdout.split():
-        os.kill(int(identity), signal.SIGKILL)
+def kill_program(federation: LiveFederation) -> None:
+    """The coordinator's, which Flower started; not that of another federation on this machine."""
+    found = programs_of(federation, ("superexec",))
+    assert found
+    send(found, signal.SIGKILL)
 
 
 def conducted(federation: LiveFederation, run: Run, at: dict[str, Callable[[], None]]) -> list[dict[str, Any]]:
@@ -189,7 +189,9 @@ def survives(run: Run, federation: LiveFederation) -> None:
         kill(federation.processes["superlink"])
         federation.start_superlink()
 
-    steps = conducted(federation, run, {"one_way": site, "pairs-2": kill_program, "pairs-3": superlink})
+    steps = conducted(
+        federation, run, {"one_way": site, "pairs-2": lambda: kill_program(federation), "pairs-3": superlink}
+    )
     names = [step["step"] for step in steps]
     # What was done before is not done again: each release once, although the program was started more than once.
     assert names.count("started") >= 2

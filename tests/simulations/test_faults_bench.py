@@ -29,6 +29,13 @@ def test_a_run_that_ends_without_another_step_never_recovers() -> None:
     assert replace(CELL, struck=31.0, finished=False).recovery == float("inf")
 
 
+def test_the_longest_wait_is_between_steps_from_the_fault_on() -> None:
+    assert CELL.longest == 12.5
+    assert replace(CELL, struck=22.0).longest == 7.5
+    assert replace(CELL, struck=31.0).longest == 9.0
+    assert replace(CELL, finished=False).longest == float("inf")
+
+
 def test_an_answer_is_lost_where_asking_again_did_not_bring_it() -> None:
     journal = [
         {"event": "answered", "request": "one_way", "sites": ["a"], "failed": {"b": "UNCONFIRMED", "c": "NO_ANSWER"}},
@@ -55,10 +62,10 @@ def test_a_line_of_the_table_is_one_fault_on_both_sides() -> None:
         replace(PLAIN, repetition=2, finished=False, steps=[5.0]),
     ]
     assert row(cells, Fault.SITE_KILLED)[1:] == [
-        "3/3", "2/3", "2", "0", "2.5", "12.5", "+5",
-        "1/3", "3", "never", "never", "-",
+        "3/3", "2/3", "2", "0", "2.5", "12.5", "7.5",
+        "1/3", "3", "never", "never", "never",
     ]  # fmt: skip
-    assert row(cells, Fault.NONE)[1:] == ["1/1", "1/1", "0", "0", "12.5", "12.5", "+0", "", "", "", "", ""]
+    assert row(cells, Fault.NONE)[1:] == ["1/1", "1/1", "0", "0", "12.5", "12.5", "12.5", "", "", "", "", ""]
 
 
 def test_the_percentile_is_of_a_run_that_was_seen() -> None:
