@@ -67,6 +67,8 @@ class Scenario(StrEnum):
     ICU = "icu"
 
 
+MEASURING: Final = "measuring what was made"
+"""The step with which a run is over and its evaluation begins."""
 _UNITS: Final = {Scenario.BANK: 100_000, Scenario.ACCOUNTS: 100_000, Scenario.ICU: 53_500}
 """Units of each scenario, as many as the paper has or more."""
 
@@ -453,7 +455,7 @@ def _evaluate(
     def on_part(part: str) -> None:
         on_step({"step": f"measured {part}", "budget_used": made.state.budget_used})
 
-    on_step({"step": "measuring what was made", "budget_used": made.state.budget_used})
+    on_step({"step": MEASURING, "budget_used": made.state.budget_used})
     if units is None:
         assert made.classifier is not None
         measured = evaluate_classifier(made.classifier, divided, level=level, seed=options.seed, on_part=on_part)

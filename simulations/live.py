@@ -38,7 +38,7 @@ from common.files import write_private
 from common.study import Study
 from server.checkpoints import write_json
 from server.provision import FLOWER_ENVIRONMENT, LOCAL_PORT, superexec_command, superlink_command
-from simulations.experiment import Divided, Run, Scenario, choose, divide, execute, open_folder
+from simulations.experiment import MEASURING, Divided, Run, Scenario, choose, divide, execute, open_folder
 from simulations.federation import Engine
 from simulations.run import utility_table
 
@@ -379,7 +379,7 @@ def main(
         )
         with ExitStack() as stack:
             results = _run(run, _places(stack, run, isolate=isolate), seed=test_noise_seed)
-        show(run, *results, plain=_compared(run) if compare else None)
+        show(run, *results, plain=compared(run) if compare else None)
     except PrivShareError as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(int(error.code)) from None
@@ -388,7 +388,7 @@ def main(
         raise typer.Exit(130) from None
 
 
-def _compared(run: Run) -> float:
+def compared(run: Run) -> float:
     """Seconds that the same run takes in one process, on one thread.
 
     Raises:
@@ -398,7 +398,7 @@ def _compared(run: Run) -> float:
     begin, ends = time.monotonic(), []
 
     def note(step: dict[str, Any]) -> None:
-        if step["step"].startswith("evaluating"):  # which is no part of a run
+        if step["step"] == MEASURING:  # which is no part of a run
             ends.append(time.monotonic())
 
     engine = Engine("process", "cpu", 1, run.options.test_noise_seed)

@@ -1,13 +1,16 @@
 """What a live federation on this machine says at its end."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from simulations.live import LiveFederation, show
+from common.errors import PrivShareError
+from simulations.live import LiveFederation, compared, show
 from simulations.run import resumed
+from tests.runs import choose_run, conduct
 
 
 def test_the_ending_has_times_traffic_and_the_classifiers(
@@ -29,3 +32,17 @@ def test_the_ending_has_times_traffic_and_the_classifiers(
     for classifier, scores in evaluation["utility"]["tstr"].items():
         assert any(f"{classifier} │ auc │ {scores['auc']:.4f}" in line for line in said)
     assert said[-1] == f"published {tmp_path}/run/synthetic.csv, {tmp_path}/run/certificate.json"
+
+
+def test_a_live_run_is_compared_with_the_same_run_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = choose_run(tmp_path, noise_seed=5)
+    conduct(run)
+    monkeypatch.setattr("simulations.experiment.write_page", lambda *_: "")
+    assert compared(replace(run, folder=tmp_path)) > 0
+    shutil.rmtree(tmp_path / "in-process")
+    with (run.folder / "synthetic.csv").open("a") as table:
+        table.write("another,row\n")
+    with pytest.raises(PrivShareError, match="not the one that one process makes"):
+        compared(replace(run, folder=tmp_path))
