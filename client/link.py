@@ -165,6 +165,9 @@ class Link:
             UnreachableError: the connection is lost.
             RunOverError: nobody waits for it.
         """
+        if self._node is None or parcel.message.metadata.dst_node_id != self._node.node_id:
+            # It was asked of this site under another number, which went with the SuperLink's database.
+            raise RunOverError("run: is over")
         reply = _reply_to(parcel.message, body)
         with no_object_id_recompute():
             tree, objects = get_object_tree(reply), get_all_nested_objects(reply)

@@ -69,6 +69,7 @@ class Fault(StrEnum):
     SITE_CUT_OFF = "site-cut-off"
     PROGRAM_KILLED = "program-killed"
     SUPERLINK_KILLED = "superlink-killed"
+    DATABASE_LOST = "database-lost"
 
 
 SAID: Final[Mapping[Fault, str]] = {
@@ -79,6 +80,7 @@ SAID: Final[Mapping[Fault, str]] = {
     Fault.SITE_CUT_OFF: "nothing passes to and from a site for 15 s",
     Fault.PROGRAM_KILLED: "the coordinator's program killed (-9)",
     Fault.SUPERLINK_KILLED: "the SuperLink killed (-9), started 1 s later",
+    Fault.DATABASE_LOST: "the same, its database gone",
 }
 SITES: Final = ("site_01", "site_02")
 _VICTIM: Final = SITES[0]
@@ -170,6 +172,11 @@ class Federation(Protocol):
         ...
 
     @property
+    def database(self) -> Path:
+        """The SuperLink's; files beside it begin with its name."""
+        ...
+
+    @property
     def count(self) -> int:
         """Steps of a whole run."""
         ...
@@ -217,6 +224,11 @@ class Ours:
     step: float = 1.5
 
     @property
+    def database(self) -> Path:
+        """The SuperLink's."""
+        return self.processes.home / "superlink.db"
+
+    @property
     def count(self) -> int:
         """Steps of a whole run."""
         return self.reference.steps
@@ -261,6 +273,11 @@ class Plain:
     coordinator: tuple[str, ...] = ("superlink",)
     count: int = ROUNDS
     step: float = 6.0
+
+    @property
+    def database(self) -> Path:
+        """The SuperLink's."""
+        return self.processes.database
 
     def restart(self) -> None:
         """The SuperLink, on its database."""
@@ -319,8 +336,11 @@ def strike(fault: Fault, federation: Federation, wire: Wire) -> None:
             wire.mend()
         case Fault.PROGRAM_KILLED:
             kill(programs_of(federation.processes, federation.coordinator))
-        case Fault.SUPERLINK_KILLED:
+        case Fault.SUPERLINK_KILLED | Fault.DATABASE_LOST:
             kill([one for name in federation.coordinator for one in tree_of(victims[name].pid)])
+            if fault == Fault.DATABASE_LOST:
+                for file in federation.database.parent.glob(f"{federation.database.name}*"):
+                    file.unlink()
             time.sleep(_AGAIN)
             federation.restart()
 

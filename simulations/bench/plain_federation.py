@@ -44,6 +44,11 @@ class PlainFederation(Processes):
         """File that has a line a round."""
         return self.folder / "rounds.jsonl"
 
+    @property
+    def database(self) -> Path:
+        """The SuperLink's."""
+        return self.folder / "state.db"
+
     def start(self) -> None:
         """The SuperLink, then its nodes."""
         self.start_superlink()
@@ -53,7 +58,7 @@ class PlainFederation(Processes):
     def start_superlink(self) -> None:
         """With its database on disk; it starts what it needs itself. Returns once it listens."""
         home = self.certificates
-        words = ["flower-superlink", "--host", "127.0.0.1", "--port", self.port, "--database", self.folder / "state.db"]
+        words = ["flower-superlink", "--host", "127.0.0.1", "--port", self.port, "--database", self.database]
         words += ["--ssl-ca-certfile", home / "ca.crt", "--ssl-certfile", home / "server.crt"]
         words += ["--ssl-keyfile", home / "server.key", "--disable-runtime-dependency-installation"]
         self.spawn("superlink", Place(), list(map(str, words)))

@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from socket import create_connection, socket
+from types import SimpleNamespace
 
 import pytest
 
-from client.link import Link, check_flower
+from client.link import Link, Parcel, RunOverError, check_flower
 from client.policy import SiteSettings
 from common.errors import ExitCode, UnreachableError
 from server.provision import renew_server
 from tests.members import Federation, make_members
-from tests.network.coordinators import serving
+from tests.network.coordinators import NODE, serving
 
 ACTIVATE = "/v1/fleet/activate-node"
 
@@ -80,6 +81,17 @@ def refused(settings: SiteSettings) -> UnreachableError:
 def test_a_site_connects_to_its_coordinator_and_asks_for_messages(federation: Federation) -> None:
     with serving(federation.home) as port:
         link = Link(settings_of(federation, port), is_stopping=threading.Event()).open()
+        assert link.pull() is None
+        link.close()
+
+
+def test_an_answer_to_a_superlink_that_lost_its_database_is_not_sent(federation: Federation) -> None:
+    # There this site had another number; sent again, it would be refused for ever.
+    asked = SimpleNamespace(metadata=SimpleNamespace(dst_node_id=NODE + 1, run_id=1))
+    with serving(federation.home) as port:
+        link = Link(settings_of(federation, port), is_stopping=threading.Event()).open()
+        with pytest.raises(RunOverError):
+            link.push(Parcel(b"", asked), b"answer")  # type: ignore[arg-type]
         assert link.pull() is None
         link.close()
 
