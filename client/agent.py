@@ -19,6 +19,8 @@ _QUICK, _IDLE = 0.25, 3.0
 """Seconds between polls, while a run goes on and when nothing happens."""
 _LIVELY = 60.0
 """Seconds after a message in which the next one may come."""
+_STEADY = 10.0
+"""Seconds that a connection lasts which was none to wait after."""
 _REFUSED_FOR = 180.0
 """Seconds that a site goes on asking to be let in: after a crash it is refused for a minute."""
 
@@ -55,8 +57,14 @@ class Agent:
         """
         self._start_worker()
         try:
+            waits = pauses()
             while not self._is_stopping.is_set():
+                begun = time.monotonic()
                 self._serve_once()
+                if time.monotonic() - begun > _STEADY:
+                    waits = pauses()
+                else:  # one who lets this site in and drops it at once is not called without a pause
+                    self._is_stopping.wait(next(waits))
         finally:
             for part in Part:
                 self._health.tell(part, STOPPING)

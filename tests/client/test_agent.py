@@ -1,5 +1,6 @@
 """A running site: what it keeps, what it waits for, when it gives up, and that nobody runs it twice."""
 
+import itertools
 import logging
 import subprocess
 import sys
@@ -296,6 +297,26 @@ def test_the_three_minutes_begin_anew_when_the_coordinator_was_away_or_let_the_s
         *[("open", None), ("pull", ONE), ("push", None)],
     )
     assert served.pushed == [(b"one", b"ONE")]
+
+
+def test_a_coordinator_that_drops_this_site_at_once_is_called_less_and_less_often(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def counted(*_: float) -> Iterator[float]:
+        for number in itertools.count():
+            asked.append(number)
+            yield 0.0
+
+    monkeypatch.setattr(agent, "pauses", counted)
+    short = [("open", None), ("pull", GONE)]
+    serve(*short, *short, *short, ("open", None), ("pull", after(clock, 11, GONE)), *short, ("open", None))
+    # Every connection opens at the first try, and asks for a first pause there.
+    opened, dropped = [0], [0, 1, 2]
+    assert asked[:6] == [*opened, dropped[0], *opened, dropped[1], *opened, dropped[2]]
+    # None after the long one; then they begin anew.
+    assert asked[6:9] == [*opened, *opened, dropped[0]]
 
 
 def test_a_coordinator_that_is_not_there_is_waited_for_without_end(clock: list[float]) -> None:

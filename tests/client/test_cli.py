@@ -42,6 +42,11 @@ def test_show_lists_what_was_paid_for_and_what_is_left(spent: Home) -> None:
     text = run(spent, "ledger", "show").stdout
     for part in ("run-1/one_way", "run-1/monitor", "train", "holdout", "25.00% of its budget"):
         assert part in text
+    book = read_ledger(spent.ledger)
+    for study, charges in book.charges.items():
+        for charge in charges.values():
+            (line,) = [line for line in text.splitlines() if charge.request in line]
+            assert f" {book.spend_of(charge.event) / book.bounds[study]:.1%} " in line
 
 
 def test_show_as_json_agrees_with_the_ledger(spent: Home) -> None:

@@ -152,6 +152,9 @@ def test_the_command_reads_no_row_and_says_what_never_leaves(tmp_path: Path) -> 
     for part in (*NEVER, "one_way", "35% train", "100% holdout", "epsilon 1 at delta 1e-05"):
         assert part in result.stdout
     found = json.loads(CliRunner().invoke(app, [*options, "preview", "--json"]).stdout)
+    for line in found["lines"]:
+        assert line["says"] in result.stdout
+        assert line["readers"] in result.stdout
     assert found["digest"] == parse_study(dict(STUDY), source="test").digest()
     assert [line["kind"] for line in found["lines"]][-1] == "train"
     assert not home.ledger.exists()

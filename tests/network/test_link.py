@@ -164,6 +164,13 @@ def test_who_is_not_let_in_knows_it_from_a_server_that_is_busy(
     assert str(status) in str(error)
 
 
+def test_before_the_coordinator_starts_a_study_a_site_is_told_what_it_waits_for(federation: Federation) -> None:
+    with serving(federation.home, statuses={ACTIVATE: 412}) as port:
+        error = refused(settings_of(federation, port))
+    assert error.code == ExitCode.UNREACHABLE  # and is not given up after three minutes
+    assert "before the coordinator's `privshare start`" in str(error)
+
+
 @pytest.mark.parametrize(
     ("status", "headers"),
     [(200, {"content-encoding": "gzip"}), (307, {"location": ACTIVATE})],

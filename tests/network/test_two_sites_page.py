@@ -75,6 +75,8 @@ def test_who_types_the_page_gets_a_table_that_verifies(tmp_path: Path) -> None:
     assert "published coordinator/runs/two-sites/synthetic.csv" in said_at_all
     assert "\nVALID\n" in said_at_all
     assert len(pd.read_csv(run / "synthetic.csv")) > 0
-    assert (pd.read_csv(here / "older.csv")["age"] >= 65).all()
+    older = pd.read_csv(here / "older.csv")
+    assert len(older) == 1000
+    assert (older["age"] >= 65).all()
     for name in ("north", "south"):  # told apart from what failed, they ended as they were asked to
         assert "Traceback" not in logs[f"{name}.log"]

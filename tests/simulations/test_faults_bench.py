@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 
 from simulations.bench import faults
-from simulations.bench.faults import Cell, Fault, Side, fill, kill, lost_of, moment_of, read_cells, table, tree_of
+from simulations.bench.faults import (
+    Cell,
+    Fault,
+    Side,
+    fill,
+    kill,
+    lost_of,
+    moment_of,
+    read_cells,
+    strike,
+    table,
+    tree_of,
+)
+from simulations.live import Processes
 
 CELL = Cell(
     side="privshare", fault="site-killed", repetition=0, moment=0.5, struck=10.0, ended=40.0,
@@ -55,14 +68,14 @@ def test_a_line_of_the_table_is_one_fault_on_both_sides() -> None:
     cells = [
         CELL,
         replace(CELL, repetition=1, struck=20.0, equal=False, doubled=2),
-        replace(CELL, repetition=2, struck=29.0, ended=44.0),
+        replace(CELL, repetition=2, struck=29.0, ended=44.0, lost=4),
         replace(CELL, fault="none", ended=35.0),
         replace(PLAIN, lost=3),
         replace(PLAIN, repetition=1, finished=False, steps=[5.0]),
         replace(PLAIN, repetition=2, finished=False, steps=[5.0]),
     ]
     assert row(cells, Fault.SITE_KILLED)[1:] == [
-        "3/3", "2/3", "2", "0", "2.5", "12.5", "7.5",
+        "3/3", "2/3", "2", "4", "2.5", "12.5", "7.5",
         "1/3", "3", "never", "never", "never",
     ]  # fmt: skip
     assert row(cells, Fault.NONE)[1:] == ["1/1", "1/1", "0", "0", "12.5", "12.5", "12.5", "", "", "", "", ""]
@@ -106,6 +119,37 @@ def test_a_run_that_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert ran == [0, 1, 2, 3]
     assert [one.repetition for one in read_cells(tmp_path / "out")] == [0, 1, 3]
     assert read_cells(tmp_path / "out")[0] == replace(CELL, side="plain", fault="site-reset")
+
+
+class Coordinator:
+    """A federation of one process and a database; notes what is there when it is started again."""
+
+    coordinator = ("superlink",)
+
+    def __init__(self, folder: Path) -> None:
+        self.processes = Processes(folder)
+        self.processes.processes["superlink"] = subprocess.Popen(["sleep", "60"])
+        self.database = folder / "state.db"
+        for name in ("state.db", "state.db-wal", "other"):
+            (folder / name).touch()
+        self.found: list[str] = []
+
+    def restart(self) -> None:
+        assert self.processes.processes["superlink"].wait() != 0
+        self.found = sorted(path.name for path in self.database.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [(Fault.SUPERLINK_KILLED, ["other", "state.db", "state.db-wal"]), (Fault.DATABASE_LOST, ["other"])],
+)
+def test_a_superlink_is_started_again_with_its_database_or_without(
+    fault: Fault, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "_AGAIN", 0.0)
+    federation = Coordinator(tmp_path)
+    strike(fault, federation, None)  # type: ignore[arg-type]
+    assert federation.found == found
 
 
 def test_a_process_is_killed_with_all_that_it_started() -> None:

@@ -29,6 +29,7 @@ def test_the_ending_has_times_traffic_and_the_classifiers(
     assert "│ seconds until published │ 42.5 │" in said
     assert "│ seconds of the same run in one process │ 20.2 │" in said
     assert "│ site_01: kB a round, from and to │ 2, 10 │" in said  # six rounds
+    assert evaluation["utility"]["tstr"]
     for classifier, scores in evaluation["utility"]["tstr"].items():
         assert any(f"{classifier} │ auc │ {scores['auc']:.4f}" in line for line in said)
     assert said[-1] == f"published {tmp_path}/run/synthetic.csv, {tmp_path}/run/certificate.json"
