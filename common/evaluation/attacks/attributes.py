@@ -59,6 +59,9 @@ def infer_attributes(
     the width of the public bounds, both on the schema's scale, or if both are missing. The naive guess is the
     most frequent category of the reference, or the number that is right most often there; its rate is among controls.
 
+    Of a category, members and controls are compared as many of both with each value: that more of one side have a value
+    that is hard to guess is no leak. What neither side shares with the other is left out.
+
     A category has a figure more, "secret=value": among the units that have the rarest value of which both sides have 30
     units, the share that is found out. Trees then name as many as have it in the synthetic table, those that seem
     likeliest; naive is to name as many at random, as often as the reference has it.
@@ -188,27 +191,46 @@ def _guess_category(
     trees = HistGradientBoostingClassifier(**_TREES, categorical_features=game.sets(name))
     trees.fit(learnt, known[: len(learnt)])
     guesses = {"trees": trees.predict(asked), "nearest": known[neighbours]}
+    of_controls, of_reference = truths[1:]
+    chosen = [*_alike(truths[0], of_controls, random), np.arange(len(of_reference))]
     right = {
-        attacker: [guess == truth for guess, truth in zip(game.by_side(guessed), truths, strict=True)]
+        attacker: [
+            (guess == truth)[rows] for guess, truth, rows in zip(game.by_side(guessed), truths, chosen, strict=True)
+        ]
         for attacker, guessed in guesses.items()
     }
-    of_controls, of_reference = truths[1:]
     naive = None
-    if len(of_reference):
-        naive = rate(int((of_controls == np.bincount(of_reference).argmax()).sum()), len(of_controls))
+    if len(of_reference) and len(chosen[1]):
+        alike = of_controls[chosen[1]]
+        naive = rate(int((alike == np.bincount(of_reference).argmax()).sum()), len(alike))
     measured = {name: _judge(right, naive, random)}
 
     rarest, is_enough = _rarest(truths[0], of_controls, len(column.values) + int(column.missing))
     key = f"{name}={(*column.values, 'missing')[rarest]}"
     if not is_enough:
         return measured | {key: not_measured(f"fewer than {_FEWEST_VICTIMS} members or controls have it")}
+    victims = [truth == rarest for truth in truths]
     named = {"trees": _name_likeliest(trees, learnt, asked, known, rarest), "nearest": known[neighbours] == rarest}
     found = {
-        attacker: [who[truth == rarest] for who, truth in zip(game.by_side(chosen), truths, strict=True)]
-        for attacker, chosen in named.items()
+        attacker: [who[theirs] for who, theirs in zip(game.by_side(accused), victims, strict=True)]
+        for attacker, accused in named.items()
     }
     naive = rate(int((of_reference == rarest).sum()), len(of_reference)) if len(of_reference) else None
     return measured | {key: _judge(found, naive, random)}
+
+
+def _alike(members: np.ndarray, controls: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
+    """Members and controls, as many of both with each value of the secret, at random; positions, (units,) each.
+
+    What few of them happen to have is guessed of few: a side with fewer of those seems to be known better.
+    """
+    kept: list[list[np.ndarray]] = [[np.zeros(0, np.int64)], [np.zeros(0, np.int64)]]
+    for value in np.intersect1d(members, controls):
+        found = [random.permutation(np.flatnonzero(side == value)) for side in (members, controls)]
+        fewest = min(map(len, found))
+        for side, rows in zip(kept, found, strict=True):
+            side.append(rows[:fewest])
+    return [np.sort(np.concatenate(side)) for side in kept]
 
 
 def _codes(table: WindowedTable, name: str, column: CategoricalColumn) -> np.ndarray:

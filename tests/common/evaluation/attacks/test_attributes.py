@@ -94,9 +94,11 @@ def test_a_unit_is_tried_once() -> None:
     found = infer_attributes(
         FRESH.table, MEMBERS, CONTROLS, REFERENCE, STUDY, seed=0, most=80, secrets=["sex", "amount"]
     )
-    for name in ("sex", "amount"):
-        assert (found[name].n, found[name].members.n, found[name].controls.n) == (80, 80, 80)
-    assert play(FRESH.table, secrets=("sex",))["sex"].n == 300
+    assert (found["amount"].n, found["amount"].members.n, found["amount"].controls.n) == (80, 80, 80)
+    # As many men and as many women of both.
+    assert found["sex"].n == found["sex"].members.n == found["sex"].controls.n
+    assert 60 < found["sex"].n <= 80
+    assert play(FRESH.table, secrets=("amount",))["amount"].n == 300
 
 
 SMALL = make_study(
@@ -124,7 +126,7 @@ def guess(
 def test_naive_is_the_rate_of_the_most_frequent_category_among_controls() -> None:
     # The rows of the synthetic table have nothing to do with those of the others, nor has its majority.
     synthetic = small(["0"] * 3, ["yes", "yes", "no"])
-    members = small(["0"] * 5, ["no"] * 5)
+    members = small(["0"] * 15, ["no"] * 6 + ["yes"] * 9)
     controls = small(["0"] * 10, ["no"] * 6 + ["yes"] * 4)
     reference = small(["0"] * 3, ["yes", "no", "no"])
     found = guess("ill", synthetic, members, controls, reference)
@@ -134,6 +136,24 @@ def test_naive_is_the_rate_of_the_most_frequent_category_among_controls() -> Non
     swapped = guess("ill", synthetic, members, controls, small(["0"] * 3, ["yes", "yes", "no"]))
     assert swapped.naive is not None
     assert swapped.naive.value == 0.4
+
+
+def test_that_more_controls_than_members_have_a_rare_value_is_no_leak() -> None:
+    # Everybody is guessed healthy, which is true of more members.
+    synthetic = small([str(number % 7) for number in range(60)], ["no"] * 57 + ["yes"] * 3)
+    members = small(["0"] * 50, ["no"] * 49 + ["yes"])
+    controls = small(["0"] * 50, ["no"] * 40 + ["yes"] * 10)
+    found = guess("ill", synthetic, members, controls, small(["0"] * 3, ["yes", "no", "no"]))
+    assert found.n == 41
+    assert (found.members.value, found.controls.value) == (40 / 41, 40 / 41)
+    assert found.residual.value == 0
+
+
+def test_a_value_that_only_one_side_has_is_left_out() -> None:
+    synthetic = small(["0"] * 4, ["yes", "yes", "no", "no"])
+    found = guess("ill", synthetic, small(["0"] * 3, ["no"] * 3), small(["0"] * 3, ["yes"] * 3), small(["0"], ["no"]))
+    assert (found.n, found.members.value, found.naive) == (0, None, None)
+    assert found.residual.reason
 
 
 def test_naive_is_the_number_that_is_right_most_often() -> None:
