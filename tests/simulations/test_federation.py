@@ -547,11 +547,12 @@ def test_the_seed_does_not_fix_the_noise_of_a_real_run(tmp_path: Path) -> None:
         assert invoke(tmp_path / name / "run", "--sites", "2", "--seed", "4").exit_code == 0
         replies = (tmp_path / name / "run" / "sites" / "site_01" / "replies").glob("*")
         released.append({path.name: Reply.decode(path.read_bytes()).arrays["counts"] for path in replies})
-    # The same folder name, so the same requests by name. A twentieth of the cells may agree by chance.
+    # The same folder name, so the same requests by name. Some of the cells agree by chance, a small table's all may.
     assert set(released[0]) == set(released[1])
-    for name, counts in released[0].items():
-        other = released[1][name]
-        assert len(counts) != len(other) or np.mean(counts == other) < 0.5
+    pairs = [(counts, released[1][name]) for name, counts in released[0].items()]
+    cells = np.concatenate([counts == other for counts, other in pairs if len(counts) == len(other)])
+    assert len(cells) > 100
+    assert np.mean(cells) < 0.5
 
 
 # Interrupted, then resumed
