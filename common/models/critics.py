@@ -71,6 +71,7 @@ class MeasuredCritic:
             return torch.as_tensor(values, dtype=torch.float32, device=device)
 
         self._counts = tensor(np.maximum(targets.label_counts, 1.0))
+        self.units = float(self._counts.sum())
         chosen = {name: targets.tables[name] for name in names if name in targets.tables}
         self._values = {name: tensor(target.values) for name, target in chosen.items()}
         self._precision = {name: tensor(target.precision) for name, target in chosen.items()}
@@ -124,12 +125,16 @@ class Cluster:
             measured: weighted by their numbers of cells: the likelihood of all releases together.
             joins: of bins into groups.
             means: where an embedding was released.
-            adversary: where a neural critic was trained; a head without weight costs nothing.
+            adversary: where a neural critic was trained; a head without weight costs nothing. A weight of 1 counts each
+                unit as a measured critic's cells do, as twice a log-likelihood, and so divides by their number too.
         """
         self._measured = {name: critic for name, critic in measured.items() if critic.cells}
+        self._cells = sum(critic.cells for critic in self._measured.values())
         self._joins = joins
         self._device = joins.records.device
         self._means = means
+        units = max((critic.units for critic in self._measured.values()), default=0.0)
+        self._adversary_scale = 2 * units / max(self._cells, 1.0)
         self.adversary = adversary if adversary is not None and any(adversary.weights) else None
 
     def loss(
@@ -147,14 +152,17 @@ class Cluster:
             outcome: its rows class after class, an even number of each.
             labels: of the rows.
             classes: how many there are.
-            random: of the rows that a neural critic is shown.
+            random: of the windows that a neural critic is shown.
             silent: measured critics that say something and are not listened to.
         """
         measured = self.measure(outcome, classes)
         fused = self.fuse({name: loss for name, loss in measured.items() if name not in silent})
         if self.adversary is not None:
-            scores = self.adversary.critic(*relaxed(outcome, random), labels)
-            fused = fused + (fused.new_tensor(self.adversary.weights) * generator_loss(scores)).sum()
+            # The chances of a record and no draw of it: what three columns say together, a draw's noise would drown.
+            windows = None if outcome.courses is None else relaxed(outcome, random)[1]
+            scores = self.adversary.critic(outcome.records, windows, labels)
+            weights = self._adversary_scale * fused.new_tensor(self.adversary.weights)
+            fused = fused + (weights * generator_loss(scores)).sum()
         return fused, measured
 
     def measure(self, outcome: Outcome, classes: int) -> dict[str, Tensor]:
@@ -166,8 +174,7 @@ class Cluster:
 
     def fuse(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The sum of some critics' losses, each weighted by its part of all cells."""
-        cells = sum(critic.cells for critic in self._measured.values())
-        weighted = [loss * (self._measured[name].cells / cells) for name, loss in losses.items()]
+        weighted = [loss * (self._measured[name].cells / self._cells) for name, loss in losses.items()]
         return torch.stack(weighted).sum() if weighted else torch.zeros((), device=self._device)
 
 

@@ -571,13 +571,18 @@ def records_only(seed: int) -> tuple[Outcome, Targets]:
     return outcome_of(tensor(batch)), targets_at(TRUTH, COUNTS, noise_seed=4)
 
 
+def a_unit(targets: Targets) -> float:
+    """What a head of weight 1 weighs: units as cells do, by their squared distance, which is twice a log-likelihood."""
+    cells = sum(MeasuredCritic(targets, tables, CPU).cells for tables in MEASURED.values())
+    return 2 * float(targets.label_counts.sum()) / cells
+
+
 def test_a_head_weighs_as_its_gate_says_beside_the_measured_critics() -> None:
     outcome, targets = records_only(6)
     plain, said = make_cluster(targets, None, None, CPU).loss(outcome, LABELS, CLASSES, torch.Generator())
     found = adversary(1.0)
-    rows, steps = relaxed(outcome, torch.Generator().manual_seed(3))
-    assert steps is None
-    scored = generator_loss(found.critic(rows, None, LABELS))
+    # It sees the chances of a record, and no draw of it.
+    scored = generator_loss(found.critic(outcome.records, None, LABELS))
     assert scored.shape == (1,)
     for weight in (0.5, 3.0):
         cluster = make_cluster(targets, None, Adversary(found.critic, (weight,)), CPU)
@@ -586,7 +591,7 @@ def test_a_head_weighs_as_its_gate_says_beside_the_measured_critics() -> None:
         assert {name: loss.item() for name, loss in measured.items()} == {
             name: one.item() for name, one in said.items()
         }
-        assert fused.item() == pytest.approx(plain.item() + weight * scored.item())
+        assert fused.item() == pytest.approx(plain.item() + weight * a_unit(targets) * scored.item())
 
 
 def test_two_heads_have_a_weight_each() -> None:
@@ -600,7 +605,7 @@ def test_two_heads_have_a_weight_each() -> None:
     cluster = make_cluster(targets, None, both, CPU)
     assert cluster.adversary is both
     fused, measured = cluster.loss(outcome, LABELS, CLASSES, torch.Generator())
-    expected = 0.25 * (np.sqrt(5) - 2) / 2 + 4 * (np.sqrt(2) + 1) / 2
+    expected = a_unit(targets) * (0.25 * (np.sqrt(5) - 2) / 2 + 4 * (np.sqrt(2) + 1) / 2)
     assert (fused - cluster.fuse(measured)).item() == pytest.approx(expected, rel=1e-4)
     # It is heard where no other is.
     fused, _ = cluster.loss(outcome, LABELS, CLASSES, torch.Generator(), silent=set(measured))

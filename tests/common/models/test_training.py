@@ -16,7 +16,7 @@ from common.data.queries import Family
 from common.models import training
 from common.models.critics import MARGINALS, Adversary, Cluster, Joins, MeasuredCritic, expectations, make_cluster
 from common.models.generator import Generator, GeneratorShape, Outcome, draw_bins, initialise
-from common.models.neural import CriticShape, initialise_critic
+from common.models.neural import CriticShape, NeuralCritic, Scores, initialise_critic
 from common.models.paths import PathHead
 from common.models.sequences import SequenceShape
 from common.models.targets import Groups, Target, Targets, table_shapes
@@ -624,3 +624,35 @@ def test_latents_follow_from_their_seeds() -> None:
     other = training.Latents(SHAPE, parts=4, rows=256, seed=6, device=CPU)
     mine = training.Latents(SHAPE, parts=4, rows=256, seed=5, device=CPU)
     assert not torch.equal(*(one.draw(torch.Generator().manual_seed(6)) for one in (other, mine)))
+
+
+# --- what only several columns say together
+
+
+class Parity:
+    """A critic that never errs: real rows of class 1 have an odd number of ones, all others an even one."""
+
+    def __call__(self, records: Tensor, steps: Tensor | None, labels: Tensor) -> Scores:
+        assert steps is None
+        signs = records[:, 1::2] - records[:, 0::2]  # -1 or 1 in each column
+        return Scores(2 * signs.prod(dim=1) * (2 * labels - 1), None, None)
+
+
+def test_what_three_columns_say_together_reaches_the_generator() -> None:
+    # Fair coins, each pair of them independent, released as they are.
+    shape = GeneratorShape((2, 2, 2), classes=2, latent=16, width=64, blocks=2)
+    precision = np.kron(1 - np.eye(3), np.ones((2, 2))) * np.triu(np.ones((6, 6))) / 100
+    tables = {
+        "one_way": Target(np.full((2, 6), 250.0), np.full(6, 1 / 100)),
+        Family.PAIR: Target(np.full((2, 6, 6), 125.0) * (precision > 0), precision),
+    }
+    targets = Targets(tables, np.full(2, 500.0), Groups(np.arange(6), np.zeros(0, dtype=np.int64)))
+    parity = cast("NeuralCritic", Parity())
+    generator = initialise(shape, seed=1)
+    train(generator, make_cluster(targets, None, Adversary(parity, (1.0,)), CPU), stretch(300), CPU)
+    bins, _ = draw_bins(generator, np.repeat([0, 1], 5000), seed=3, device=CPU)
+    is_odd = bins.sum(axis=1) % 2 == 1
+    # By chance half of them.
+    assert (is_odd == np.repeat([False, True], 5000)).mean() > 0.8
+    pairs = np.array([(bins[:, one] == bins[:, other]).mean() for one, other in itertools.combinations(range(3), 2)])
+    assert np.abs(pairs - 0.5).max() < 0.05
