@@ -4,26 +4,21 @@
 ends the program, the next one goes on from the folder's last checkpoint.
 """
 
-import fcntl
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from common.certificate import Signer
-from common.errors import ExitCode, OutputError, PrivShareError
+from common.errors import ExitCode, PrivShareError
 from common.evaluation.gates import require
 from common.study import load_study
 from common.synthesis.rows import draw_units
-from server.checkpoints import write_json
 from server.exchange import Credentials, Exchange
 from server.gates import gates_of
 from server.provision import coordinator_key, read_roster
 from server.publish import publish, release_of, rows_to_publish
 from server.rounds import Coordinator
-from server.run_folder import LOCK, OUTCOME_SCHEMA, Start, read_outcome
+from server.run_folder import Start, hold, read_outcome, write_outcome
 
 _HELD = 120.0
 """Seconds to wait for the program before, which may not have noticed yet that it is over."""
@@ -49,15 +44,15 @@ def conduct(folder: Path, exchange: Exchange, credentials: Credentials, start: S
         credentials: of the coordinator and its members.
         start: what the folder says.
     """
-    with _held(folder):
+    with hold(folder, patience=_HELD):
         if read_outcome(folder) is not None:
             return
         try:
             _conduct(folder, exchange, credentials, start)
         except PrivShareError as error:
-            _end(folder, error.code, str(error))
+            write_outcome(folder, error.code, str(error))
         else:
-            _end(folder, ExitCode.OK, "published")
+            write_outcome(folder, ExitCode.OK, "published")
 
 
 def _conduct(folder: Path, exchange: Exchange, credentials: Credentials, start: Start) -> None:
@@ -76,27 +71,3 @@ def _conduct(folder: Path, exchange: Exchange, credentials: Credentials, start: 
     require(gates)
     units = draw_units(release_of(trained, study), rows=rows_to_publish(trained, study), seed=start.seed, device=device)
     publish(trained, study, units, folder, gates=gates, signer=Signer(credentials.key, "coordinator"))
-
-
-def _end(folder: Path, code: ExitCode, message: str) -> None:
-    write_json(folder / "outcome.json", {"schema": OUTCOME_SCHEMA, "code": int(code), "message": message})
-
-
-@contextmanager
-def _held(folder: Path, *, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
-    """Hold a run's folder for this process.
-
-    Raises:
-        OutputError: another one holds it, and does not let go.
-    """
-    with (folder / LOCK).open("wb") as file:
-        deadline = clock() + _HELD
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if clock() > deadline:
-                    raise OutputError(f"{folder}: another process runs it", ExitCode.ALREADY_RUNNING) from None
-                time.sleep(0.5)
-        yield

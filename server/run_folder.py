@@ -7,7 +7,8 @@ there has lost nothing, and nothing is asked of a site while it waits.
 import fcntl
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -94,6 +95,40 @@ def read_outcome(folder: Path) -> Outcome | None:
         return Outcome.model_validate(json.loads((folder / "outcome.json").read_bytes()))
     except (OSError, ValueError):
         return None
+
+
+def write_outcome(folder: Path, code: ExitCode, message: str) -> None:
+    """Write down how a run ended."""
+    write_json(folder / "outcome.json", {"schema": OUTCOME_SCHEMA, "code": int(code), "message": message})
+
+
+@contextmanager
+def hold(folder: Path, *, patience: float = 0.0, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """Hold a run's folder for this process.
+
+    Args:
+        folder: of the run.
+        patience: seconds to wait for another one to let go.
+        clock: seconds.
+
+    Raises:
+        OutputError: another one holds it, and does not let go; or it cannot be written.
+    """
+    try:
+        file = (folder / LOCK).open("wb")
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
+    with file:
+        deadline = clock() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if clock() >= deadline:
+                    raise OutputError(f"{folder}: another process runs it", ExitCode.ALREADY_RUNNING) from None
+                time.sleep(0.5)
+        yield
 
 
 def is_held(folder: Path) -> bool:

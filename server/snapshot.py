@@ -34,6 +34,7 @@ _ASIDE: Final = ("one_way", "monitor", "verdict")
 """Releases that are no measurement by a discriminator."""
 _PATIENCE: Final = 60.0
 """Seconds without a step that are no news, however quick the steps before were."""
+_DONE: Final = ("published", "measured")
 _OPEN_METHODS: Final = ("privshare", "local-only")
 """Methods of a simulation whose quality figures follow from noised releases; those of the others are of real rows."""
 
@@ -50,7 +51,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "run.state": (
         "waiting: not begun. running. pausing, stopping: asked for, after the step that is going on. paused: waits, "
         "and asks nothing of sites. stopped, failed: ended, and can be started again. lost: no program runs it now. "
-        "published: done."
+        "published: done. measured: done, by a method that publishes nothing."
     ),
     "run.is_simulated": "Whether all sites are simulated on this machine.",
     "run.stage": "Measurements by the discriminators so far.",
@@ -198,7 +199,7 @@ def snapshot_of(path: Path, *, now: datetime) -> dict[str, Any]:
     """
     held = _read(path, now)
     run = _run(held)
-    budget = _budget(held, is_over=run["state"] == "published")
+    budget = _budget(held, is_over=run["state"] in _DONE)
     sites = _sites(held)
     return {
         "schema": SNAPSHOT_SCHEMA,
@@ -294,7 +295,7 @@ def _run(held: _Held) -> dict[str, Any]:
         "stages": study.noise.rounds,
         "round": done,
         "rounds": study.rounds.count,
-        "progress": 1.0 if state == "published" else min(1.0, (stage + done) / whole),
+        "progress": 1.0 if state in _DONE else min(1.0, (stage + done) / whole),
         "eta_seconds": _eta(held, durations) if state in ("running", "pausing", "stopping", "paused") else None,
         "last_step": held.steps[-1].get("step") if held.steps else None,
         "last_step_at": _last_step_at(held),
@@ -310,18 +311,16 @@ def _run(held: _Held) -> dict[str, Any]:
 def _state(held: _Held) -> str:
     if held.folder is None:
         return "waiting"
-    outcome = read_outcome(held.folder)
+    outcome, is_published = read_outcome(held.folder), (held.folder / "certificate.json").exists()
     if outcome is not None:
-        return {int(ExitCode.OK): "published", int(ExitCode.STOPPED): "stopped"}.get(outcome.code, "failed")
-    return "published" if (held.folder / "certificate.json").exists() else _state_of_unfinished(held, held.folder)
+        ended = "published" if is_published else "measured"
+        return {int(ExitCode.OK): ended, int(ExitCode.STOPPED): "stopped"}.get(outcome.code, "failed")
+    return "published" if is_published else _state_of_unfinished(held, held.folder)
 
 
 def _state_of_unfinished(held: _Held, folder: Path) -> str:
     last = held.events[-1]["event"] if held.events else ""
-    # A simulation holds nothing, so whether it still runs is seen by its steps alone.
-    wish, is_running = asked(folder), is_held(folder) or held.is_simulated
-    if last == "stopped" and held.is_simulated:
-        return "stopped"
+    wish, is_running = asked(folder), is_held(folder)
     if wish == "pause":
         return "paused" if last == "paused" or not is_running else "pausing"
     if wish == "stop":
@@ -378,6 +377,11 @@ def _void_because(held: _Held) -> str | None:
     return None
 
 
+def _again(held: _Held) -> str:
+    """The command that goes on with a run."""
+    return "`python simulations/run.py --resume`" if held.is_simulated else "`privshare start`"
+
+
 def _verdict(run: Mapping[str, Any], sites: Sequence[Mapping[str, Any]], held: _Held) -> dict[str, str]:
     state = run["state"]
     late = [site["site"] for site in sites if site["missed"]]
@@ -390,9 +394,10 @@ def _verdict(run: Mapping[str, Any], sites: Sequence[Mapping[str, Any]], held: _
         "stopping": ("attention", "Stopping", f"It stops after the step that is going on; {done}."),
         "paused": ("attention", "Paused", f"Nothing is asked of sites until `privshare resume`; {done}."),
         "stopped": ("attention", "Stopped", f"It goes on where it was when it is started again; {done}."),
-        "lost": ("alarm", "Not running", f"No program runs it now; `privshare start` goes on where it was; {done}."),
+        "lost": ("alarm", "Not running", f"No program runs it now; {_again(held)} goes on where it was; {done}."),
         "failed": ("alarm", "Failed", f"{run['message']}."),
         "published": ("good", "Published", "The release and its certificate are in the folder of the run."),
+        "measured": ("good", "Measured", "What was made is compared in the folder of the run; nothing is published."),
     }[state]
     if run["void_because"] is not None:
         return {"tone": "alarm", "word": f"{word}, no guarantee", "sentence": f"{run['void_because']}. {sentence}"}
@@ -589,7 +594,7 @@ class _Known:
 def _gates(held: _Held, state: str) -> list[dict[str, Any]]:
     """What a coordinator can check, and the names of what only a simulation can."""
     study, facts = held.study, held.facts
-    is_over = state in ("published", "failed") and len(held.trained) >= study.rounds.count
+    is_over = state in (*_DONE, "failed") and len(held.trained) >= study.rounds.count
     validations = facts.get("validations") or {}
     # The last one counts; it is in the checkpoint before the run says that it is the last.
     monitor = facts.get("monitor") or validations.get(f"monitor-{study.noise.rounds}")

@@ -19,7 +19,13 @@ _NAME: Final = ("privshare.run", "privshare.study", "privshare.began")
 """Tags that tell a run from all others."""
 _STATE: Final = "privshare.state"
 _NOTE: Final = "mlflow.note.content"
-_STATUS: Final = {"published": "FINISHED", "failed": "FAILED", "lost": "FAILED", "stopped": "KILLED"}
+_STATUS: Final = {
+    "published": "FINISHED",
+    "measured": "FINISHED",
+    "failed": "FAILED",
+    "lost": "FAILED",
+    "stopped": "KILLED",
+}
 """How MLflow calls a run that is not going on."""
 _BATCH: Final = 500
 _DECIDED: Final = ("share", "multiplier", "proportional", "integral", "derivative", "error", "quality", "target")

@@ -23,7 +23,7 @@ from client.simulated_site import SiteFolder, make_site_folder, peers_of
 from common.certificate import Signer, guarantee_statement
 from common.data.units import check_surplus
 from common.data.windows import WindowedTable
-from common.errors import ExitCode, OutputError, ReleaseError, SchemaError, StudyError
+from common.errors import ExitCode, OutputError, PrivShareError, ReleaseError, SchemaError, StudyError
 from common.evaluation.attacks.coordinator_view import Releases
 from common.evaluation.attacks.suite import Target, beyond_ceiling
 from common.evaluation.attacks.white_box import Published
@@ -38,7 +38,7 @@ from common.synthesis.latents import whole_shares
 from server.checkpoints import write_file, write_json
 from server.gates import gates_of
 from server.publish import publish
-from server.run_folder import asked, take_back
+from server.run_folder import asked, hold, take_back, write_outcome
 from server.run_state import RunState
 from simulations.baselines.released import evaluate_classifier
 from simulations.federation import Engine, credentials_of
@@ -234,12 +234,39 @@ def execute(
 
     Raises:
         ReleaseError: a gate failed; the evaluation and the report are there.
+        OutputError: another process runs it, or the folder cannot be written.
         PrivShareError: whatever stopped it.
     """
-    study, options, folder = run.study, run.options, run.folder
-    method = Method(options.method)
     divided = divide(run)
     open_folder(run)
+    with hold(run.folder):
+        (run.folder / "outcome.json").unlink(missing_ok=True)
+        try:
+            results = _execute(run, divided, engine, device, on_step, level=level, gated=gated, staged=staged)
+        except ReleaseError as error:
+            # What was measured on real rows is in the evaluation alone.
+            write_outcome(run.folder, error.code, "not published: evaluation.json says why")
+            raise
+        except PrivShareError as error:
+            write_outcome(run.folder, error.code, str(error))
+            raise
+        write_outcome(run.folder, ExitCode.OK, "measured" if results.certificate is None else "published")
+    return results
+
+
+def _execute(
+    run: Run,
+    divided: Divided,
+    engine: Engine,
+    device: torch.device,
+    on_step: OnStep,
+    *,
+    level: Level,
+    gated: bool,
+    staged: bool,
+) -> Results:
+    study, options, folder = run.study, run.options, run.folder
+    method = Method(options.method)
     made = _make(run, method, divided, engine, device, on_step)
     units = None if made.draw is None else made.draw(made.rows, options.seed, None)
     evaluation = _evaluate(

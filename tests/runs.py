@@ -56,13 +56,13 @@ def choose_run(folder: Path, *, noise_seed: int | None = None) -> Run:
     )
 
 
-def conduct(run: Run, *, on_step: Callable[[dict[str, Any]], None] = lambda _: None) -> Path:
+def conduct(run: Run, *, on_step: Callable[[dict[str, Any]], None] = lambda _: None, gated: bool = False) -> Path:
     """Run it to its end; its folder."""
     engine = Engine("process", "cpu", 1, run.options.test_noise_seed)
     with pytest.MonkeyPatch.context() as patch:
         # The report has tests of its own, and takes longer to draw than such a run.
         patch.setattr("simulations.experiment.write_page", lambda *_: "")
-        execute(run, engine, torch.device("cpu"), on_step, level=Level.BASIC, gated=False)
+        execute(run, engine, torch.device("cpu"), on_step, level=Level.BASIC, gated=gated)
     return run.folder
 
 

@@ -22,13 +22,13 @@ from common.errors import (
 )
 from common.evaluation.gates import Gate, at_least
 from common.study import load_study
-from server import launch, live
+from server import launch, live, run_folder
 from server.exchange import Exchange
 from server.journal import Journal
 from server.launch import PROXY, prepare, proxy_config
 from server.live import conduct, credentials_of
 from server.provision import Roster, coordinator_key, revoke
-from server.run_folder import Outcome, Start, ask, asked, read_outcome, read_start
+from server.run_folder import Outcome, Start, ask, asked, hold, read_outcome, read_start, write_outcome
 from tests.client.homes import STUDY, write_yaml
 from tests.members import HOUR, NOW, Federation, make_members
 
@@ -73,7 +73,7 @@ def test_a_folder_that_is_taken_up_keeps_its_name_and_seed_and_takes_new_waiting
 
 def test_a_failure_is_forgotten_when_the_run_is_taken_up_and_its_work_is_not(fed: Federation, folder: Path) -> None:
     ready(fed, folder)
-    live._end(folder, ExitCode.NO_ANSWER, "site south: did not answer")
+    write_outcome(folder, ExitCode.NO_ANSWER, "site south: did not answer")
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "step-00001.safetensors").write_bytes(b"kept")
     ready(fed, folder)
@@ -83,7 +83,7 @@ def test_a_failure_is_forgotten_when_the_run_is_taken_up_and_its_work_is_not(fed
 
 def test_a_run_that_is_published_is_not_taken_up(fed: Federation, folder: Path) -> None:
     ready(fed, folder)
-    live._end(folder, ExitCode.OK, "published")
+    write_outcome(folder, ExitCode.OK, "published")
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(CheckpointError, match=rf"^{folder}: its run is published; choose another --out$") as error:
         ready(fed, folder)
@@ -264,7 +264,7 @@ class Followed:
             Journal(self.folder).note("resumed")
         else:
             (self.folder / "rounds.jsonl").write_text('{"step": "one_way"}\n')
-            live._end(self.folder, ExitCode.OK, "published")
+            write_outcome(self.folder, ExitCode.OK, "published")
         return False
 
 
@@ -292,7 +292,7 @@ class Forgetful:
 
     def is_over(self, run: int) -> bool:
         if self.done.count("started") == 2:
-            live._end(self.folder, ExitCode.OK, "published")
+            write_outcome(self.folder, ExitCode.OK, "published")
         return self.done.count("started") == 1
 
 
@@ -387,7 +387,7 @@ def test_a_run_that_has_ended_is_not_run_again(fed: Federation, folder: Path, mo
     steps = Steps(monkeypatch)
     ready(fed, folder)
     for code, message in ((ExitCode.NO_ANSWER, "site south: did not answer"), (ExitCode.OK, "published")):
-        live._end(folder, code, message)
+        write_outcome(folder, code, message)
         exchange = Scripted()
         found = run(fed, folder, exchange)
         assert found is not None
@@ -417,7 +417,7 @@ def test_a_folder_that_another_program_runs_is_waited_for_and_then_refused(
         slept.append(seconds)
         now[0] += seconds
 
-    monkeypatch.setattr(live.time, "sleep", sleep)
+    monkeypatch.setattr(run_folder.time, "sleep", sleep)
     with (folder / "running").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(OutputError, match=r": another process runs it$") as error, held(folder, lambda: now[0]):
@@ -426,14 +426,14 @@ def test_a_folder_that_another_program_runs_is_waited_for_and_then_refused(
         assert 120 <= sum(slept) < 122
 
         # One that ends meanwhile is followed.
-        monkeypatch.setattr(live.time, "sleep", lambda seconds: fcntl.flock(file, fcntl.LOCK_UN))
+        monkeypatch.setattr(run_folder.time, "sleep", lambda seconds: fcntl.flock(file, fcntl.LOCK_UN))
         with held(folder, lambda: now[0]), pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def held(folder: Path, clock: Callable[[], float]) -> Any:
-    return live._held(folder, clock=clock)
+    return hold(folder, patience=120.0, clock=clock)
 
 
 def test_while_a_run_is_conducted_nobody_else_conducts_it(

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from server.cli import app
+from server.run_folder import hold
 from tests.runs import cut, grow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,8 +75,10 @@ class Server:
 
 
 @pytest.fixture
-def running(finished: Path, tmp_path: Path) -> Path:
-    return cut(finished, tmp_path / "run", HALF)
+def running(finished: Path, tmp_path: Path) -> Iterator[Path]:
+    folder = cut(finished, tmp_path / "run", HALF)
+    with hold(folder):
+        yield folder
 
 
 def test_the_page_follows_a_run_and_survives_its_server(browser: Any, finished: Path, running: Path) -> None:

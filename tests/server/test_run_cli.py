@@ -3,6 +3,7 @@
 import json
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from common.errors import ExitCode
 from common.study import load_study
 from server.cli import app
 from server.forecast import plan_of, what_if
-from server.run_folder import asked
+from server.run_folder import asked, hold
 from tests.runs import STUDY, cut
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 (what is refused)
@@ -24,8 +25,10 @@ def run(*words: object) -> Result:
 
 
 @pytest.fixture
-def running(finished: Path, tmp_path: Path) -> Path:
-    return cut(finished, tmp_path / "run", 9)
+def running(finished: Path, tmp_path: Path) -> Iterator[Path]:
+    folder = cut(finished, tmp_path / "run", 9)
+    with hold(folder):
+        yield folder
 
 
 @pytest.fixture

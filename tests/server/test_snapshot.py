@@ -17,7 +17,7 @@ from server.launch import prepare
 from server.metrics import NAMES, as_metrics
 from server.panels import render_page, render_sections
 from server.provision import CERTIFICATE_DAYS
-from server.run_folder import LOCK, ask, is_held
+from server.run_folder import LOCK, ask, hold, is_held
 from server.snapshot import MEANINGS, find_run, snapshot_of
 from tests.members import NOW, make_members
 from tests.runs import cut, grow
@@ -27,8 +27,10 @@ HALF = 9
 
 
 @pytest.fixture
-def running(finished: Path, tmp_path: Path) -> Path:
-    return cut(finished, tmp_path / "run", HALF)
+def running(finished: Path, tmp_path: Path) -> Iterator[Path]:
+    folder = cut(finished, tmp_path / "run", HALF)
+    with hold(folder):
+        yield folder
 
 
 def look(folder: Path) -> dict[str, Any]:
@@ -113,9 +115,17 @@ def test_the_state_of_a_run_follows_from_its_folder(finished: Path, running: Pat
     ask(running, "stop")
     assert look(running)["run"]["state"] == "stopping"
     outcome = {"schema": "privshare.outcome/1", "code": 69, "message": "stopped"}
-    for code, state in ((69, "stopped"), (54, "failed"), (0, "published")):
+    for code, state in ((69, "stopped"), (54, "failed"), (0, "measured")):
         (running / "outcome.json").write_text(json.dumps({**outcome, "code": code}))
         assert look(running)["run"]["state"] == state
+    shutil.copyfile(finished / "certificate.json", running / "certificate.json")
+    assert look(running)["run"]["state"] == "published"
+
+
+def test_a_run_that_nobody_conducts_any_more_says_how_to_go_on(finished: Path, tmp_path: Path) -> None:
+    found = look(cut(finished, tmp_path / "run", HALF))
+    assert (found["run"]["state"], found["run"]["eta_seconds"]) == ("lost", None)
+    assert "`python simulations/run.py --resume`" in found["verdict"]["sentence"]
 
 
 def test_time_in_which_a_run_was_paused_is_not_counted(running: Path) -> None:

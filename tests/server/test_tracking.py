@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from common.errors import ExitCode
 from server.cli import app
+from server.run_folder import hold
 from server.snapshot import snapshot_of
 from server.tracking import PUBLISHED, params_of, points_of
 from tests.runs import cut, grow
@@ -119,7 +120,8 @@ def test_every_figure_is_one_of_the_page(finished: Path) -> None:
 @pytest.mark.usefixtures("store")
 def test_a_run_that_went_on_gets_what_it_lacks(finished: Path, tmp_path: Path) -> None:
     halfway = cut(finished, tmp_path / "run", 9)
-    first = logged(export(halfway, "--json", "--experiment", "growing"))
+    with hold(halfway):
+        first = logged(export(halfway, "--json", "--experiment", "growing"))
     assert first.info.status == "RUNNING"
     assert client().list_artifacts(first.info.run_id) == []
     before = history(first)

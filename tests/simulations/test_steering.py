@@ -4,15 +4,18 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from common.errors import ExitCode, StoppedError
+from common.errors import ExitCode, OutputError, ReleaseError, StoppedError
 from server.exchange import Roster
 from server.journal import read_journal
-from server.run_folder import ask, asked, take_back
+from server.run_folder import ask, asked, is_held, read_outcome, take_back
+from server.snapshot import snapshot_of
+from simulations.methods import Method, adapt
 from tests.runs import choose_run, conduct
 
 ALIKE = ("synthetic.csv", "generator/generator.safetensors", "certificate.json", "rounds.jsonl")
@@ -52,7 +55,10 @@ def test_a_run_that_was_stopped_goes_on_where_it_was_and_ends_as_one_that_was_no
     assert read_journal(run.folder)[-1]["event"] == "stopped"
     assert (run.folder / "rounds.jsonl").read_text().splitlines()[-1].startswith(f'{{"step": "{step}"')
     assert not (run.folder / "certificate.json").exists()
-    conduct(replace(run, is_new=False))
+    assert state_of(run.folder) == "stopped"
+    states: list[str] = []
+    conduct(replace(run, is_new=False), on_step=at("round", lambda: states.append(state_of(run.folder))))
+    assert [*states, state_of(run.folder)] == ["running", "published"]
     assert asked(run.folder) is None
     assert_alike(run.folder, left_alone)
 
@@ -90,3 +96,61 @@ def test_a_run_that_was_paused_asks_nothing_meanwhile_and_ends_as_one_that_was_n
     events = [event["event"] for event in read_journal(run.folder)]
     assert events[events.index("paused") - 1 : events.index("paused") + 2] == ["step", "paused", "resumed"]
     assert_alike(run.folder, left_alone)
+
+
+# --- how a simulation ends
+
+
+def state_of(folder: Path) -> str:
+    """As the dashboard says it."""
+    return str(snapshot_of(folder, now=datetime.now(UTC))["run"]["state"])
+
+
+def test_while_a_simulation_runs_nobody_else_runs_it(tmp_path: Path) -> None:
+    run = choose_run(tmp_path, noise_seed=SEED)
+    seen: list[str] = []
+
+    def look() -> None:
+        with pytest.raises(OutputError, match=r": another process runs it$") as error:
+            conduct(replace(run, is_new=False))
+        assert error.value.code == ExitCode.ALREADY_RUNNING
+        assert read_outcome(run.folder) is None
+        seen.append(state_of(run.folder))
+
+    conduct(run, on_step=at("round", look))
+    assert seen == ["running"]
+    assert not is_held(run.folder)
+
+
+def test_a_simulation_that_a_gate_stopped_has_failed_and_says_no_figure(tmp_path: Path) -> None:
+    run = choose_run(tmp_path, noise_seed=SEED)
+    run = replace(run, study=run.study.with_overrides(gates={"misfit": 1.001, "monitor_auc": 1.0}))
+    with pytest.raises(ReleaseError):
+        conduct(run, gated=True)
+    found = read_outcome(run.folder)
+    assert found is not None
+    assert (found.code, found.message) == (ExitCode.GATE_FAILED, "not published: evaluation.json says why")
+    assert state_of(run.folder) == "failed"
+    # Gone on with, and let through, it has not failed any more.
+    conduct(replace(run, is_new=False))
+    assert state_of(run.folder) == "published"
+
+
+def test_a_simulation_that_broke_off_is_run_by_nobody(tmp_path: Path) -> None:
+    run = choose_run(tmp_path, noise_seed=SEED)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        conduct(run, on_step=at("round", interrupt))
+    assert read_outcome(run.folder) is None
+    assert state_of(run.folder) == "lost"
+
+
+def test_what_is_only_compared_is_measured_and_not_published(tmp_path: Path) -> None:
+    run = choose_run(tmp_path)
+    method = Method.REAL
+    run = replace(run, study=adapt(method, run.study), options=replace(run.options, method=method.value))
+    conduct(run)
+    assert state_of(run.folder) == "measured"
