@@ -274,6 +274,7 @@ def test_the_scan_for_noise_sees_it(line: str, use: str) -> None:
             "distribution",
             {
                 "simulations/bench/bad_peers.py",
+                "simulations/bench/interactions.py",
                 "simulations/bench/release.py",
                 "simulations/scenarios/bank.py",
                 "simulations/scenarios/icu.py",
