@@ -181,7 +181,8 @@ def run_all(
 _USEFULNESS_NOTE: Final = (
     "Classifiers are trained on what was published and tested on units that no site had; `fl`, `fl-dp` and `dp-lr` "
     "publish the classifier itself. Trees on columns, and on summaries of windows where there are any. Accuracy at a "
-    "threshold chosen on the published rows; always guessing the more frequent class has the accuracy in the last row."
+    "threshold chosen on the published rows; always guessing the more frequent class errs on the positive one alone, "
+    "whose share is in table 2."
 )
 _NOT_AT_THIS_LEVEL: Final = "Not measured in these runs: it needs `--evaluation standard` or `deep`."
 _QUALITY_NOTE: Final = (

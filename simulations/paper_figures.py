@@ -19,7 +19,7 @@ _MARKS: Final = {
     Method.PRIVSHARE: ("o", "#1b6ca8"),
     Method.GAN: ("s", "#c0392b"),
     Method.FL: ("^", "#7f8c8d"),
-    Method.FL_DP: ("v", "#7f8c8d"),
+    Method.FL_DP: ("v", "#8e44ad"),
     Method.DP_LR: ("D", "#b7950b"),
     Method.LOCAL_ONLY: ("P", "#5499c7"),
     Method.REAL: ("*", "#1e8449"),
