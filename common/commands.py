@@ -19,7 +19,8 @@ ASIDE: Final = Console(stderr=True, emoji=False)
 class Commands(typer.Typer):
     """A typer application of this house.
 
-    Typer puts a backslash before `[required]` for its coloured help, also where there is none: it is taken off again.
+    An error of this project that a command lets through ends it as `fail` does. Typer puts a backslash before
+    `[required]` for its coloured help, also where there is none: it is taken off again.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -33,6 +34,12 @@ class Commands(typer.Typer):
 
 
 class _Command(TyperCommand):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PrivShareError as error:
+            fail(error)
+
     def get_help(self, ctx: click.Context) -> str:
         return _plain(super().get_help(ctx))
 

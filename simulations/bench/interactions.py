@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.commands import Commands
+from common.errors import OutputError
 from common.evaluation.figures import Figure, over_seeds
 from common.evaluation.report import Level
 from simulations.experiment import Run, Scenario, choose, execute
@@ -54,15 +55,18 @@ def simulate(units: int, seed: int) -> pd.DataFrame:
 def main(
     *,
     out: Annotated[Path, typer.Option(help="Folder of all runs.")],
-    units: Annotated[int, typer.Option(min=1000, help="Of the table.")] = 40_000,
-    epsilon: Annotated[float, typer.Option(help="Of each run.")] = 3.0,
+    units: Annotated[int, typer.Option(min=1000, help="In the table, a row each.")] = 40_000,
+    epsilon: Annotated[float, typer.Option(help="What each run may spend.")] = 3.0,
     sites: Annotated[int, typer.Option(min=1, help="Number of sites.")] = 4,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each kind of discriminator.")] = 5,
 ) -> None:
     """Compare discriminators where no pair of columns says anything."""
-    out.mkdir(parents=True, exist_ok=True)
     data = out / f"table-{units}.csv"
-    simulate(units, seed=0).to_csv(data, index=False)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        simulate(units, seed=0).to_csv(data, index=False)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror})") from None
     table = Table("discriminators", "runs", "AUC of boosting", "real rows", "pairs: mean total variation")
     for name, weights in _VARIANTS.items():
         found = []
