@@ -159,45 +159,64 @@ class Coordinator(Conductor[Trained]):
         asked = state.stages[stage]
         return [
             self._measure_part(
-                roster, f"{part.name}-{stage + 1}", asked.share, part.only(np.array(asked.tables[part.name])), bins
+                roster,
+                f"{part.name}-{stage + 1}",
+                self._measured_share(part.share, stage),
+                part.only(np.array(asked.tables[part.name])),
+                bins,
             )
             for part in survey.parts
         ]
 
     def _measure_part(self, roster: Roster, name: str, share: float, part: Part, bins: Bins) -> Measured:
-        """Some tables of the catalogue, over groups of bins, for a share of what the part has."""
+        """Some tables of the catalogue, over groups of bins, for a share of a site's whole budget."""
         emphasis = np.ones(len(part.numbers), dtype=np.int64)
         cells = [group[bin_of] for group, bin_of in zip(part.maps, bins.maps, strict=True)]
         arrays = {**pack_bins(cells), "tables": part.numbers, "emphasis": emphasis}
         layout = layout_of(part.queries, sizes_of(part.maps), self._classes)
         # Each unit is in a cell of a pair; how its steps are spread over other tables, only the site knows.
         form = self._form(layout, whole=[query.family == Family.PAIR for query in part.queries])
-        whole = discriminators_share(self._study) * part.share
-        release = self._measure(roster, "tables", name, {"share": share * whole}, arrays, form)
+        release = self._measure(roster, "tables", name, {"share": share}, arrays, form)
         return Measured(part.queries, emphasis, part.maps, release)
 
     def _measure_embedding(self, roster: Roster, bins: Bins, learner: "Learner", stage: int) -> list[Release]:
-        share = self._share_of("semantic", stage)
+        share = self._measured_share(self._shares.get("semantic", 0.0), stage)
         if not share:
             return []
         form = Form.of_vectors(self._classes * learner.features.cells, scale=SCALE)
         name = f"embedding-{stage + 1}"
         return [self._measure(roster, "embedding", name, {"share": share}, pack_bins(bins.maps), form)]
 
-    def _share_of(self, discriminator: str, stage: int) -> float:
-        """Share of a site's whole budget that a discriminator has in a stage."""
-        shares = self._study.discriminators.shares(windows=self._study.windows is not None)
-        share = discriminators_share(self._study) * shares.get(discriminator, 0.0) * self._state.stages[stage].share
-        if discriminator != "neural":
-            return share
-        # A neural critic learns from what a generator got wrong, so it begins with the second stage.
-        return share / (1 - self._state.stages[0].share) if stage else 0.0
+    @cached_property
+    def _shares(self) -> dict[str, float]:
+        """Of each discriminator that is on, of what one-way tables leave."""
+        return self._study.discriminators.shares(windows=self._study.windows is not None)
+
+    def _measured_share(self, share: float, stage: int) -> float:
+        """Of a site's whole budget, what a measured discriminator with so much of what one-way tables leave has."""
+        own = discriminators_share(self._study) * share * self._state.stages[stage].share
+        if not own or not self._is_silenced(stage):
+            return own
+        # All measured ones together take up what the neural one would have spent, each by its part of them.
+        return own + self._neural_share(stage) * share / (1 - self._shares["neural"])
+
+    def _neural_share(self, stage: int) -> float:
+        """Of a site's whole budget, for the neural discriminator in a stage as long as it is heard."""
+        if stage == 0:
+            # It learns from what a generator got wrong, so it begins with the second stage.
+            return 0.0
+        first, this = (self._state.stages[at].share for at in (0, stage))
+        return discriminators_share(self._study) * self._shares.get("neural", 0.0) * this / (1 - first)
+
+    def _is_silenced(self, stage: int) -> bool:
+        """Whether the gate of an earlier stage's critic was shut: one that saw nothing gets no more to look with."""
+        return any(not any(weights) for weights in self._state.gates[: max(stage - 1, 0)])
 
     def _train_critic(self, roster: Roster, bins: Bins, learner: "Learner", stage: int) -> None:
         """Steps of the neural critic on noised gradients of real units and exact ones of fakes, then its gate."""
-        share = self._share_of("neural", stage)
+        share = self._neural_share(stage)
         state, network = self._state, self._study.critic
-        if not share:
+        if not share or self._is_silenced(stage):
             return
         if stage <= len(state.gates):
             learner.adopt(unpack(f"{STAGE}{stage}.", state.critics), state.gates[stage - 1])

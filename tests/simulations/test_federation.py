@@ -689,10 +689,15 @@ def rested(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def steps_of(folder: Path, step: str) -> list[dict[str, Any]]:
+    """Lines of rounds.jsonl of one kind."""
+    lines = (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+    return [found for line in lines if (found := json.loads(line))["step"] == step]
+
+
 def rounds_of(folder: Path) -> dict[int, dict[str, Any]]:
     """The lines of a run's rounds, by their numbers."""
-    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
-    return {line["round"]: line for line in lines if line["step"] == "round"}
+    return {line["round"]: line for line in steps_of(folder, "round")}
 
 
 def generators_of(folder: Path) -> dict[int, dict[str, bytes]]:
@@ -762,6 +767,60 @@ def test_a_stage_that_began_anew_is_resumed_after_a_step_of_its_critic(tmp_path:
     assert resume(tmp_path / "resumed" / "run").exit_code == 0
     for name in ("rounds.jsonl", "generator/generator.safetensors", "synthetic.csv"):
         assert (tmp_path / "whole/run" / name).read_bytes() == (tmp_path / "resumed/run" / name).read_bytes(), name
+
+
+THREE_STAGES = (
+    STUDY.replace("noise: {rounds: 2}", "noise: {rounds: 3}")
+    .replace("rounds: {count: 4", "rounds: {count: 6")
+    .replace("semantic: 0.5, neural: 0.5", "semantic: 0.25, neural: 0.75")
+)
+STAGES = tuple(f"{name}-{stage}" for stage in (1, 2, 3) for name in ("pairs", "embedding"))
+
+
+def spends_of(folder: Path) -> dict[str, Fraction]:
+    """What each release of the training units cost the first site, as a share of its budget."""
+    path = folder / "ledger" / "site_01.jsonl"
+    (bound,) = read_ledger(path).bounds.values()
+    charges = [charge for charge in read_charges(path) if charge.event.account == "train"]
+    return {charge.request.split("/")[1]: exact_spend([charge], "train") / Fraction(bound) for charge in charges}
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.5), (0.0, 0.0)], ids=["heard", "shut"])
+def test_what_a_critic_behind_a_shut_gate_would_have_spent_goes_to_tables_and_embeddings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: tuple[float, float]
+) -> None:
+    monkeypatch.setattr("server.rounds.gate", lambda found, heads: weights[-heads:])
+    assert invoke(tmp_path / "run", *TEST_MODE, study=THREE_STAGES).exit_code == 0
+    spends = spends_of(tmp_path / "run")
+    is_heard = any(weights)
+    assert {name for name in spends if name.startswith("critic")} == {
+        f"critic-{stage}-{step}" for stage in ((2, 3) if is_heard else (2,)) for step in (1, 2)
+    }
+    shares = {line["stage"]: Fraction(line["share"]) for line in steps_of(tmp_path / "run", "noise")}
+    # By weight 1, 0.25 and 0.75 of what one-way tables leave, and the critic's over the last two stages.
+    rest, left = 1 - spends["one_way"], {1: 0, 2: 0, 3: 0 if is_heard else shares[3] / (1 - shares[1]) * 3 / 8}
+    expected = {
+        f"{name}-{stage}": rest * own * (shares[stage] + left[stage] / Fraction(5, 8))
+        for name, own in (("pairs", Fraction(1, 2)), ("embedding", Fraction(1, 8)))
+        for stage in (1, 2, 3)
+    }
+    assert {name: float(spends[name]) for name in STAGES} == pytest.approx(
+        {name: float(value) for name, value in expected.items()}, rel=1e-4
+    )
+    assert 0.999 < sum(spends.values()) <= 1
+
+
+def test_a_run_whose_critic_fell_silent_is_resumed_for_the_same_shares(tmp_path: Path) -> None:
+    study = THREE_STAGES.replace("holdout: 0.2", "holdout: 0")  # a gate that nothing opens
+    whole = tmp_path / "whole" / "run"
+    for folder in (whole, tmp_path / "resumed" / "run"):
+        folder.parent.mkdir()
+    assert invoke(whole, *TEST_MODE, study=study).exit_code == 0
+    assert {step["heads"]["semantic"] for step in steps_of(whole, "critic")} == {0.0}
+    interrupt(tmp_path / "resumed" / "run", "pairs-3", 0, is_written=False, study=study)
+    assert resume(tmp_path / "resumed" / "run").exit_code == 0
+    for name in ("ledger/site_01.jsonl", "rounds.jsonl", "synthetic.csv"):
+        assert (whole / name).read_bytes() == (tmp_path / "resumed" / "run" / name).read_bytes(), name
 
 
 def test_every_round_tells_what_each_measured_critic_says(runs: Callable[[int], Finished], rested: Path) -> None:
