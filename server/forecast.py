@@ -1,17 +1,21 @@
 """What follows from a study alone, before any site is asked: the noise that its budget buys, and where."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final
 
+from common.data.binning import SIGNAL
 from common.data.encoding import make_grids
-from common.data.histograms import histogram_layout
-from common.study import Study
+from common.data.histograms import histogram_layout, resolutions
+from common.study import STEPS, Study
 from common.wire.agenda import planned_tables
 from server.noise_controller import share_plan
 
 ONE_WAY: Final = "one_way"
+_BINS: Final = 8
+"""Of a number: as many as show more of it than where its middle is."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ def plan_of(study: Study, sites: int) -> dict[str, str | int | float]:
         "fine_cells": layout.n_cells,
         "noise_of_a_one_way_count_at_a_site": one_way.stddev,
     }
+    if units := _units_to_see_numbers(study, one_way.summed(sites)):
+        plan[f"units_that_fill_{_BINS}_bins_of_every_number"] = units
     for part in parts:
         plan[f"tables_of_{part.name}"] = part.tables
         plan[f"noise_of_a_count_of_{part.name}_at_a_site"] = part.stddev
@@ -128,6 +134,23 @@ def what_if(
                     "first_relative_error": first / (cell * total),
                     "last_relative_error": last / (cell * total),
                 }
+
+
+def _units_to_see_numbers(study: Study, stddev: float) -> int:
+    """Units with which `_BINS` equal bins of every number carry a signal; 0 where no number is counted on one grid.
+
+    The more cells are joined in a bin, the more of their noise is in it: with fewer units, give fewer cells.
+
+    Args:
+        study: with the numbers of cells.
+        stddev: of the noise of one count of a class, summed over sites.
+    """
+    grids = (*make_grids(study.measured), *make_grids(study.channels))
+    cells = [
+        grid.n_values for grid in grids if grid.is_ordered and grid.name != STEPS and len(resolutions(grid)) == 1
+    ]
+    joined = max(cells, default=0) / _BINS
+    return math.ceil(_BINS * SIGNAL * stddev * math.sqrt(len(study.label_values) * joined))
 
 
 def _shares(study: Study) -> tuple[float, ...]:

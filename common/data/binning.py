@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,8 @@ from scipy.optimize import isotonic_regression
 from common.data.encoding import Grid
 from common.data.histograms import Histogram
 
-# A bin holds this many standard deviations of the noise in its own count.
-_SIGNAL = 2.0
+SIGNAL: Final = 2.0
+"""A bin holds this many standard deviations of the noise in its own count."""
 # A cell in a tail that holds this many standard deviations of its own noise is a heap, not noise.
 _OWN_SIGNAL = 4.0
 
@@ -105,21 +106,21 @@ def _join_neighbours(histogram: Histogram, grid: Grid, max_bins: int) -> np.ndar
     start = number = 0
     for cell in range(1, grid.n_values):
         so_far = slice(start, cell)
-        held, needed = float(mass[so_far].sum()), _SIGNAL * histogram.deviation(so_far)
+        held, needed = float(mass[so_far].sum()), SIGNAL * histogram.deviation(so_far)
         here = slice(cell, cell + 1)
-        alone = bool(heavy[cell]) and mass[cell] >= _SIGNAL * histogram.deviation(here)
+        alone = bool(heavy[cell]) and mass[cell] >= SIGNAL * histogram.deviation(here)
         if held >= needed and (held >= fair or alone):
             start, number = cell, number + 1
         bin_of[cell] = number
     last = slice(start, grid.n_values)
-    if number and mass[last].sum() < _SIGNAL * histogram.deviation(last):
+    if number and mass[last].sum() < SIGNAL * histogram.deviation(last):
         bin_of[start:] = number - 1
     return bin_of
 
 
 def _join_rare(histogram: Histogram, grid: Grid) -> np.ndarray:
     mass = histogram.counts.sum(axis=0)[: grid.n_values]
-    rare = mass < _SIGNAL * np.sqrt(len(histogram.counts) * np.diag(histogram.covariance)[: grid.n_values])
+    rare = mass < SIGNAL * np.sqrt(len(histogram.counts) * np.diag(histogram.covariance)[: grid.n_values])
     if int(rare.sum()) <= 1:
         return np.arange(grid.n_values, dtype=np.int64)
     bin_of = np.cumsum(~rare) - 1
@@ -142,7 +143,7 @@ def _shares_within(histogram: Histogram, bin_of: np.ndarray, grid: Grid) -> np.n
     outermost = outermost if len(outermost) == 2 else {}
     for number in range(int(bin_of.max()) + 1):
         inside = np.flatnonzero(bin_of == number)
-        needed = _SIGNAL * histogram.deviation(inside) / np.sqrt(classes)
+        needed = SIGNAL * histogram.deviation(inside) / np.sqrt(classes)
         direction = outermost.get(number, 0)
         noise = own_noise[inside]
         together = _shares(histogram.smooth[:, inside].sum(axis=0), direction, noise * np.sqrt(classes))

@@ -348,6 +348,18 @@ def test_a_good_study_has_a_plan_in_json(tmp_path: Path) -> None:
     assert found["noise_of_a_count_of_pairs_summed"] == pytest.approx(3 * pair)
 
 
+def test_the_plan_says_how_many_units_fill_the_bins_of_every_number(tmp_path: Path) -> None:
+    found = plan(written(STUDY, tmp_path), "--sites", "9")
+    noise = 3 * float(str(found["noise_of_a_one_way_count_at_a_site"]))
+    # Two of the 16 cells of the finest column in each of 8 bins, two classes, two deviations: 2 (2 * 2)^0.5 a bin.
+    assert found["units_that_fill_8_bins_of_every_number"] == math.ceil(8 * 2 * noise * 2)
+    finer = plan(written(STUDY.replace("cells: 16", "cells: 64"), tmp_path), "--sites", "9")
+    assert finer["units_that_fill_8_bins_of_every_number"] == pytest.approx(2 * 8 * 2 * noise * 2, abs=1)
+    # What is counted on coarser cells too needs fewer, and what is no number needs none.
+    sparse = plan(written(STUDY.replace("cells: 16", "cells: 64, sparse: true"), tmp_path), "--sites", "9")
+    assert float(str(sparse["units_that_fill_8_bins_of_every_number"])) < 8 * 2 * noise * 2
+
+
 def test_the_plan_follows_the_study_and_nothing_else(tmp_path: Path) -> None:
     path = written(STUDY, tmp_path)
     assert plan(path) == plan(path)
