@@ -75,6 +75,16 @@ def tables(  # noqa: PLR0913 (one parameter an option)
     data: Annotated[
         list[Path] | None, typer.Option(help="Table of the study; repeat it to join several files.")
     ] = None,
+    series: Annotated[
+        list[Path] | None, typer.Option(help="Long table of a study with windows; repeat it to join several files.")
+    ] = None,
+    public: Annotated[
+        Path | None,
+        typer.Option(help="Instead of scenarios: folder with a folder of each public data set, as `make peers` takes."),
+    ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="Data sets in it; repeat it. Default: all that a study is shipped for.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Who holds what, as in simulations/run.py.")] = "",
     units: Annotated[int | None, typer.Option(min=100, help="Units of a scenario. Default: its own size.")] = None,
     sites: Annotated[int, typer.Option(min=1, help="Number of sites.")] = 4,
@@ -102,6 +112,10 @@ def tables(  # noqa: PLR0913 (one parameter an option)
             scenarios=scenario or [],
             study=study,
             data=data,
+            series=series,
+            public=public,
+            sources=source or [],
+            out=out,
             split=split,
             units=units,
             sites=sites,

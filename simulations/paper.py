@@ -27,6 +27,7 @@ from simulations.federation import Engine
 from simulations.methods import Method, adapt
 from simulations.paper_cells import ATTACKS, CONTROL, QUALITY, USEFULNESS, Cell, Setting, at, summarise
 from simulations.paper_figures import draw_figures
+from simulations.public import SOURCES, prepare
 
 CURVE: Final = (0.5, 2.0, 4.0, 8.0)
 """Values of epsilon beside the study's own, for the curve of usefulness against privacy (paper, figure 4)."""
@@ -60,6 +61,7 @@ _SOURCE: Final = (
 class Plan:
     """What is run.
 
+    what: the options that chose the bases.
     bases: a run of each scenario, with its study, units and number of sites.
     seeds: runs of each method, with the seeds 0, 1, ...
     curve_seeds: runs of privshare at each epsilon of `CURVE`.
@@ -67,6 +69,7 @@ class Plan:
     level: of every evaluation.
     """
 
+    what: str
     bases: Mapping[str, Run]
     seeds: int
     curve_seeds: int
@@ -95,6 +98,10 @@ def plan_of(  # noqa: PLR0913 (one parameter an option of the command)
     scenarios: Sequence[str],
     study: Path | None,
     data: list[Path] | None,
+    series: list[Path] | None,
+    public: Path | None,
+    sources: Sequence[str],
+    out: Path,
     split: str,
     units: int | None,
     sites: int,
@@ -112,18 +119,30 @@ def plan_of(  # noqa: PLR0913 (one parameter an option of the command)
         ("scenario", list(Scenario), scenarios),
         ("method", list(Method), methods),
         ("evaluation", [one for one in Level if one is not Level.BASIC], [level]),
+        ("source", list(SOURCES), sources),
     ):
         for name in given:
             if name not in known:
                 raise StudyError(f"{option}={name}: expected one of {', '.join(known)}", ExitCode.USAGE)
-    common: dict[str, Any] = {"units": units, "sites": sites, "how": split, "series": None}
-    if study is not None:
-        run = choose(scenario=Scenario.BANK, study=study, data=data, **common)
+    if (study is not None) + (public is not None) + bool(scenarios) > 1:
+        raise StudyError("--scenario, --study and --public: give one of them", ExitCode.USAGE)
+    if sources and public is None:
+        raise StudyError("--source: names data sets of --public", ExitCode.USAGE)
+    common: dict[str, Any] = {"units": units, "sites": sites, "how": split}
+    if public is not None:
+        prepared = [prepare(name, public, out / "tables" / name) for name in sources or SOURCES]
+        runs = [choose(scenario=Scenario.BANK, **vars(files), **common) for files in prepared]
+        bases = {run.study.name: run for run in runs}
+        what = " ".join(["--public DATA", *[f"--source {name}" for name in sources]])
+    elif study is not None:
+        run = choose(scenario=Scenario.BANK, study=study, data=data, series=series, **common)
         bases = {run.study.name: run}
+        what = f"--study {run.study.name}.yaml"
     else:
         chosen = [Scenario(name) for name in scenarios or (Scenario.BANK, Scenario.ICU)]
-        bases = {one.value: choose(scenario=one, study=None, data=None, **common) for one in chosen}
-    return Plan(bases, seeds, curve_seeds, [Method(name) for name in methods or Method], Level(level))
+        bases = {one.value: choose(scenario=one, study=None, data=data, series=series, **common) for one in chosen}
+        what = " ".join(f"--scenario {one}" for one in chosen)
+    return Plan(what, bases, seeds, curve_seeds, [Method(name) for name in methods or Method], Level(level))
 
 
 def run_tables(plan: Plan, out: Path, *, device: str, threads: int, on_run: Callable[[str], None]) -> str:
@@ -138,15 +157,10 @@ def run_tables(plan: Plan, out: Path, *, device: str, threads: int, on_run: Call
 
 def _command_of(plan: Plan) -> str:
     """The command that makes the same tables, but for the privacy noise, which is drawn anew each time."""
-    parts = ["privshare tables"]
-    for base in plan.bases.values():
-        options = base.options
-        parts.append(f"--scenario {options.scenario}" if options.scenario else f"--study {base.study.name}.yaml")
     first = next(iter(plan.bases.values())).options
-    if first.units is not None:
-        parts.append(f"--units {first.units}")
-    parts.append(f"--sites {first.sites} --seeds {plan.seeds} --curve-seeds {plan.curve_seeds}")
-    return f"{' '.join(parts)} --evaluation {plan.level.value}"
+    units = [] if first.units is None else [f"--units {first.units}"]
+    parts = ["privshare tables", plan.what, *units, f"--sites {first.sites} --seeds {plan.seeds}"]
+    return f"{' '.join(parts)} --curve-seeds {plan.curve_seeds} --evaluation {plan.level.value}"
 
 
 def run_all(

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -33,13 +33,12 @@ from common.evaluation.utility import predict
 from common.study import Study
 from common.synthesis.synthesizer import Synthesizer
 from server.checkpoints import write_file, write_json
-from simulations.converters.physionet2012 import convert
 from simulations.experiment import Divided, Scenario, choose, divide
+from simulations.public import SOURCES, Files, prepare
 
 app = Commands()
 
 _HERE: Final = Path(__file__).parent
-_STUDIES: Final = _HERE.parent / "studies"
 _SITES: Final = 4
 _CELLS: Final = 32
 """Of a numeric column as a peer sees it, special values and missing beside them: evenly on the study's scale."""
@@ -54,36 +53,6 @@ used = resource.getrusage(resource.RUSAGE_CHILDREN)
 json.dump({"seconds": used.ru_utime + used.ru_stime, "peak": used.ru_maxrss * 1024}, open(sys.argv[1], "w"))
 sys.exit(done.returncode)
 """
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set.
-
-    study: the name of its study.
-    files: below the folder of all data sets.
-    convert: of data that are not as the study has them: the table and the long one, as text, of the files.
-    """
-
-    study: str
-    files: tuple[str, ...]
-    convert: Callable[[Sequence[Path]], tuple[pd.DataFrame, pd.DataFrame]] | None = None
-
-
-SOURCES: Final[Mapping[str, Source]] = {
-    "adult": Source("adult.yaml", ("adult/adult.data.gz", "adult/adult.test.gz")),
-    "bank-marketing": Source("bank-marketing.yaml", ("bank-marketing/bank-full.csv.gz",)),
-    "diabetes130": Source("diabetes130.yaml", ("diabetes130/diabetic_data.csv.gz",)),
-    "heart-disease": Source(
-        "heart-disease.yaml",
-        tuple(f"heart-disease-uci/processed.{one}.data" for one in ("cleveland", "hungarian", "switzerland", "va")),
-    ),
-    "physionet2012": Source(
-        "physionet2012.yaml",
-        ("physionet2012-icu/set-a.parquet", "physionet2012-icu/Outcomes-a.txt"),
-        lambda files: convert(files[:1], files[1:]),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -203,29 +172,14 @@ def _make(name: str, seed: int, peers: Sequence[str], places: _Places, limit: in
         write_json(path, asdict(Cell(*task.score(made()), *used)))
 
 
-@dataclass(frozen=True)
-class _Given:
-    """What a federation is given."""
-
-    study: Path
-    data: list[Path]
-    series: list[Path] | None
-
-
-def _given(name: str, places: _Places, folder: Path) -> _Given:
+def _given(name: str, places: _Places, folder: Path) -> Files:
     """The study with one record a unit, for all methods alike: a peer promises what it does of a record."""
-    source = SOURCES[name]
-    document = yaml.safe_load((_STUDIES / source.study).read_text())
+    files = prepare(name, places.data, folder)
+    document = yaml.safe_load(files.study.read_text())
     document["unit"]["max_records"] = 1
     study = folder / "study.yaml"
     write_file(study, yaml.safe_dump(document, sort_keys=False).encode())
-    files = [places.data / file for file in source.files]
-    if source.convert is None:
-        return _Given(study, files, None)
-    paths = [folder / "table.csv", folder / "series.csv"]
-    for path, table in zip(paths, source.convert(files), strict=True):
-        table.to_csv(path, index=False)
-    return _Given(study, paths[:1], paths[1:])
+    return replace(files, study=study)
 
 
 def _run(command: Sequence[str], used: Path, limit: int, log: Path) -> tuple[float, int] | None:
@@ -247,7 +201,7 @@ def _run(command: Sequence[str], used: Path, limit: int, log: Path) -> tuple[flo
     return float(found["seconds"]), int(found["peak"])
 
 
-def _ours(given: _Given, folder: Path, task: "_Task") -> tuple[list[str], Callable[[], pd.DataFrame]]:
+def _ours(given: Files, folder: Path, task: "_Task") -> tuple[list[str], Callable[[], pd.DataFrame]]:
     """The command of a whole federation, and its rows when it is done."""
     run = folder / "run"
     shutil.rmtree(run, ignore_errors=True)  # one that was broken off

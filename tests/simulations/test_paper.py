@@ -2,9 +2,11 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -12,7 +14,8 @@ from common.evaluation.figures import Figure
 from simulations.cli import app
 from simulations.methods import Method
 from simulations.paper_cells import ATTACKS, QUALITY, USEFULNESS, Cell, Setting, at, summarise
-from tests.simulations.test_bad_windows import records
+from simulations.public import Source
+from tests.simulations.test_bad_windows import GRID, STUDY, records, series
 from tests.simulations.test_methods import PLAIN
 
 METHODS = ("privshare", "dp-lr", "real")
@@ -85,6 +88,57 @@ def test_an_unknown_name_is_refused_with_those_that_are_known(option: str, value
     result = CliRunner().invoke(app, ["tables", "--out", str(tmp_path), option, value])
     assert result.exit_code == 2
     assert f"{option.removeprefix('--')}={value}: expected one of " in result.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--scenario", "bank"), ("--public", "."), ("--source", "adult")],
+    ids=["a scenario and a study", "a study and public data", "a data set without its folder"],
+)
+def test_what_is_run_is_said_once(options: tuple[str, ...], tmp_path: Path) -> None:
+    result = tables(tmp_path, *options)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert "--scenario" in line or "--public" in line
+
+
+def test_public_data_sets_are_run_from_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plain.yaml").write_text(PLAIN, encoding="utf-8")
+    windowed = STUDY.replace("WINDOWS", GRID).replace("name: tiny", "name: in-steps")
+    (tmp_path / "windows.yaml").write_text(windowed, encoding="utf-8")
+    (tmp_path / "data").mkdir()
+    records().to_csv(tmp_path / "data" / "plain.csv", index=False)
+    (tmp_path / "data" / "raw.txt").write_text("as it was published")
+
+    def convert(files: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+        assert [file.read_text() for file in files] == ["as it was published"]
+        return records(), series()
+
+    found = {
+        "plain": Source(str(tmp_path / "plain.yaml"), ("plain.csv",)),
+        "windows": Source(str(tmp_path / "windows.yaml"), ("raw.txt",), convert),
+    }
+    for module in ("simulations.public", "simulations.paper"):
+        monkeypatch.setattr(f"{module}.SOURCES", found)
+    arguments = ["tables", "--public", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--method", "real"]
+    fast = ["--sites", "2", "--seeds", "1", "--threads", "1", "--evaluation", "quick", "--curve-seeds", "0"]
+    result = CliRunner().invoke(app, [*arguments, *fast])
+    assert result.exit_code == 0, result.stderr
+    assert "| tiny | real |" in result.stdout
+    assert "| in-steps | real |" in result.stdout
+    assert "`privshare tables --public DATA --sites 2" in result.stdout
+    one = CliRunner().invoke(app, [*arguments, *fast, "--source", "plain"])
+    assert "| in-steps | real |" not in one.stdout
+    assert "`privshare tables --public DATA --source plain --sites 2" in one.stdout
+
+
+def test_a_data_set_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    arguments = ["tables", "--public", str(tmp_path), "--out", str(tmp_path / "out")]
+    for source in ("adult", "physionet2012"):
+        result = CliRunner().invoke(app, [*arguments, "--source", source, "--method", "real", "--seeds", "1"])
+        assert result.exit_code not in (0, 1)
+        (line,) = [line for line in result.stderr.splitlines() if " s  " not in line]
+        assert str(tmp_path) in line
 
 
 def test_a_classifier_has_no_quality_of_rows_and_says_so(made: Path) -> None:

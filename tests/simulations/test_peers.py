@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from common.data.windows import WindowedTable
 from common.study import load_study
 from simulations.peers import compare
-from simulations.peers.compare import Peer, Source
+from simulations.peers.compare import Peer
+from simulations.public import Source
 
 STUDIES = Path(compare.__file__).parents[1] / "studies"
 STUDY = """\
@@ -54,7 +55,8 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         python.parent.mkdir(parents=True)
         python.write_text(script)
         python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(compare, "SOURCES", {"toy": Source(str(tmp_path / "toy.yaml"), ("toy.csv",))})
+    for module in ("simulations.public", "simulations.peers.compare"):
+        monkeypatch.setattr(f"{module}.SOURCES", {"toy": Source(str(tmp_path / "toy.yaml"), ("toy.csv",))})
     monkeypatch.setattr(compare, "PEERS", {"copy": Peer("copier", "A copier"), "fail": Peer("broken", "A failure")})
     done = tmp_path / "out" / "toy" / "0"
     done.mkdir(parents=True)
