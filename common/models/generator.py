@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.models.paths import KEPT, PathHead
-from common.models.sequences import Courses, SequenceShape, weights_of
+from common.models.sequences import Courses, SequenceShape, softmax_of_few, weights_of
 from common.models.states import StateHead
 
 _TOKENS = 8
@@ -165,7 +165,7 @@ class Generator(nn.Module):
         # One softmax over a padded (rows, columns, widest column) cube is far cheaper than one a column.
         cube = logits.new_full((len(logits), len(self.shape.sizes), max(self.shape.sizes)), -torch.inf)
         cube[:, self.column_of_bin, self.bin_in_column] = logits
-        return torch.softmax(cube, dim=2)[:, self.column_of_bin, self.bin_in_column]
+        return softmax_of_few(cube)[:, self.column_of_bin, self.bin_in_column]
 
     def _lengths(self, records: Tensor) -> Tensor:
         """Chance of each number of steps, (rows, steps + 1)."""

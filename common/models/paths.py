@@ -22,9 +22,11 @@ from common.models.sequences import (
     StepWeights,
     advance,
     choose,
+    in_slots,
     mean_of_parts,
     nested_sets,
     row_of,
+    softmax_of_few,
     straight_through,
     with_missing,
 )
@@ -73,7 +75,7 @@ class Paths(Courses):
     @cached_property
     def levels(self) -> Tensor:  # noqa: D102 (as in the base)
         cube = torch.cat([self._values * self._seen[..., 1:], self._seen[..., :1]], dim=3)
-        return cube.flatten(2)[:, :, torch.as_tensor(self.shape.slots, device=cube.device)]
+        return in_slots(cube, self.shape)
 
     def transitions(self, parts: int) -> Tensor:  # noqa: D102
         pairs = self._seen[:, :-1, :, :, None] * torch.stack(self._seen_moves, dim=1)
@@ -107,32 +109,33 @@ class Paths(Courses):
         return self.levels, self.weights.average
 
     def within(self) -> Tensor:  # noqa: D102
-        inside = torch.einsum("rtcv,cgv->rtcg", self._values, nested_sets(self.shape).to(self._values)).unbind(1)
-        hidden = self._seen_start[..., :1].expand_as(inside[0])
-        shown = self._seen_start[..., 1:] * inside[0]
-        for move, allowed in zip(self._seen_moves, inside[1:], strict=True):
-            into = move[..., None]  # (rows, channels, 2, 2, 1)
-            hidden, shown = (
-                hidden * into[:, :, 0, 0] + shown * into[:, :, 1, 0],
-                (hidden * into[:, :, 0, 1] + shown * into[:, :, 1, 1]) * allowed,
-            )
-        return hidden + shown
+        return self._all_allowed[..., :-1]
 
     def unseen(self) -> Tensor:  # noqa: D102
-        chance = self._seen_start[..., 0]
-        for move in self._seen_moves:
-            chance = chance * move[..., 0, 0]
-        return chance
+        return self._all_allowed[..., -1]
+
+    @cached_property
+    def _all_allowed(self) -> Tensor:
+        """Chance that no value leaves each of the nested sets, then that there is none; (rows, channels, sets + 1)."""
+        inside = torch.einsum("rtcv,cgv->rtcg", self._values, nested_sets(self.shape).to(self._values))
+        inside = nn.functional.pad(inside, (0, 1))
+        # Of one step, not seen or seen: (rows, channels, 2, sets + 1).
+        *before, chance = torch.stack([torch.ones_like(inside), inside], dim=3).unbind(1)
+        for move, allowed in zip(reversed(self._seen_moves), reversed(before), strict=True):
+            chance = torch.matmul(move, chance) * allowed
+        return advance(self._seen_start, chance)
 
     def observed(self) -> Tensor:  # noqa: D102
-        steps = self.shape.steps
-        state = self._values.new_zeros(*self._seen_start.shape, steps + 1)  # (rows, channels, seen, count)
-        state[:, :, 0, 0], state[:, :, 1, 1] = self._seen_start.unbind(2)
+        # Chance of each number of values so far: not seen last, from 0; seen last, from 1; (rows, channels, numbers).
+        hidden, shown = (one[..., None] for one in self._seen_start.unbind(2))
         for move in self._seen_moves:
-            hidden, shown = (state[:, :, :, None] * move[..., None]).sum(dim=2).unbind(2)
-            state = torch.stack([hidden, shown.roll(1, dims=2)], dim=2)
-        bucket = torch.arange(steps + 1, device=state.device) * COUNT_BUCKETS // (steps + 1)
-        return state.sum(dim=2) @ nn.functional.one_hot(bucket, COUNT_BUCKETS).to(state.dtype)
+            (stay, begin), (end, again) = (row.unbind(2) for row in move[..., None].unbind(2))
+            hidden, shown = nn.functional.pad(hidden, (0, 1)), nn.functional.pad(shown, (1, 0))
+            hidden, shown = hidden * stay + shown * end, hidden * begin + shown * again
+        steps = self.shape.steps
+        bucket = torch.arange(steps + 1, device=shown.device) * COUNT_BUCKETS // (steps + 1)
+        buckets = nn.functional.one_hot(bucket, COUNT_BUCKETS).to(shown.dtype)
+        return hidden @ buckets[:-1] + shown @ buckets[1:]
 
     def draw(self, random: torch.Generator) -> Tensor:  # noqa: D102
         values, missing = choose(self._values, random), torch.tensor(self.shape.values, device=self._values.device)
@@ -230,7 +233,7 @@ class PathHead(nn.Module):
         sharpness = (_REACH * self.sharpness + self.sharpen(features)).clamp(max=_SHARPEST).exp() * self.ordered
         logits = self.tilt(features).view(rows, steps, channels, -1)
         logits = logits + sharpness[..., None] * self.places * (position - self.places / 2)
-        values = logits.masked_fill(self.closed, -torch.inf).softmax(dim=3)
+        values = softmax_of_few(logits.masked_fill(self.closed, -torch.inf))
         odds = self.seen(features) + drives[..., channels : 2 * channels]
         again = odds + self.seen_again
         # In the first step, half way between what follows a gap and what follows a reading, by how often each is.

@@ -10,7 +10,7 @@ Bins of a channel: its values first, then, where the schema allows it, missing. 
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from common.data.queries import EXTREME_GROUPS, Family, extreme_group
 
 Expected: TypeAlias = dict[str, Tensor]
+
+_VECTOR: Final = 16
+"""Floats in the widest vector register of a processor."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +160,7 @@ class Courses(ABC):
 
     def _relaxed(self, cubes: list[Tensor]) -> Tensor:
         """Steps of (rows, channels, widest + 1) as (rows, steps, bins)."""
-        cube = torch.stack(cubes, dim=1).flatten(2)
-        return cube[:, :, torch.as_tensor(self.shape.slots, device=cube.device)]
+        return in_slots(torch.stack(cubes, dim=1), self.shape)
 
     def expected(self, records: Tensor, joins: Tensor) -> Expected:
         """Mean tables of parts of the rows, by family.
@@ -172,9 +174,8 @@ class Courses(ABC):
         def mean(table: Tensor) -> Tensor:
             return mean_of_parts(table, parts)
 
-        average = (self.levels * self.weights.average[:, :, None]).sum(dim=1)  # (rows of all parts, bins)
-        alive = self.levels * self.weights.alive[:, :, None]
-        blocks = [alive[:, begin:end].mean(dim=1) for begin, end in self.shape.blocks]
+        average = torch.bmm(self.weights.average[:, None], self.levels).squeeze(1)  # (rows of all parts, bins)
+        blocks = torch.bmm(self.weights.alive[:, None] * self._steps_of_blocks(), self.levels)
         factors, weights = self.together()
         left, right = (
             (one @ joins).view(parts, -1, joins.shape[1]) for one in (factors * weights[:, :, None], factors)
@@ -190,13 +191,20 @@ class Courses(ABC):
             "average": mean(average),
             Family.COURSE: course,
             Family.TOGETHER: torch.bmm(left.transpose(1, 2), right) / rows,
-            Family.LEVEL: mean(torch.stack(blocks, dim=1)),
+            Family.LEVEL: mean(blocks),
             Family.TRANSITION: self.transitions(parts),
             Family.ENDS: self.ends(parts),
             Family.HIGHEST: mean(torch.cat([below.diff(dim=2), nothing], dim=2)),
             Family.LOWEST: mean(torch.cat([above.diff(dim=2).flip(2), nothing], dim=2)),
             Family.OBSERVED: mean(self.observed()),
         }
+
+    def _steps_of_blocks(self) -> Tensor:
+        """What each step is of each block's mean, (blocks, steps)."""
+        shares = self.levels.new_zeros(len(self.shape.blocks), self.shape.steps)
+        for block, (begin, end) in enumerate(self.shape.blocks):
+            shares[block, begin:end] = 1 / (end - begin)
+        return shares
 
     def _by_length(self, joins: Tensor) -> Tensor:
         """Steps by equal shares, for each length; (rows, counted, groups). What a window holds is cut by its length."""
@@ -216,6 +224,20 @@ def nested_sets(shape: SequenceShape) -> Tensor:
     number = np.arange(EXTREME_GROUPS - 1)[None, :, None]
     lowest, highest = group <= number, group >= EXTREME_GROUPS - 1 - number
     return torch.from_numpy(np.concatenate([lowest, highest], axis=1))
+
+
+def softmax_of_few(logits: Tensor) -> Tensor:
+    """Softmax over the last axis. On a CPU torch takes up to ten times longer where it is shorter than a vector."""
+    size = logits.shape[-1]
+    padded = nn.functional.pad(logits, (0, max(_VECTOR - size, 0)), value=-torch.inf)
+    return padded.softmax(dim=-1)[..., :size]
+
+
+def in_slots(cube: Tensor, shape: SequenceShape) -> Tensor:
+    """Bins of all channels side by side: (rows, steps, channels, widest + 1) to (rows, steps, bins)."""
+    flat = cube.flatten(2)
+    slots = torch.as_tensor(shape.slots, device=cube.device)
+    return flat.gather(2, slots.expand(*flat.shape[:2], -1))
 
 
 def advance(chance: Tensor, move: Tensor) -> Tensor:

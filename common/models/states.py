@@ -13,9 +13,11 @@ from common.models.sequences import (
     StepWeights,
     advance,
     choose,
+    in_slots,
     mean_of_parts,
     nested_sets,
     row_of,
+    softmax_of_few,
     straight_through,
 )
 
@@ -45,8 +47,8 @@ class States(Courses):
 
     @cached_property
     def _flat(self) -> Tensor:
-        slots = torch.as_tensor(self.shape.slots, device=self._emit.device)
-        return self._emit.flatten(2)[:, :, slots]  # (rows, states, bins)
+        """(rows, states, bins)."""
+        return in_slots(self._emit, self.shape)
 
     @cached_property
     def levels(self) -> Tensor:  # noqa: D102
@@ -62,11 +64,13 @@ class States(Courses):
         return mean_of_parts(self._crossed(begun[:, :, None] * self._move), parts)
 
     def ends(self, parts: int) -> Tensor:  # noqa: D102
-        path = torch.diag_embed(self._start)
-        joint = torch.zeros_like(path)
-        for step in range(1, self.shape.steps):
-            path = torch.bmm(path, self._move)
-            joint = joint + path * self.weights.last[:, step, None, None]
+        # Chance that a window goes from a state and ends in another, from the last step back.
+        one = torch.eye(self.shape.states, device=self._move.device)
+        lasts = self.weights.last[:, :, None, None]
+        onward = lasts[:, -1] * one
+        for step in range(self.shape.steps - 2, 0, -1):
+            onward = torch.baddbmm(lasts[:, step] * one, self._move, onward)
+        joint = self._start[:, :, None] * torch.bmm(self._move, onward)
         # In a window of one step the first and the last are the same draw.
         single = torch.einsum("rs,rscb->rcb", self._start * self.weights.last[:, :1], self._emit)
         return mean_of_parts(self._crossed(joint) + torch.diag_embed(single), parts)
@@ -75,23 +79,26 @@ class States(Courses):
         return self._flat, (self._occupied * self.weights.average[:, :, None]).sum(dim=1)
 
     def within(self) -> Tensor:  # noqa: D102
-        values, missing = self._emit[..., :-1], self._emit[..., -1:]
-        inside = nested_sets(self.shape).to(values)  # (channels, sets, widest)
-        allowed = torch.einsum("rscv,cgv->rscg", values, inside) + missing
-        return self._all_steps_allow(allowed.flatten(2)).view(len(values), *inside.shape[:2])
+        return self._all_allowed[0]
 
     def unseen(self) -> Tensor:  # noqa: D102
-        return self._all_steps_allow(self._emit[..., -1])
+        return self._all_allowed[1]
 
-    def _all_steps_allow(self, allowed: Tensor) -> Tensor:
-        """Chance that every step of a window is allowed, (rows, sets); allowed: (rows, states, sets), of one step."""
-        allowed = allowed.transpose(1, 2)
-        state = self._start[:, None, :] * allowed
-        total = state.sum(dim=2) * self.weights.last[:, :1]
-        for step in range(1, self.shape.steps):
-            state = torch.bmm(state, self._move) * allowed
-            total = total + state.sum(dim=2) * self.weights.last[:, step, None]
-        return total
+    @cached_property
+    def _all_allowed(self) -> tuple[Tensor, Tensor]:
+        """Chance that all steps of a window stay in each set, (rows, channels, sets), and that all miss a value."""
+        values, missing = self._emit[..., :-1], self._emit[..., -1]
+        inside = nested_sets(self.shape).to(values)  # (channels, sets, widest)
+        allowed = torch.einsum("rscv,cgv->rscg", values, inside) + missing[..., None]
+        # Of one step, given its state: (rows, states, sets of all channels and channels).
+        allowed = torch.cat([allowed.flatten(2), missing], dim=2)
+        lasts = self.weights.last[:, :, None, None]
+        chance = lasts[:, -1] * allowed
+        for step in range(self.shape.steps - 2, -1, -1):
+            chance = torch.baddbmm(lasts[:, step].expand_as(chance), self._move, chance) * allowed
+        total = torch.bmm(self._start[:, None, :], chance).squeeze(1)
+        sets = inside.shape[0] * inside.shape[1]
+        return total[:, :sets].view(len(total), *inside.shape[:2]), total[:, sets:]
 
     def observed(self) -> Tensor:  # noqa: D102
         # Not a table of event streams: an event has all its channels, or says that one is missing.
@@ -145,5 +152,5 @@ class StateHead(nn.Module):
         rows, states = len(hidden), self.shape.states
         move = (_REACH * self.move + self.pull(hidden)[:, None, :]).softmax(dim=2)
         logits = (_REACH * self.emit + self.tilt(hidden)[:, None, :]).view(rows, states, len(self.shape.sizes), -1)
-        emit = logits.masked_fill(self.closed, -torch.inf).softmax(dim=3)
+        emit = softmax_of_few(logits.masked_fill(self.closed, -torch.inf))
         return States(self.shape, weights, self.start(hidden).softmax(dim=1), move, emit)
