@@ -47,6 +47,8 @@ _LARGEST_PARAMETER = 2.0**20
 # Three standard deviations and more of what rounding adds to a norm, in grid units; the few above are rounded down.
 _SLACK = 4.0 * _STEP
 _TINY = 1e-30
+_CACHED = 640_000
+"""Floats of records that are worked on at a time."""
 _CLIP_NORMS = (1e-6, 1e6)
 
 
@@ -404,8 +406,8 @@ def clipped_factors(
         raise ValueError("steps: expected booleans of shape (units, steps, step_bins)")
     if units and not (labels.min() >= 0 and labels.max() < shape.classes):
         raise ValueError("labels: expected 0 to classes - 1")
-    # Steps fill the cache sooner.
-    size = micro_batch or (128 if shape.steps else 4096)
+    # As many as fill the cache: steps do so sooner.
+    size = micro_batch or (128 if shape.steps else max(_CACHED // max(shape.record_bins, 1), 128))
     side = _OneSide(critic, real=real)
     for start in range(0, units, size):
         part = slice(start, start + size)
