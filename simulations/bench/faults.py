@@ -7,13 +7,14 @@ A cell that was measured is kept as a file and not measured again.
 
 import json
 import os
+import resource
 import shutil
 import signal
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYetError
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -70,6 +71,8 @@ class Fault(StrEnum):
     PROGRAM_KILLED = "program-killed"
     SUPERLINK_KILLED = "superlink-killed"
     DATABASE_LOST = "database-lost"
+    SITE_FULL = "site-full"
+    COORDINATOR_FULL = "coordinator-full"
 
 
 SAID: Final[Mapping[Fault, str]] = {
@@ -81,6 +84,8 @@ SAID: Final[Mapping[Fault, str]] = {
     Fault.PROGRAM_KILLED: "the coordinator's program killed (-9)",
     Fault.SUPERLINK_KILLED: "the SuperLink killed (-9), started 1 s later",
     Fault.DATABASE_LOST: "the same, its database gone",
+    Fault.SITE_FULL: "no file of a site can grow for 15 s; then it, and the run, are started again",
+    Fault.COORDINATOR_FULL: "no file of the coordinator's program can grow for 15 s",
 }
 SITES: Final = ("site_01", "site_02")
 _VICTIM: Final = SITES[0]
@@ -89,6 +94,9 @@ _AGAIN: Final = 1.0
 """Seconds after which what was killed is started again."""
 _STOPPED_FOR: Final = 20.0
 _SPOILED_FOR: Final = 15.0
+_FULL_FOR: Final = 15.0
+_ENDED: Final = 30.0
+"""Seconds after which a run that a site refused has ended."""
 _LIMIT: Final = 300.0
 """Seconds after a fault in which a run must end."""
 _NEVER: Final = float("inf")
@@ -334,15 +342,44 @@ def strike(fault: Fault, federation: Federation, wire: Wire) -> None:
             wire.spoil(Spoiled(end=End.RESET) if fault == Fault.SITE_RESET else Spoiled(is_held=True))
             time.sleep(_SPOILED_FOR)
             wire.mend()
+        case Fault.SITE_FULL:
+            fill_disk(lambda: tree_of(victims[_VICTIM].pid))
+            # A site whose ledger could not be written spends nothing more until it is started anew, by a person.
+            kill(tree_of(victims[_VICTIM].pid))
+            federation.start_site(_VICTIM)
+        case Fault.COORDINATOR_FULL:
+            fill_disk(lambda: programs_of(federation.processes, federation.coordinator))
         case Fault.PROGRAM_KILLED:
             kill(programs_of(federation.processes, federation.coordinator))
         case Fault.SUPERLINK_KILLED | Fault.DATABASE_LOST:
             kill([one for name in federation.coordinator for one in tree_of(victims[name].pid)])
             if fault == Fault.DATABASE_LOST:
-                for file in federation.database.parent.glob(f"{federation.database.name}*"):
-                    file.unlink()
+                lose(federation.database)
             time.sleep(_AGAIN)
             federation.restart()
+
+
+def fill_disk(processes: Callable[[], Sequence[int]]) -> None:
+    """For a while no write of theirs gets through, as on a full disk; what there is can be read."""
+    full_until = time.time() + _FULL_FOR
+    while time.time() < full_until:
+        limit_files(processes(), 0)  # those that were started since, too
+        time.sleep(_LOOK)
+    limit_files(processes(), resource.RLIM_INFINITY)
+
+
+def limit_files(processes: Sequence[int], size: int) -> None:
+    """The largest size to which their files may grow, in bytes."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            _, most = resource.prlimit(process, resource.RLIMIT_FSIZE)
+            resource.prlimit(process, resource.RLIMIT_FSIZE, (min(size, most) if most >= 0 else size, most))
+
+
+def lose(database: Path) -> None:
+    """With the files beside it."""
+    for file in database.parent.glob(f"{database.name}*"):
+        file.unlink()
 
 
 def programs_of(processes: Processes, starters: Sequence[str]) -> list[int]:
@@ -402,6 +439,8 @@ def measure(
             time.sleep(moment[1] * federation.step)
             struck = time.time()
             strike(fault, federation, wire)
+            if fault == Fault.SITE_FULL and _is_refused(running):
+                running = pool.submit(federation.conduct)
             running.result(timeout=struck + _LIMIT - time.time())
         except NotYetError:
             said = f"not over after {_LIMIT:.0f} s"
@@ -422,6 +461,13 @@ def measure(
         said=said,
         **federation.outcome(),
     )
+
+
+def _is_refused(running: Future[None]) -> bool:
+    """Whether a run ended badly, now or soon."""
+    with suppress(NotYetError):
+        return isinstance(running.exception(timeout=_ENDED), PrivShareError)
+    return False
 
 
 def kill_all(processes: Processes) -> None:
