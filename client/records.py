@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from client.opening import open_source
 from client.presets.tables import READS, not_made, read_preset
-from client.sources import Entity, FileSettings, Source, SourceSettings, open_source
+from client.sources import Entity, FileSettings, Source, SourceSettings
 from common.data.schema import FileLayout, check_columns, parse_table
 from common.data.windows import make_windows
 from common.errors import ExitCode, SchemaError

@@ -5,14 +5,13 @@ CSV file, a Parquet file or a table of a database.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Protocol, Self
 
 import pandas as pd
 from pydantic import BeforeValidator, Field, model_validator
 
-from common.data.schema import FileLayout, Section, Text, Whole
+from common.data.schema import Section, Text, Whole
 
 _CHUNK: Final = 100_000
 _CHUNK_CELLS: Final = 1_000_000
@@ -147,38 +146,6 @@ SourceSettings = Annotated[
     FileSettings | EmbeddedSettings | PostgresSettings,
     Field(discriminator="type"),
 ]
-
-
-@contextmanager
-def open_source(settings: SourceSettings, layout: FileLayout) -> Iterator[Source]:
-    """Open what a site file names, for reading alone; what a database shows is of one moment.
-
-    Args:
-        settings: of the site file.
-        layout: how the study says that text files are written; those of a preset are plain CSV.
-
-    Raises:
-        SourceError: it cannot be reached, or does not let this user in.
-    """
-    # Each kind when it is used: a driver takes a moment, and one that is not used need not be there.
-    if isinstance(settings, FileSettings) and settings.folder is not None and settings.type == "csv":
-        from client.folders import CsvFolder  # noqa: PLC0415
-
-        yield CsvFolder(settings.folder)
-    elif isinstance(settings, FileSettings):
-        from client.files import Files  # noqa: PLC0415
-
-        yield Files(settings, FileLayout() if settings.preset else layout)
-    elif isinstance(settings, PostgresSettings):
-        from client.postgresql import open_postgresql  # noqa: PLC0415
-
-        with open_postgresql(settings) as source:
-            yield source
-    else:
-        from client.embedded import open_duckdb, open_sqlite  # noqa: PLC0415
-
-        with (open_duckdb if settings.type == "duckdb" else open_sqlite)(settings) as source:
-            yield source
 
 
 def rows_at_a_time(columns: int) -> int:

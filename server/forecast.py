@@ -146,9 +146,7 @@ def _units_to_see_numbers(study: Study, stddev: float) -> int:
         stddev: of the noise of one count of a class, summed over sites.
     """
     grids = (*make_grids(study.measured), *make_grids(study.channels))
-    cells = [
-        grid.n_values for grid in grids if grid.is_ordered and grid.name != STEPS and len(resolutions(grid)) == 1
-    ]
+    cells = [grid.n_values for grid in grids if grid.is_ordered and grid.name != STEPS and len(resolutions(grid)) == 1]
     joined = max(cells, default=0) / _BINS
     return math.ceil(_BINS * SIGNAL * stddev * math.sqrt(len(study.label_values) * joined))
 

@@ -20,8 +20,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from client.opening import open_source
 from client.presets.mimic3 import BEDSIDE, read_mimic3
-from client.sources import FileSettings, open_source
+from client.sources import FileSettings
 from common.commands import Commands
 from common.data.schema import FileLayout
 

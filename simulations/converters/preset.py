@@ -13,10 +13,11 @@ from typing import Annotated
 import typer
 from pydantic import TypeAdapter
 
+from client.opening import open_source
 from client.policy import read_source_settings
 from client.presets.tables import read_preset
 from client.records import parse_text, read_windows
-from client.sources import SourceSettings, open_source
+from client.sources import SourceSettings
 from common.commands import Commands, fail, say_aside
 from common.errors import OutputError, PrivShareError, StudyError
 from common.study import load_study

@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 import client.sources
 from client.cli import app
+from client.opening import open_source
 from client.policy import load_site_settings, read_source_settings
 from client.records import read_records
-from client.sources import SourceSettings, open_source
+from client.sources import SourceSettings
 from common.data.schema import FileLayout
 from common.errors import ExitCode, PrivShareError, StudyError
 from common.wire.messages import Reply, refusal

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 import client.sources
+from client.opening import open_source
 from client.policy import load_site_settings
 from client.records import read_records, read_windows
-from client.sources import Query, SourceSettings, open_source
+from client.sources import Query, SourceSettings
 from common.data.schema import FileLayout
 from common.errors import ExitCode, PrivShareError, SchemaError
 from common.study import parse_study

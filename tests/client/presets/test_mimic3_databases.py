@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from client.folders import CsvFolder
+from client.opening import open_source
 from client.presets.mimic3 import read_mimic3
-from client.sources import EmbeddedSettings, FileSettings, PostgresSettings, open_source
+from client.sources import EmbeddedSettings, FileSettings, PostgresSettings
 from common.data.schema import FileLayout
 
 if TYPE_CHECKING:
