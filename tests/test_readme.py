@@ -18,7 +18,8 @@ def test_the_commands_for_a_table_of_ones_own_lead_to_a_synthetic_table(tmp_path
     block = re.search(r"### Your own table\n\n```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert block is not None
     init, check, run = (shlex.split(line, comments=True) for line in block[1].splitlines())
-    rows = "".join(f"{17 + i % 60},{'fm'[i % 2]},{'ny'[i % 60 > 30]}\n" for i in range(400))
+    # So many that noise hides none of what is asked for below.
+    rows = "".join(f"{17 + i % 60},{'fm'[i % 2]},{'ny'[i % 60 > 30]}\n" for i in range(4000))
     (tmp_path / "table.csv").write_text(f"age,sex,ill\n{rows}")
 
     _type(init, tmp_path)

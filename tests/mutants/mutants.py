@@ -1114,7 +1114,7 @@ CONTROLS = (
         name="smaller-micro-batches",
         twin="a unit's gradient does not depend on who is in its micro-batch",
         file=_NEURAL_FILE,
-        old="size = micro_batch or (128 if shape.steps else 4096)",
+        old="size = micro_batch or (128 if shape.steps else max(_CACHED // max(shape.record_bins, 1), 128))",
         new="size = micro_batch or (5 if shape.steps else 9)",
     ),
     Patch(
