@@ -35,7 +35,7 @@ _SAYS: Final = {
     "one_way": "in which cell of each column it is, by label, below the noise",
     "tables": "in which cell of each table it is, by label, below the noise",
     "embedding": "its place in a fixed random map of its columns, by label, below the noise",
-    "critic": "where it would move a discriminator, clipped, below the noise",
+    "critic": "where it would move a discriminator, clipped, below the noise; tables get what it leaves",
     "verdict": "whether a discriminator took it for real, if it is held out, below the noise",
     "monitor": "its label and the band of a score, if it is held out, below the noise",
     "train": "nothing more: a generator, trained on what was released already",
