@@ -13,10 +13,11 @@ import traceback
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import torch
 import typer
+from click.core import ParameterSource
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,7 +25,7 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from common.commands import Commands
-from common.errors import CheckpointError, ExitCode, OutputError, PrivShareError
+from common.errors import CheckpointError, ExitCode, OutputError, PrivShareError, StudyError
 from common.evaluation.report import Level
 from common.models.devices import device_named
 from common.study import Study, load_study
@@ -34,6 +35,10 @@ from simulations.federation import Engine
 from simulations.methods import Method
 
 _MOST_SEED = 2**32 - 1
+_HOW_TO_GO_ON: Final = {"resume", "engine", "device", "threads", "level", "json_output"}
+"""Parameters that a run which is resumed may be given; all others say what it is."""
+
+_TYPED: Final = ParameterSource.COMMANDLINE
 
 app = Commands()
 err = Console(stderr=True, emoji=False)
@@ -48,6 +53,7 @@ class EngineKind(StrEnum):
 
 @app.command()
 def main(  # noqa: PLR0913 (one parameter an option)
+    context: typer.Context,
     *,
     sites: Annotated[int, typer.Option(min=1, help="Number of sites.")] = 4,
     method: Annotated[
@@ -126,6 +132,7 @@ def main(  # noqa: PLR0913 (one parameter an option)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     run = None
     try:
+        _check_together(context)
         if resume is not None:
             run = resumed(resume)
         else:
@@ -176,6 +183,24 @@ def main(  # noqa: PLR0913 (one parameter an option)
         what = f"a fault of privshare: {type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
         err.print(f"error: {what}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(int(ExitCode.INTERNAL)) from None
+
+
+def _check_together(context: typer.Context) -> None:
+    """No option is given that another one would silence.
+
+    Raises:
+        StudyError: one is.
+    """
+    source = context.get_parameter_source
+    given = {str(one.name): one.opts[0] for one in context.command.params if source(str(one.name)) is _TYPED}
+    if "resume" in given:
+        for name in given.keys() - _HOW_TO_GO_ON:
+            raise StudyError(f"{given[name]}: not with --resume, which goes on with a run as it began", ExitCode.USAGE)
+    if "study" in given:
+        for name in given.keys() & {"scenario", "units"}:
+            raise StudyError(f"{given[name]}: of an embedded scenario; not with --study", ExitCode.USAGE)
+    if "only" in given and "ablation" not in given:
+        raise StudyError("--only: chooses variants of --ablate; give it too", ExitCode.USAGE)
 
 
 def resumed(folder: Path) -> Run:

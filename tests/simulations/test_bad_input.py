@@ -508,6 +508,22 @@ OPTION_CASES = (
             options=("--resume", "@/absent"),
             is_asked=False,
         ),
+        "a scenario beside a study": Case(C.USAGE, ("--scenario", "not with --study"), options=("--scenario", "icu")),
+        "units beside a study": Case(C.USAGE, ("--units", "not with --study"), options=("--units", "500")),
+        "variants of no ablation": Case(C.USAGE, ("--only", "--ablate"), options=("--only", "measured only/pid")),
+    }
+    | {
+        f"a run resumed with {option}": Case(
+            C.USAGE, (option, "not with --resume"), options=("--resume", "@", option, value), is_asked=False
+        )
+        for option, value in (
+            ("--seed", "0"),
+            ("--epsilon", "2"),
+            ("--sites", "4"),
+            ("--method", "privshare"),
+            ("--out", "@/run"),
+            ("--ablate", "2"),
+        )
     }
     | {
         f"the split {how!r}": Case(C.USAGE, (f"split={how}: ", "expected"), options=("--split", how))
@@ -555,8 +571,9 @@ def arguments_of(case: Case, folder: Path) -> list[str]:
     put(folder / "study.yaml", case.study(STUDY))
     put(folder / case.file, case.table(TABLE))
     given = ["--study", "@/study.yaml", "--data", f"@/{case.file}"] if case.is_asked else []
-    for option, value in (("--sites", "2"), ("--threads", "1"), ("--out", "@/run")):
-        if option not in case.options and not (option == "--out" and "--resume" in case.options):
+    usual = [("--threads", "1")] + ([] if "--resume" in case.options else [("--sites", "2"), ("--out", "@/run")])
+    for option, value in usual:
+        if option not in case.options:
             given += [option, value]
     return [argument.replace("@", str(folder), 1) for argument in [*given, *case.options]]
 
