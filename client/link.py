@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 from flwr.app import Message
@@ -59,6 +59,10 @@ TESTED: tuple[str, ...] = ("1.41",)
 HEARTBEAT = 30.0
 """Seconds that the coordinator waits, twice, before it takes a silent site for gone."""
 _CALL_TIMEOUT = 30.0
+_MOST_ANSWER = 16 * 1024 * 1024
+"""Bytes of one answer's body; what is larger travels in pieces of 5 MiB."""
+_LONGEST_ANSWER = 300.0
+"""Seconds that one answer's body may take, however steadily it comes."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 20.0
 _MOST_OBJECTS = 2 * MAX_BODY // (5 * 1024 * 1024)
 _BUSY = frozenset({408, 429, 502, 503, 504})
@@ -105,7 +109,7 @@ class Link:
         check_flower(version("flwr"))
         private = transport_key(settings.state)
         self._public = public_key_to_bytes(private.public_key())
-        self._client = FleetHttpClient(
+        self._client = _BoundedClient(
             f"https://{settings.superlink}",
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
@@ -248,6 +252,43 @@ class Link:
             except (UnreachableError, RunOverError):
                 pass
             self._is_lost.set()
+
+
+class _BoundedClient(FleetHttpClient):
+    """Flower's client, which alone would read an answer without end, and unpack a small one to any size."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._client.headers["accept-encoding"] = "identity"
+        self._client.event_hooks = {"response": [self._bound]}
+
+    @staticmethod
+    def _bound(response: httpx.Response) -> None:
+        """Before an answer's body is read."""
+        if "content-encoding" in response.headers:
+            raise httpx.DecodingError("packed, which nobody asked for")
+        assert isinstance(response.stream, httpx.SyncByteStream)  # of a client that waits for answers
+        response.stream = _BoundedBody(response.stream)
+
+
+class _BoundedBody(httpx.SyncByteStream):
+    """The body of an answer, given up where it grows too large or takes too long."""
+
+    def __init__(self, body: httpx.SyncByteStream) -> None:
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        deadline, held = time.monotonic() + _LONGEST_ANSWER, 0
+        for part in self._body:
+            held += len(part)
+            if held > _MOST_ANSWER:
+                raise httpx.DecodingError("larger than the limit")
+            if time.monotonic() > deadline:
+                raise httpx.ReadTimeout("slower than the limit")
+            yield part
+
+    def close(self) -> None:
+        self._body.close()
 
 
 def check_flower(found: str) -> None:

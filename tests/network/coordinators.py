@@ -2,8 +2,9 @@
 
 import ssl
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -25,10 +26,14 @@ class SuperLink(BaseHTTPRequestHandler):
     statuses: dict[str, int] = {}  # noqa: RUF012 (a test sets its own)
     headers_sent: dict[str, str] = {}  # noqa: RUF012
     seen: list[str] = []  # noqa: RUF012
+    flood: tuple[int, float] | None = None
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
         self.seen.append(self.path)
+        if self.flood is not None:
+            self._answer_without_end(*self.flood)
+            return
         answer = ANSWERS.get(self.path)
         body = b"" if answer is None else answer.SerializeToString()
         self.send_response(self.statuses.get(self.path, 404 if answer is None else 200))
@@ -38,6 +43,17 @@ class SuperLink(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+
+    def _answer_without_end(self, size: int, pause: float) -> None:
+        """Pieces of so many bytes, so many seconds apart, until nobody listens any more."""
+        self.send_response(200)
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b"%x\r\n%s\r\n" % (size, bytes(size)))
+                time.sleep(pause)
+        self.close_connection = True
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -52,6 +68,7 @@ def serving(
     version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
     statuses: dict[str, int] | None = None,
     headers: dict[str, str] | None = None,
+    flood: tuple[int, float] | None = None,
 ) -> Iterator[int]:
     """A server with a coordinator's certificate, that asks for one of its sites'; its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -59,7 +76,8 @@ def serving(
     context.load_cert_chain(home / "server.crt", home / "server.key")
     context.load_verify_locations(ca or home / "ca.crt")
     context.verify_mode = ssl.CERT_REQUIRED
-    handler = type("Handler", (SuperLink,), {"statuses": statuses or {}, "headers_sent": headers or {}, "seen": []})
+    own = {"statuses": statuses or {}, "headers_sent": headers or {}, "seen": [], "flood": flood}
+    handler = type("Handler", (SuperLink,), own)
     server = ThreadingHTTPServer((host, 0), handler)
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that turns away

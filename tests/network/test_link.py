@@ -184,6 +184,23 @@ def test_an_answer_that_cannot_be_unpacked_or_leads_in_a_circle_is_none(
     assert error.code == ExitCode.UNREACHABLE
 
 
+@pytest.mark.parametrize(
+    ("flood", "longest", "said"),
+    [
+        ((1024 * 1024, 0.0), 300.0, "superlink: an answer that is none"),
+        ((1, 0.02), 0.5, "superlink: cannot be reached (ReadTimeout)"),
+    ],
+)
+def test_an_answer_without_end_is_given_up(
+    federation: Federation, flood: tuple[int, float], longest: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.link._LONGEST_ANSWER", longest)
+    with serving(federation.home, flood=flood) as port:
+        error = refused(settings_of(federation, port))
+    assert str(error) == said
+    assert error.code == ExitCode.UNREACHABLE
+
+
 def test_nobody_at_the_address_is_said_in_one_line(federation: Federation) -> None:
     with socket() as taken:
         taken.bind(("127.0.0.1", 0))
