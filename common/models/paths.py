@@ -93,13 +93,11 @@ class Paths(Courses):
 
         def side(values: Tensor) -> Tensor:
             """(parts, channels, rows of the part and steps, widest)."""
-            rows = values.shape[0] // parts
-            apart: Tensor = values.reshape(parts, -1, *values.shape[2:]).transpose(1, 2) / rows**0.5
-            return apart
+            return values.reshape(parts, -1, *values.shape[2:]).transpose(1, 2)
 
         both = torch.matmul(side(first * pairs[..., 1, 1, None]).transpose(2, 3), side(second))
         return with_missing(
-            both,
+            both / (len(first) // parts),
             mean_of_parts((first * pairs[..., 1, 0, None]).sum(dim=1), parts),
             mean_of_parts((second * pairs[..., 0, 1, None]).sum(dim=1), parts),
             mean_of_parts(pairs[..., 0, 0].sum(dim=1), parts),
@@ -231,9 +229,10 @@ class PathHead(nn.Module):
         features = self.features(drives)
         position = (drives[..., :channels] + self.shift(features))[..., None]
         sharpness = (_REACH * self.sharpness + self.sharpen(features)).clamp(max=_SHARPEST).exp() * self.ordered
-        logits = self.tilt(features).view(rows, steps, channels, -1)
+        bias = self.tilt.bias.masked_fill(self.closed.flatten(), -torch.inf)
+        logits = nn.functional.linear(features, self.tilt.weight, bias).view(rows, steps, channels, -1)
         logits = logits + sharpness[..., None] * self.places * (position - self.places / 2)
-        values = softmax_of_few(logits.masked_fill(self.closed, -torch.inf))
+        values = softmax_of_few(logits)
         odds = self.seen(features) + drives[..., channels : 2 * channels]
         again = odds + self.seen_again
         # In the first step, half way between what follows a gap and what follows a reading, by how often each is.

@@ -177,9 +177,8 @@ class Courses(ABC):
         average = torch.bmm(self.weights.average[:, None], self.levels).squeeze(1)  # (rows of all parts, bins)
         blocks = torch.bmm(self.weights.alive[:, None] * self._steps_of_blocks(), self.levels)
         factors, weights = self.together()
-        left, right = (
-            (one @ joins).view(parts, -1, joins.shape[1]) for one in (factors * weights[:, :, None], factors)
-        )
+        joined = factors @ joins
+        left, right = (one.view(parts, -1, joins.shape[1]) for one in (joined * weights[:, :, None], joined))
         nothing = self.unseen()[:, :, None]
         # Whatever a window with steps holds, it is within all groups.
         anything = self.weights.last.sum(dim=1)[:, None, None].expand_as(nothing)

@@ -151,6 +151,7 @@ class StateHead(nn.Module):
         """States of each row of (rows, wide); they need no noise of their own."""
         rows, states = len(hidden), self.shape.states
         move = (_REACH * self.move + self.pull(hidden)[:, None, :]).softmax(dim=2)
-        logits = (_REACH * self.emit + self.tilt(hidden)[:, None, :]).view(rows, states, len(self.shape.sizes), -1)
-        emit = softmax_of_few(logits.masked_fill(self.closed, -torch.inf))
+        shared = (_REACH * self.emit).masked_fill(self.closed.flatten(), -torch.inf)
+        logits = (shared + self.tilt(hidden)[:, None, :]).view(rows, states, len(self.shape.sizes), -1)
+        emit = softmax_of_few(logits)
         return States(self.shape, weights, self.start(hidden).softmax(dim=1), move, emit)
