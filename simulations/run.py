@@ -38,8 +38,6 @@ _MOST_SEED = 2**32 - 1
 _HOW_TO_GO_ON: Final = {"resume", "engine", "device", "threads", "level", "json_output"}
 """Parameters that a run which is resumed may be given; all others say what it is."""
 
-_TYPED: Final = ParameterSource.COMMANDLINE
-
 app = Commands()
 err = Console(stderr=True, emoji=False)
 
@@ -191,14 +189,14 @@ def _check_together(context: typer.Context) -> None:
     Raises:
         StudyError: one is.
     """
-    source = context.get_parameter_source
-    given = {str(one.name): one.opts[0] for one in context.command.params if source(str(one.name)) is _TYPED}
-    if "resume" in given:
-        for name in given.keys() - _HOW_TO_GO_ON:
-            raise StudyError(f"{given[name]}: not with --resume, which goes on with a run as it began", ExitCode.USAGE)
-    if "study" in given:
-        for name in given.keys() & {"scenario", "units"}:
-            raise StudyError(f"{given[name]}: of an embedded scenario; not with --study", ExitCode.USAGE)
+    options = {str(one.name): one.opts[0] for one in context.command.params}
+    typed = ParameterSource.COMMANDLINE
+    given = {name: option for name, option in options.items() if context.get_parameter_source(name) is typed}
+    for name, option in given.items():
+        if "resume" in given and name not in _HOW_TO_GO_ON:
+            raise StudyError(f"{option}: not with --resume, which goes on with a run as it began", ExitCode.USAGE)
+        if "study" in given and name in ("scenario", "units"):
+            raise StudyError(f"{option}: of an embedded scenario; not with --study", ExitCode.USAGE)
     if "only" in given and "ablation" not in given:
         raise StudyError("--only: chooses variants of --ablate; give it too", ExitCode.USAGE)
 

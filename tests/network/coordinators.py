@@ -1,5 +1,6 @@
 """Coordinators on loopback over TLS, as far as a site that gets no messages sees of one."""
 
+import gzip
 import ssl
 import threading
 import time
@@ -36,6 +37,8 @@ class SuperLink(BaseHTTPRequestHandler):
             return
         answer = ANSWERS.get(self.path)
         body = b"" if answer is None else answer.SerializeToString()
+        if self.headers_sent.get("content-encoding") == "gzip":
+            body = gzip.compress(body)
         self.send_response(self.statuses.get(self.path, 404 if answer is None else 200))
         self.send_header("content-type", "application/x-protobuf")
         self.send_header("content-length", str(len(body)))

@@ -175,7 +175,7 @@ def test_before_the_coordinator_starts_a_study_a_site_is_told_what_it_waits_for(
     ("status", "headers"),
     [(200, {"content-encoding": "gzip"}), (307, {"location": ACTIVATE})],
 )
-def test_an_answer_that_cannot_be_unpacked_or_leads_in_a_circle_is_none(
+def test_an_answer_that_is_packed_or_leads_in_a_circle_is_none(
     federation: Federation, status: int, headers: dict[str, str]
 ) -> None:
     with serving(federation.home, statuses={ACTIVATE: status}, headers=headers) as port:
