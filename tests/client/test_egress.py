@@ -45,6 +45,7 @@ from tests.client.homes import (
     refused,
 )
 from tests.client.rounds import Line, conduct, kept_log
+from tests.logs import whole
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENTS = 125
@@ -195,8 +196,7 @@ class Seen:
     def add_log(self, records: Iterable[logging.LogRecord]) -> None:
         """Log records with all that hangs on them, whatever a formatter makes of it."""
         for number, record in enumerate(records):
-            whole = [logging.Formatter().format(record), repr(record.__dict__)]
-            self.places[f"log {number}"] = "\n".join(whole).encode()
+            self.places[f"log {number}"] = whole(record).encode()
 
     def add_files(self, folder: Path, *, but: Sequence[str] = ()) -> None:
         """Names and contents."""

@@ -11,6 +11,7 @@ from common.errors import ExitCode
 from common.privacy.mechanism import CountMechanism
 from common.wire.messages import refusal
 from tests.client.homes import MEASUREMENTS, Home, forbidden
+from tests.logs import whole
 
 CELL = "GEHEIM-4711"
 
@@ -48,7 +49,7 @@ def test_an_error_that_nobody_foresaw_is_told_by_its_kind_alone(
     assert bodies == [refusal("north", ExitCode.INTERNAL)] * len(kinds)
     assert [record.getMessage() for record in caplog.records] == [f"site=north event=failed error={kind}"] * len(kinds)
     # With all that a formatter could make of it.
-    log = "\n".join(logging.Formatter().format(record) + repr(record.__dict__) for record in caplog.records)
+    log = "\n".join(map(whole, caplog.records))
     printed = capfd.readouterr()
     assert CELL not in log + printed.out + printed.err
     assert home.charged == []
