@@ -17,16 +17,15 @@ from torch import Tensor, nn
 
 from common.data.queries import COUNT_BUCKETS
 from common.models.sequences import (
+    FEWEST_SLOTS,
     Courses,
     SequenceShape,
     StepWeights,
     advance,
     choose,
     in_slots,
-    mean_of_parts,
     nested_sets,
     row_of,
-    softmax_of_few,
     straight_through,
     with_missing,
 )
@@ -79,29 +78,39 @@ class Paths(Courses):
 
     def transitions(self, parts: int) -> Tensor:  # noqa: D102
         pairs = self._seen[:, :-1, :, :, None] * torch.stack(self._seen_moves, dim=1)
-        pairs = pairs * self.weights.moves[:, :, None, None, None]  # (rows, steps - 1, channels, 2, 2)
-        return self._crossed(self._values[:, :-1], self._values[:, 1:], pairs, parts)
+        return self._crossed(self._values, pairs * self.weights.moves[:, :, None, None, None], parts)
 
     def ends(self, parts: int) -> Tensor:  # noqa: D102
         pair = torch.diag_embed(self._seen_start)
         for move in self._seen_moves:
             pair = torch.matmul(pair, move)
-        return self._crossed(self._values[:, :1], self._values[:, -1:], pair[:, None], parts)
+        return self._crossed(self._values[:, [0, -1]], pair[:, None], parts)
 
-    def _crossed(self, first: Tensor, second: Tensor, pairs: Tensor, parts: int) -> Tensor:
-        """Mean tables of two steps: their values, and the chances that they are seen, summed over axis 1."""
+    def _crossed(self, values: Tensor, pairs: Tensor, parts: int) -> Tensor:
+        """Mean tables of two steps, one after the other, summed over the steps.
 
-        def side(values: Tensor) -> Tensor:
-            """(parts, channels, rows of the part and steps, widest)."""
-            return values.reshape(parts, -1, *values.shape[2:]).transpose(1, 2)
+        Args:
+            values: (rows, steps, channels, widest).
+            pairs: (rows, steps - 1, channels, 2, 2), chances that the two steps are seen, or what they weigh by.
+            parts: of the rows.
+        """
 
-        both = torch.matmul(side(first * pairs[..., 1, 1, None]).transpose(2, 3), side(second))
-        return with_missing(
-            both / (len(first) // parts),
-            mean_of_parts((first * pairs[..., 1, 0, None]).sum(dim=1), parts),
-            mean_of_parts((second * pairs[..., 0, 1, None]).sum(dim=1), parts),
-            mean_of_parts(pairs[..., 0, 0].sum(dim=1), parts),
+        def side(one: Tensor) -> Tensor:
+            """(parts, channels, rows of the part and their steps, ...)."""
+            return one.reshape(parts, -1, *one.shape[2:]).transpose(1, 2)
+
+        # All steps of a part one after the other; a row's last and the next row's first weigh nothing together.
+        steps = side(values).contiguous()
+        weights = side(nn.functional.pad(pairs.flatten(3), (0, 0, 0, 0, 0, 1)))[:, :, :-1]
+        first, second = steps[:, :, :-1], steps[:, :, 1:]
+        neither, into, out_of, both = torch.split(weights, 1, dim=3)
+        table = with_missing(
+            torch.matmul((first * both).transpose(2, 3), second),
+            torch.matmul(out_of.transpose(2, 3), first).squeeze(2),
+            torch.matmul(into.transpose(2, 3), second).squeeze(2),
+            neither.sum(dim=(2, 3)),
         )
+        return table / (len(values) // parts)
 
     def together(self) -> tuple[Tensor, Tensor]:  # noqa: D102
         return self.levels, self.weights.average
@@ -227,12 +236,10 @@ class PathHead(nn.Module):
         drives = self.level(hidden)[:, None] + self.time * self.trend(hidden)[:, None]
         drives = drives + self.wander(courses.flatten(2)) + self.wave(self.waves)
         features = self.features(drives)
-        position = (drives[..., :channels] + self.shift(features))[..., None]
+        position = drives[..., :channels] + self.shift(features)
         sharpness = (_REACH * self.sharpness + self.sharpen(features)).clamp(max=_SHARPEST).exp() * self.ordered
-        bias = self.tilt.bias.masked_fill(self.closed.flatten(), -torch.inf)
-        logits = nn.functional.linear(features, self.tilt.weight, bias).view(rows, steps, channels, -1)
-        logits = logits + sharpness[..., None] * self.places * (position - self.places / 2)
-        values = softmax_of_few(logits)
+        logits = self._logits(features, sharpness * position, sharpness).view(rows, steps, channels, -1)
+        values = logits.softmax(dim=-1)[..., : self.shape.widest]
         odds = self.seen(features) + drives[..., channels : 2 * channels]
         again = odds + self.seen_again
         # In the first step, half way between what follows a gap and what follows a reading, by how often each is.
@@ -241,6 +248,30 @@ class PathHead(nn.Module):
         into = into.masked_fill(self.never_missing[:, None], 1.0)  # chance to be seen next
         start = first.sigmoid().masked_fill(self.never_missing, 1.0)
         return Paths(self.shape, weights, values, start, torch.stack([1 - into, into], dim=4))
+
+    def _logits(self, features: Tensor, pulls: Tensor, sharpness: Tensor) -> Tensor:
+        """What features say of each value, and a bell around the position: sharpness * place * (position - place / 2).
+
+        The bell is linear in the pull, sharpness * position, and in the sharpness: one product has it all.
+
+        Args:
+            features: (rows, steps, features).
+            pulls: (rows, steps, channels).
+            sharpness: (rows, steps, channels).
+
+        Returns:
+            (rows, steps, channels * slots), -inf where a channel has no such value; as many slots as a softmax is fast
+            with.
+        """
+        channels, widest = self.places.shape
+        places = (self.places, -(self.places**2) / 2)
+        bells = [torch.block_diag(*part[:, :, None]) for part in places]  # type: ignore[no-untyped-call]
+        weight = torch.cat([self.tilt.weight, *bells], dim=1).view(channels, widest, -1)
+        bias = self.tilt.bias.view(channels, widest).masked_fill(self.closed, -torch.inf)
+        none = max(FEWEST_SLOTS - widest, 0)
+        weight = nn.functional.pad(weight, (0, 0, 0, none)).flatten(0, 1)
+        bias = nn.functional.pad(bias, (0, none), value=-torch.inf).flatten()
+        return nn.functional.linear(torch.cat([features, pulls, sharpness], dim=2), weight, bias)
 
 
 def _course(kept: float, steps: int) -> Tensor:

@@ -20,8 +20,8 @@ from common.data.queries import EXTREME_GROUPS, Family, extreme_group
 
 Expected: TypeAlias = dict[str, Tensor]
 
-_VECTOR: Final = 16
-"""Floats in the widest vector register of a processor."""
+FEWEST_SLOTS: Final = 16
+"""Floats in the widest vector register of a processor: over fewer a softmax of torch takes up to ten times longer."""
 
 
 @dataclass(frozen=True)
@@ -226,9 +226,9 @@ def nested_sets(shape: SequenceShape) -> Tensor:
 
 
 def softmax_of_few(logits: Tensor) -> Tensor:
-    """Softmax over the last axis. On a CPU torch takes up to ten times longer where it is shorter than a vector."""
+    """Softmax over the last axis, as fast where it is short."""
     size = logits.shape[-1]
-    padded = nn.functional.pad(logits, (0, max(_VECTOR - size, 0)), value=-torch.inf)
+    padded = nn.functional.pad(logits, (0, max(FEWEST_SLOTS - size, 0)), value=-torch.inf)
     return padded.softmax(dim=-1)[..., :size]
 
 
