@@ -1,6 +1,6 @@
 """The generator at the coordinator, its average, and the critics that it learns from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -77,6 +77,11 @@ class Learner:
         cluster = make_cluster(self.targets, self._means, None, self._device)
         measured = cluster.measure(self.averaged(noise, labels), classes)
         return {name: float(loss) for name, loss in measured.items()}, float(cluster.fuse(measured))
+
+    def is_fitted(self, losses: Mapping[str, float]) -> bool:
+        """Whether all that measured critics could still say is noise; see `common.models.training.train`."""
+        levels = make_cluster(self.targets, self._means, None, self._device).noise_levels
+        return self.adversary is None and all(loss <= levels[name] for name, loss in losses.items())
 
     @torch.no_grad()
     def fakes(self, seed: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:

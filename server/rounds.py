@@ -314,13 +314,13 @@ class Coordinator(Conductor[Trained]):
         )
 
     def _is_fitted(self, learner: "Learner") -> bool:
-        """Whether all that critics could still say is noise; see `train`.
+        """Whether all that critics could still say is noise.
 
         Where discriminators stay at the sites, nothing here says so.
         """
         losses = self._state.losses
         is_told = any(name != MARGINALS for name in losses) and not self._is_local
-        return is_told and max(losses.values()) <= 1 and learner.adversary is None
+        return is_told and learner.is_fitted(losses)
 
     def _train_at_sites(self, roster: Roster, trainers: list[str], learner: "Learner", bins: Bins, number: int) -> None:
         """Local steps at some sites from the same generator, then the mean or the median of theirs."""

@@ -6,11 +6,12 @@ closed form, and what it says is the Gaussian log-likelihood of the releases. It
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 import numpy as np
 import torch
+from scipy.linalg import null_space
 from torch import Tensor
 
 from common.data.queries import Family
@@ -18,16 +19,41 @@ from common.models.embedding import EmbeddingMeans
 from common.models.generator import Outcome
 from common.models.neural import NeuralCritic, generator_loss
 from common.models.sequences import Expected, straight_through
-from common.models.targets import Groups, Targets
+from common.models.targets import IMPLIED, Groups, Target, Targets
 
 MARGINALS: Final = "marginals"
+# Sums over each row, each column and the whole of the tables of two columns.
+_ROWS, _COLUMNS, _WHOLE = "pair rows", "pair columns", "pair whole"
+_INTERACTIONS: Final = (Family.PAIR, _ROWS, _COLUMNS, _WHOLE)
+_OF_TWO: Final = (Family.COURSE, Family.TOGETHER, Family.TRANSITION, Family.ENDS)
+_OF_ONE: Final = (Family.LEVEL, Family.HIGHEST, Family.LOWEST, Family.OBSERVED)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a measured critic compares.
+
+    tables: their names. classes: "each", or what all of them "share" in proportion to their units, or in what they
+    "differ" from that.
+    """
+
+    tables: tuple[str, ...]
+    classes: Literal["each", "share", "differ"] = "each"
+
+
 MEASURED: Final = {
-    MARGINALS: ("one_way", "average"),
-    "statistical": (Family.PAIR,),
-    "semantic": ("embedding",),
-    "temporal": tuple(family for family in Family if family != Family.PAIR),
+    MARGINALS: Comparison(("one_way", "average", IMPLIED)),
+    "statistical": Comparison(_INTERACTIONS, "share"),
+    "statistical by class": Comparison(_INTERACTIONS, "differ"),
+    "semantic": Comparison(("embedding",)),
+    "temporal": Comparison((*_OF_ONE, *_OF_TWO), "share"),
+    "temporal by class": Comparison(_OF_TWO, "differ"),
+    "levels by class": Comparison(_OF_ONE, "differ"),
 }
-"""Names of the tables that each measured critic compares. Those of one column or channel come before all others."""
+"""Measured critics, by name. The marginals, of one column or channel, come before all others.
+
+Each of the others falls silent when all that it could still say is noise, which is soon so of how classes differ.
+"""
 
 
 class Joins:
@@ -39,6 +65,7 @@ class Joins:
             return torch.as_tensor(np.eye(size)[group], dtype=torch.float32, device=device)
 
         self.records, self.channels = indicator(groups.records), indicator(groups.channels)
+        self.columns = int(groups.columns.max(initial=-1)) + 1
 
 
 def expectations(outcome: Outcome, parts: int, joins: Joins) -> Expected:
@@ -51,9 +78,15 @@ def expectations(outcome: Outcome, parts: int, joins: Joins) -> Expected:
     """
     shares = outcome.records.view(parts, -1, outcome.records.shape[1])  # (parts, rows, bins)
     joined = shares @ joins.records
+    implied = joined.mean(dim=1)
+    whole = implied.new_ones(parts, joins.columns, joins.columns)
     expected: Expected = {
         "one_way": shares.mean(dim=1),
+        IMPLIED: implied,
         Family.PAIR: torch.bmm(joined.transpose(1, 2), joined) / joined.shape[1],
+        _ROWS: implied[:, :, None].expand(-1, -1, joins.columns),
+        _COLUMNS: implied[:, None, :].expand(-1, joins.columns, -1),
+        _WHOLE: whole,
     }
     if outcome.courses is not None:
         expected |= outcome.courses.expected(joined, joins.channels)
@@ -66,16 +99,34 @@ class MeasuredCritic:
     Source: paper section 3.2; algorithm notes, section 4.2.
     """
 
-    def __init__(self, targets: Targets, names: tuple[str, ...], device: torch.device) -> None:
+    def __init__(
+        self, targets: Targets, names: tuple[str, ...], device: torch.device, *, sides: np.ndarray | None = None
+    ) -> None:
+        """Compare some tables.
+
+        Args:
+            targets: what was released. A table of negative precision is taken off, as `interactions` does.
+            names: of the tables.
+            device: where to compute.
+            sides: (sides, classes), orthonormal: the combinations of classes that are compared; without it, each class.
+        """
+
         def tensor(values: np.ndarray) -> Tensor:
             return torch.as_tensor(values, dtype=torch.float32, device=device)
 
-        self._counts = tensor(np.maximum(targets.label_counts, 1.0))
-        self.units = float(self._counts.sum())
+        counts = np.maximum(targets.label_counts, 1.0)
+        sides = np.eye(len(counts)) if sides is None else sides
+        self._weights = tensor(sides * counts)  # (sides, classes)
+        self.units = float(counts.sum())
         chosen = {name: targets.tables[name] for name in names if name in targets.tables}
-        self._values = {name: tensor(target.values) for name, target in chosen.items()}
+        self._values = {name: tensor(np.tensordot(sides, target.values, axes=1)) for name, target in chosen.items()}
         self._precision = {name: tensor(target.precision) for name, target in chosen.items()}
-        self.cells = float(sum(target.values.shape[0] * (target.precision > 0).sum() for target in chosen.values()))
+        self.cells = float(len(sides) * sum(np.sign(target.precision).sum() for target in chosen.values()))
+
+    @property
+    def noise_level(self) -> float:
+        """What the truth's own loss does not pass by more than a standard deviation: that of noise alone is 1."""
+        return float(1 + (2 / self.cells) ** 0.5)
 
     def loss(self, expected: Expected) -> Tensor:
         """Unbiased estimate of the mean squared distance to the releases, in noise variances a cell.
@@ -87,13 +138,31 @@ class MeasuredCritic:
         Args:
             expected: from `expectations`, with two parts a class: (2 * classes, ...).
         """
-        total = self._counts.new_zeros(())
+        total = self._weights.new_zeros(())
         for name, values in self._values.items():
-            halves = expected[name].view(len(self._counts), 2, *values.shape[1:])
-            counts = self._counts.view(-1, *[1] * (values.dim() - 1))
-            first, second = (halves[:, half] * counts - values for half in (0, 1))
+            halves = expected[name].view(-1, 2, *values.shape[1:])
+            first, second = (torch.tensordot(self._weights, halves, dims=1) - values[:, None]).unbind(1)
             total = total + (first * second * self._precision[name]).sum()
         return total / self.cells
+
+
+def interactions(targets: Targets) -> Targets:
+    """With sums over the rows, the columns and the whole of every table of two columns, their precision negative.
+
+    Taken off a table's squared differences they leave its interaction, as in an analysis of variance. What a table says
+    of one column is in `IMPLIED`, from all tables together; each alone says it with more noise.
+    """
+    pairs = targets.tables[Family.PAIR]
+    member = np.eye(targets.groups.columns.max(initial=-1) + 1)[targets.groups.columns]  # (groups, columns)
+    sizes = member.sum(axis=0)
+    # Of every cell of a table, which has the same one throughout; (columns, columns).
+    table = member.T @ pairs.precision @ member / (sizes[:, None] * sizes)
+    sums = {
+        _ROWS: Target(pairs.values @ member, -(member @ table) / sizes),
+        _COLUMNS: Target(member.T @ pairs.values, -(table @ member.T) / sizes[:, None]),
+        _WHOLE: Target(member.T @ pairs.values @ member, table / (sizes[:, None] * sizes)),
+    }
+    return replace(targets, tables={**targets.tables, **sums})
 
 
 EMBEDDING: Final = "embedding"
@@ -172,6 +241,11 @@ class Cluster:
             expected[EMBEDDING] = self._means.expected(outcome, 2 * classes)
         return {name: critic.loss(expected) for name, critic in self._measured.items()}
 
+    @property
+    def noise_levels(self) -> dict[str, float]:
+        """Of each measured critic, what it says of the truth itself at most, but for a standard deviation."""
+        return {name: critic.noise_level for name, critic in self._measured.items()}
+
     def fuse(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The sum of some critics' losses, each weighted by its part of all cells."""
         weighted = [loss * (self._measured[name].cells / self._cells) for name, loss in losses.items()]
@@ -197,13 +271,21 @@ def relaxed(outcome: Outcome, random: torch.Generator) -> tuple[Tensor, Tensor |
     return records, steps
 
 
+def measured_critics(targets: Targets, device: torch.device) -> dict[str, MeasuredCritic]:
+    """All measured critics of a study, by name, from what was released."""
+    parts = interactions(targets)
+    counts = np.maximum(targets.label_counts, 1.0)
+    shared = (counts / np.linalg.norm(counts))[None]
+    sides = {"each": np.eye(len(counts)), "share": shared, "differ": null_space(shared).T}
+    return {name: MeasuredCritic(parts, own.tables, device, sides=sides[own.classes]) for name, own in MEASURED.items()}
+
+
 def make_cluster(
     targets: Targets, means: EmbeddingMeans | None, adversary: Adversary | None, device: torch.device
 ) -> Cluster:
     """All critics of a study, from what was released."""
-    critics = {name: MeasuredCritic(targets, tables, device) for name, tables in MEASURED.items()}
     return Cluster(
-        critics,
+        measured_critics(targets, device),
         Joins(targets.groups, device),
         means=means if EMBEDDING in targets.tables else None,
         adversary=adversary,

@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from common.data.queries import COUNT_BUCKETS, EXTREME_GROUPS, GROUPED, Family, Query
 from common.data.tables import sizes_of
 from common.models.generator import GeneratorShape
+
+IMPLIED: Final = "implied"
+"""The one-way tables of columns over groups that all tables of two columns imply together."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,12 @@ class Groups:
     """Which bins are joined in tables of two columns or channels: finer cells would hold more noise than counts.
 
     records: (record bins,) int64, the group of each bin, numbered from 0 over all columns side by side. channels:
-    (channel bins,), the same of channels.
+    (channel bins,), the same of channels. columns: (record groups,) int64, the column of each.
     """
 
     records: np.ndarray
     channels: np.ndarray
+    columns: np.ndarray
 
     @classmethod
     def of(cls, maps: Sequence[np.ndarray], columns: int) -> "Groups":
@@ -43,14 +48,16 @@ class Groups:
                 [np.zeros(0, np.int64), *[one + start for one, start in zip(some, starts, strict=False)]]
             )
 
-        return cls(joined(maps[:columns]), joined(maps[columns:]))
+        own = np.repeat(np.arange(columns), sizes_of(maps[:columns]))
+        return cls(joined(maps[:columns]), joined(maps[columns:]), own)
 
 
 @dataclass(frozen=True)
 class Targets:
     """Everything that was released about records and windows, as a generator is compared with it.
 
-    tables: by family, "one_way" (of columns) and "average" (of channels); those of two columns or channels over groups.
+    tables: by family, "one_way" (of columns) and "average" (of channels); those of two columns or channels over groups,
+    and so what those of columns imply of one.
     label_counts: (classes,), estimated units. groups: of bins.
     """
 
@@ -62,7 +69,11 @@ class Targets:
 def table_shapes(shape: GeneratorShape, groups: Groups) -> dict[str, tuple[int, ...]]:
     """The shape of every family's precision: its table without the classes."""
     columns, sequence = int(groups.records.max()) + 1, shape.sequence
-    shapes: dict[str, tuple[int, ...]] = {"one_way": (sum(shape.sizes),), Family.PAIR: (columns, columns)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "one_way": (sum(shape.sizes),),
+        IMPLIED: (columns,),
+        Family.PAIR: (columns, columns),
+    }
     if sequence is None:
         return shapes
     bins, channels, wide = sum(sequence.sizes), len(sequence.sizes), sequence.widest + 1
@@ -132,7 +143,13 @@ class TargetBuilder:
 
     def add_table(self, query: Query, counts: np.ndarray, variance: float) -> None:
         """Add a table of the catalogue, (classes, ...) in units, and the variance of one count."""
-        self._add(query.family, self._index.table(query), counts, variance)
+        places = self._index.table(query)
+        self._add(query.family, places, counts, variance)
+        if query.family == Family.PAIR:
+            # A sum over the groups of the other column.
+            for axis, other in ((1, 2), (2, 1)):
+                place = np.ravel(places[axis - 1])
+                self._add(IMPLIED, (place,), counts.sum(axis=other), variance * counts.shape[other])
 
     def add_marginal(self, axis: int, counts: np.ndarray, variance: np.ndarray) -> None:
         """Add the one-way table of a column or of a channel, (classes, bins); variance (bins,)."""

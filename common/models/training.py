@@ -5,6 +5,7 @@ It sees released statistics and random latents, never a record, so every step is
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import torch
@@ -89,8 +90,8 @@ def train(
     """Train a generator in place for one stretch; returns the mean loss of the measured critics, in noise variances.
 
     A measured critic is silent while the generator is as near to its releases as the truth is, at one noise variance a
-    cell: nearer, it would learn their noise. That of the marginals is not, since smoothing took most of the noise; and
-    beside a neural critic none is, since they hold it in check.
+    cell and what chance adds: nearer, it would learn their noise. That of the marginals is not, since smoothing took
+    most of the noise; and beside a neural critic none is, since they hold it in check.
     Source: Morozov 1966, the discrepancy principle.
 
     Args:
@@ -108,6 +109,7 @@ def train(
     optimiser = torch.optim.Adam(generator.parameters(), lr=stretch.start, betas=(0.9, 0.99))
     latents = Latents(generator.shape, parts=2 * classes, rows=len(labels), seed=stretch.seed, device=device)
     heard: dict[str, float] = {}
+    levels = cluster.noise_levels
     total = 0.0
     for step in range(stretch.steps):
         fraction = step / stretch.steps
@@ -115,7 +117,8 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = warm * (stretch.start + (stretch.end - stretch.start) * fraction)
         noise = latents.draw(random)
-        silent = set() if cluster.adversary else {name for name in heard if name != MARGINALS and heard[name] <= 1}
+        fitted = {name for name, level in levels.items() if name != MARGINALS and heard.get(name, inf) <= level}
+        silent = set() if cluster.adversary else fitted
         loss, measured = cluster.loss(generator(noise, labels), labels, classes, random, silent=silent)
         said = {name: one.item() for name, one in measured.items()}
         heard = {name: one + _HEARD_DECAY * (heard.get(name, one) - one) for name, one in said.items()}

@@ -93,10 +93,13 @@ def unpack_targets(arrays: Mapping[str, np.ndarray], shape: GeneratorShape) -> T
     Raises:
         ValueError: an array is absent or of another shape.
     """
-    groups = Groups(
-        _check_groups(arrays.get(_RECORD_GROUPS), sum(shape.sizes)),
-        _check_groups(arrays.get(_CHANNEL_GROUPS), sum(shape.sequence.sizes) if shape.sequence else 0),
-    )
+    records = _check_groups(arrays.get(_RECORD_GROUPS), sum(shape.sizes))
+    channels = _check_groups(arrays.get(_CHANNEL_GROUPS), sum(shape.sequence.sizes) if shape.sequence else 0)
+    column = np.repeat(np.arange(len(shape.sizes)), shape.sizes)
+    begins = np.diff(records, prepend=-1) > 0
+    if np.any(np.diff(column, prepend=-1) > begins):
+        raise ValueError("groups: expected none that joins bins of two columns")
+    groups = Groups(records, channels, column[begins])
     found = unpack(_TARGETS, arrays)
     shapes = table_shapes(shape, groups)
     expected: dict[str, tuple[int, ...]] = {_COUNTS: (shape.classes,)}

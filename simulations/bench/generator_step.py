@@ -65,7 +65,8 @@ def main(
 
 def _step_of(shape: GeneratorShape, batch: int) -> Callable[[], object]:
     channels = sum(shape.sequence.sizes) if shape.sequence else 0
-    groups = Groups(np.arange(sum(shape.sizes)), np.arange(channels))
+    columns = np.repeat(np.arange(len(shape.sizes)), shape.sizes)
+    groups = Groups(np.arange(sum(shape.sizes)), np.arange(channels), columns)
     random = np.random.default_rng(0)
     tables = {
         name: Target(1000 * random.random((shape.classes, *dense)), np.full(dense, 1e-4))

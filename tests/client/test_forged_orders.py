@@ -366,6 +366,8 @@ BAD_TARGETS: dict[str, Arrays] = {
     "groups from 1": {"groups.records": np.arange(1, 11)},
     "groups with gaps": {"groups.records": np.arange(10) * 2},
     "groups that fall": {"groups.records": np.arange(10)[::-1].copy()},
+    "groups that join bins of two columns": {"groups.records": np.array([0, 1, 2, 2, 3, 4, 5, 6, 7, 8])},
+    "values of what pairs imply of another shape": {"targets.implied.values": np.zeros((2, 9), dtype=np.float32)},
     "groups of channels that are not there": {"groups.channels": np.arange(2)},
 }
 

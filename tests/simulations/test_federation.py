@@ -736,7 +736,8 @@ def test_a_round_without_trainers_moves_nothing(rested: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "semantic", "more", "less"), [(9, 0.5, "semantic", "statistical"), (3, 0, "marginals", "statistical")]
+    ("seed", "semantic", "more", "less"),
+    [(4, 0.5, "semantic", "statistical"), (34, 0, "statistical by class", "statistical")],
 )
 def test_rounds_train_while_a_critic_says_more_than_noise_would(
     tmp_path: Path, seed: int, semantic: float, more: str, less: str
@@ -825,8 +826,8 @@ def test_a_run_whose_critic_fell_silent_is_resumed_for_the_same_shares(tmp_path:
 
 def test_every_round_tells_what_each_measured_critic_says(runs: Callable[[int], Finished], rested: Path) -> None:
     for folder, names in (
-        (runs(2).folder, {"marginals", "statistical", "semantic"}),
-        (rested, {"marginals", "statistical"}),
+        (runs(2).folder, {"marginals", "statistical", "statistical by class", "semantic"}),
+        (rested, {"marginals", "statistical", "statistical by class"}),
     ):
         for line in rounds_of(folder).values():
             assert set(line["losses"]) == names

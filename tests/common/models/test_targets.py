@@ -26,12 +26,12 @@ from common.data.queries import (
 from common.data.tables import sizes_of
 from common.data.units import WINDOW_WEIGHT
 from common.data.windows import Windows
-from common.models.critics import Joins, MeasuredCritic, expectations
+from common.models.critics import MEASURED, Joins, MeasuredCritic, expectations
 from common.models.generator import GeneratorShape, Outcome
 from common.models.paths import Paths
 from common.models.sequences import Courses, Expected, SequenceShape, weights_of
 from common.models.states import States
-from common.models.targets import Groups, TargetBuilder, Targets, table_shapes
+from common.models.targets import IMPLIED, Groups, TargetBuilder, Targets, table_shapes
 
 CPU = torch.device("cpu")
 CLASSES, STEPS = 2, 4
@@ -250,9 +250,26 @@ def test_no_two_tables_share_a_cell(layout: str) -> None:
         builder.add_table(query, np.zeros(table.shape), 1.0)
     for axis, size in enumerate(bins_of(shape)):
         builder.add_marginal(axis, np.zeros((CLASSES, size)), np.ones(size))
-    for name, target in builder.build(np.ones(CLASSES)).tables.items():
+    tables = dict(builder.build(np.ones(CLASSES)).tables)
+    del tables[IMPLIED]
+    for name, target in tables.items():
         assert set(np.unique(target.precision)) <= {0.0, 1.0}, name
         assert target.precision.any() == (name != Family.OBSERVED or layout == "grid")
+
+
+def test_tables_of_two_columns_imply_those_of_one_by_the_noise_of_their_sums() -> None:
+    shape = GeneratorShape((3, 2, 4), 3, latent=2, width=8, blocks=1)
+    # Two groups, one, and two.
+    builder = TargetBuilder(shape, maps_of(shape, joined=True))
+    random = np.random.default_rng(3)
+    first, second = random.normal(size=(3, 2, 1)), random.normal(size=(3, 2, 2))
+    builder.add_table(Query(Family.PAIR, (0, 1)), first, 2.0)
+    builder.add_table(Query(Family.PAIR, (0, 2)), second, 5.0)
+    implied = builder.build(np.ones(3)).tables[IMPLIED]
+    # Sums over one group and over two: a variance of 2 and one of 10; 4; 10.
+    np.testing.assert_allclose(implied.precision, [1 / 2 + 1 / 10] * 2 + [1 / 4] + [1 / 10] * 2)
+    both = (first[:, :, 0] / 2 + second.sum(axis=2) / 10) / (1 / 2 + 1 / 10)
+    np.testing.assert_allclose(implied.values, np.hstack([both, first.sum(axis=1), second.sum(axis=1)]))
 
 
 # --- what is released more than once
@@ -306,7 +323,7 @@ def test_what_was_not_released_has_no_precision_and_no_value(layout: str) -> Non
     shape = shape_of(layout)
     targets = TargetBuilder(shape, maps_of(shape, joined=True)).build(np.array([3.0, 5.0]))
     assert targets.label_counts.tolist() == [3, 5]
-    assert set(targets.tables) == set(NAMES)
+    assert set(targets.tables) == {IMPLIED, *NAMES}
     for name, target in targets.tables.items():
         assert not target.values.any(), name
         assert not target.precision.any(), name
@@ -322,7 +339,9 @@ def test_tables_have_the_shapes_of_the_expectations(layout: str, joined: bool) -
     expected = world(layout, joined=joined)[1]
     groups = Groups.of(maps_of(shape, joined=joined), len(COLUMNS))
     shapes = table_shapes(shape, groups)
-    assert {name: tuple(table.shape[1:]) for name, table in expected.items()} == shapes
+    own = {name: tuple(table.shape[1:]) for name, table in expected.items() if name in shapes}
+    assert own == shapes
+    assert set(expected) == {*shapes, *MEASURED["statistical"].tables}
     targets = TargetBuilder(shape, maps_of(shape, joined=joined)).build(np.ones(CLASSES))
     assert {name: target.precision.shape for name, target in targets.tables.items()} == shapes
     assert {name: target.values.shape for name, target in targets.tables.items()} == {
@@ -336,7 +355,7 @@ def test_tables_have_the_shapes_of_the_expectations(layout: str, joined: bool) -
 def test_a_study_without_windows_has_one_way_tables_and_pairs_alone() -> None:
     shape = GeneratorShape((3, 2, 4), 3, latent=2, width=8, blocks=1)
     maps = maps_of(shape, joined=True)
-    assert table_shapes(shape, Groups.of(maps, 3)) == {"one_way": (9,), Family.PAIR: (5, 5)}
+    assert table_shapes(shape, Groups.of(maps, 3)) == {"one_way": (9,), IMPLIED: (5,), Family.PAIR: (5, 5)}
     builder = TargetBuilder(shape, maps)
     builder.add_table(Query(Family.PAIR, (0, 2)), np.arange(12.0).reshape(3, 2, 2), 1.0)
     targets: Targets = builder.build(np.ones(3))

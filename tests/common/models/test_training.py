@@ -36,6 +36,11 @@ JOINT = np.array(
 UNITS = 5000.0
 
 
+def groups_of(sizes: tuple[int, ...]) -> Groups:
+    """Every bin of these columns a group of its own."""
+    return Groups(np.arange(sum(sizes)), np.zeros(0, dtype=np.int64), np.repeat(np.arange(len(sizes)), sizes))
+
+
 def exact_targets() -> Targets:
     """Releases of that joint distribution without noise, as if each cell had a noise of standard deviation 10."""
     bins = sum(SIZES)
@@ -44,7 +49,7 @@ def exact_targets() -> Targets:
     precision[:3, 3:] = 1 / 100
     one_way = np.concatenate([JOINT.sum(axis=2), JOINT.sum(axis=1)], axis=1) * UNITS
     tables = {"one_way": Target(one_way, np.full(bins, 1 / 100)), Family.PAIR: Target(pairs, precision)}
-    return Targets(tables, np.full(CLASSES, UNITS), Groups(np.arange(bins), np.zeros(0, dtype=np.int64)))
+    return Targets(tables, np.full(CLASSES, UNITS), groups_of(SIZES))
 
 
 CLUSTER = make_cluster(exact_targets(), None, None, CPU)
@@ -90,6 +95,7 @@ class Watching:
 
     adversary = None
     fuse = CLUSTER.fuse
+    noise_levels = CLUSTER.noise_levels
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
@@ -186,6 +192,7 @@ class Told:
     def __init__(self, measured: dict[str, list[float]], adversary: Adversary | None = None) -> None:
         self._measured = iter([dict(zip(measured, said, strict=True)) for said in zip(*measured.values(), strict=True)])
         self.adversary = adversary
+        self.noise_levels = dict.fromkeys(measured, 1.0) | {"semantic": 1.5}
         self.asked: list[tuple[Tensor, Tensor, int, torch.Generator]] = []
         self.silent: list[set[str]] = []
 
@@ -352,7 +359,7 @@ def said(critic: MeasuredCritic, joins: Joins, generator: Generator) -> float:
 @pytest.mark.statistical
 def test_a_generator_that_is_as_near_as_the_truth_learns_no_noise() -> None:
     one_way, pairs, measured = six_columns()
-    groups = Groups(np.arange(36), np.zeros(0, dtype=np.int64))
+    groups = groups_of((6,) * 6)
     joins = Joins(groups, CPU)
 
     def released(noise: np.ndarray) -> Targets:
@@ -412,7 +419,7 @@ def taught(shape: GeneratorShape) -> Targets:
         for module in (teacher.heads, *looking):
             module.weight[:, : 2 * shape.latent] *= 6
         noise = torch.randn(2000, shape.noise, generator=torch.Generator().manual_seed(0))
-        groups = Groups(np.arange(sum(SIZES)), np.arange(6))
+        groups = replace(groups_of(SIZES), channels=np.arange(6))
         outcome = teacher(noise, torch.arange(CLASSES).repeat_interleave(1000))
         expected = expectations(outcome, CLASSES, Joins(groups, CPU))
     # What lies beside the upper blocks of two axes is not measured.
@@ -646,7 +653,7 @@ def test_what_three_columns_say_together_reaches_the_generator() -> None:
         "one_way": Target(np.full((2, 6), 250.0), np.full(6, 1 / 100)),
         Family.PAIR: Target(np.full((2, 6, 6), 125.0) * (precision > 0), precision),
     }
-    targets = Targets(tables, np.full(2, 500.0), Groups(np.arange(6), np.zeros(0, dtype=np.int64)))
+    targets = Targets(tables, np.full(2, 500.0), groups_of((2, 2, 2)))
     parity = cast("NeuralCritic", Parity())
     generator = initialise(shape, seed=1)
     train(generator, make_cluster(targets, None, Adversary(parity, (1.0,)), CPU), stretch(300), CPU)
