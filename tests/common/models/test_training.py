@@ -266,6 +266,12 @@ def test_each_critic_is_heard_for_itself() -> None:
     assert found == [set(), {"statistical", "semantic"}, {"statistical"}]
 
 
+def test_each_critic_falls_silent_at_its_own_level_of_noise() -> None:
+    # `Told` has one of 1.5 for the semantic one.
+    assert silenced({"semantic": [1.49, 1.49], "temporal": [1.49, 1.49]}) == [set(), {"semantic"}]
+    assert silenced({"semantic": [1.51, 1.51]}) == [set(), set()]
+
+
 def test_marginals_never_fall_silent() -> None:
     assert silenced({MARGINALS: [0.0] * 5, "statistical": [0.0] * 5}) == [set(), *[{"statistical"}] * 4]
 
