@@ -69,7 +69,7 @@ class Joins:
 
 
 def expectations(outcome: Outcome, parts: int, joins: Joins) -> Expected:
-    """Mean tables of parts of the rows, by the names of `Targets.tables`.
+    """Mean tables of parts of the rows, by the names of `Targets.tables` and of what `interactions` adds.
 
     Args:
         outcome: of a generator, its rows in so many parts of equal size, one after the other.
