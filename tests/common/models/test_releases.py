@@ -16,7 +16,7 @@ from common.data.units import WINDOW_WEIGHT
 from common.models.critics import EMBEDDING
 from common.models.generator import GeneratorShape
 from common.models.releases import Bins, Measured, Release, bins_from, group_maps, targets_from
-from common.models.targets import Targets
+from common.models.targets import IMPLIED, Targets
 from common.privacy.events import GaussianEvent
 from common.study import STEPS, Study, parse_study
 from common.wire.packing import shape_of
@@ -108,13 +108,15 @@ def test_without_noise_targets_are_the_tables_of_the_records() -> None:
     bins, pairs, codes, labels = measured(3000, stddev=0.0)
     assert len(bins.sizes) == len(bins.maps) == len(bins.histograms) == bins.columns == 3
     targets = targets_of(bins, pairs)
-    assert set(targets.tables) == {"one_way", "pair"}
+    assert set(targets.tables) == {"one_way", IMPLIED, "pair"}
     starts = np.concatenate([[0], np.cumsum(bins.sizes)])
     for label in range(CLASSES):
         mine = codes[labels == label]
         one_hot = np.zeros((len(mine), starts[-1]))
         one_hot[np.arange(len(mine))[:, None], mine + starts[:-1]] = 1
         np.testing.assert_allclose(targets.tables["one_way"].values[label], one_hot.sum(axis=0), atol=1e-6)
+        # Every bin is a group of its own.
+        np.testing.assert_allclose(targets.tables[IMPLIED].values[label], one_hot.sum(axis=0), atol=1e-6)
         crossed = one_hot.T @ one_hot
         column = np.repeat(np.arange(3), bins.sizes)
         upper = column[:, None] < column[None, :]
