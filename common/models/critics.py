@@ -105,7 +105,7 @@ class MeasuredCritic:
         """Compare some tables.
 
         Args:
-            targets: what was released. A table of negative precision is taken off, as `interactions` does.
+            targets: what was released, or what `interactions` makes of it: tables of negative precision are taken off.
             names: of the tables.
             device: where to compute.
             sides: (sides, classes), orthonormal: the combinations of classes that are compared; without it, each class.
@@ -147,10 +147,11 @@ class MeasuredCritic:
 
 
 def interactions(targets: Targets) -> Targets:
-    """With sums over the rows, the columns and the whole of every table of two columns, their precision negative.
+    """With sums over the rows, the columns and the whole of every table of two columns, and by what they weigh.
 
-    Taken off a table's squared differences they leave its interaction, as in an analysis of variance. What a table says
-    of one column is in `IMPLIED`, from all tables together; each alone says it with more noise.
+    Rows and columns, of negative precision, are taken off a table's squared differences, and the whole, which both
+    hold, is added again: that leaves its interaction, as in an analysis of variance. What a table says of one column is
+    in `IMPLIED`, from all tables together; each alone says it with more noise.
     """
     pairs = targets.tables[Family.PAIR]
     member = np.eye(targets.groups.columns.max(initial=-1) + 1)[targets.groups.columns]  # (groups, columns)
