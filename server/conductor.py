@@ -132,10 +132,17 @@ class Conductor(ABC, Generic[_Outcome]):
         release = self._measure(roster, "one_way", "one_way", options, {}, form)
         return bins_from(release, self._study)
 
-    def _form(self, layout: TableLayout, *, whole: Sequence[bool] = (), held_out: float = 0.0) -> Form:
+    def _form(
+        self,
+        layout: TableLayout,
+        *,
+        emphasis: Sequence[int] | None = None,
+        whole: Sequence[bool] = (),
+        held_out: float = 0.0,
+    ) -> Form:
         """Of a release of tables of this study's units."""
         scale = unit_weight(self._study.unit.max_records) * (1 if self._study.windows is None else WINDOW_WEIGHT)
-        return Form.of_tables(layout, scale=scale, whole=whole, held_out=held_out)
+        return Form.of_tables(layout, scale=scale, emphasis=emphasis, whole=whole, held_out=held_out)
 
     @abstractmethod
     def _learn(self, roster: Roster, bins: Bins) -> _Outcome:

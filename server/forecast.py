@@ -25,7 +25,8 @@ class Planned:
     name: of the kind of release.
     tables: how many tables a unit is counted in.
     share: of a site's budget.
-    stddev: of the noise of one count at a site that spends the study's epsilon, in units.
+    stddev: of the noise of one count at a site that spends the study's epsilon, in units; where it is largest, since
+        tables of two channels have less (see `common.wire.agenda.EMPHASIS`).
     """
 
     name: str
@@ -45,20 +46,13 @@ def planned_releases(study: Study) -> list[Planned]:
     layout = histogram_layout(make_grids(study.measured), len(study.label_values), make_grids(study.channels))
     # Less than all where `max_share` keeps measurements from spending it.
     spent = sum(_shares(study))
-    wanted = [(ONE_WAY, layout.n_tables, privacy.one_way_share)]
-    wanted += [
-        (name, len(tables), (1 - privacy.one_way_share) * share * spent)
-        for name, (tables, share) in planned_tables(study).items()
-    ]
-    return [
-        Planned(
-            name,
-            tables,
-            share,
-            accountant.noise_stddev(squared_sensitivity=tables, spend=share * bound, sampling=1.0),
-        )
-        for name, tables, share in wanted
-    ]
+    share = privacy.one_way_share
+    noise = accountant.noise_stddev(squared_sensitivity=layout.n_tables, spend=share * bound, sampling=1.0)
+    planned = [Planned(ONE_WAY, layout.n_tables, share, noise)]
+    for name, part in planned_tables(study).items():
+        share = (1 - privacy.one_way_share) * part.share * spent
+        planned.append(Planned(name, len(part.numbers), share, part.noise_stddev(accountant, spend=share * bound)))
+    return planned
 
 
 def plan_of(study: Study, sites: int) -> dict[str, str | int | float]:

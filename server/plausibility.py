@@ -48,6 +48,7 @@ class Form:
     scale: grid units in one unit's count.
     sampling: chance of a unit to take part.
     layout: of tables of counts; None where the vector is a sum of vectors.
+    emphasis: (tables,), what the counts of each table are multiplied by.
     whole: (tables,) bool, whether every training unit is in a table with all its weight, or with at most that.
     held_out: share of the units that it counts, which are held out; 0 where it counts the others.
     """
@@ -57,14 +58,24 @@ class Form:
     scale: int
     sampling: float = 1.0
     layout: TableLayout | None = None
+    emphasis: tuple[int, ...] = ()
     whole: tuple[bool, ...] = ()
     held_out: float = 0.0
 
     @classmethod
-    def of_tables(cls, layout: TableLayout, *, scale: int, whole: Sequence[bool] = (), held_out: float = 0.0) -> Self:
-        """Of tables of counts, all of emphasis 1."""
-        sensitivity = layout.n_tables * scale**2
-        return cls(layout.n_cells, sensitivity, scale, layout=layout, whole=tuple(whole), held_out=held_out)
+    def of_tables(
+        cls,
+        layout: TableLayout,
+        *,
+        scale: int,
+        emphasis: Sequence[int] | None = None,
+        whole: Sequence[bool] = (),
+        held_out: float = 0.0,
+    ) -> Self:
+        """Of tables of counts, all of emphasis 1 where it is not given."""
+        emphases = (1,) * layout.n_tables if emphasis is None else tuple(emphasis)
+        sensitivity = sum(one**2 for one in emphases) * scale**2
+        return cls(layout.n_cells, sensitivity, scale, 1.0, layout, emphases, tuple(whole), held_out)
 
     @classmethod
     def of_vectors(cls, cells: int, *, scale: int, sampling: float = 1.0) -> Self:
@@ -141,9 +152,10 @@ def check_counts(site: str, counts: np.ndarray, event: GaussianEvent, form: Form
         if np.linalg.norm(values) > max(0.0, sum(units.counts)) + units.room + _norm(event, form.cells, share=1.0):
             raise ProtocolError(f"site {site}: a sum longer than its units can make it")
         return
-    for table in form.layout.split(values):
-        below = np.minimum(table, 0.0)
-        if below.min() < -DEVIATIONS * _stddev(event) or np.linalg.norm(below) > _norm(event, below.size, share=0.5):
+    values = values / np.repeat(form.emphasis, np.diff(form.layout.offsets))
+    for table, emphasis in zip(form.layout.split(values), form.emphasis, strict=True):
+        below, noise = np.minimum(table, 0.0), _stddev(event) / emphasis
+        if below.min() < -DEVIATIONS * noise or np.linalg.norm(below) > _norm(event, below.size, share=0.5) / emphasis:
             raise ProtocolError(f"site {site}: counts below zero, by more than its noise explains")
     if form.held_out:
         _check_held_out(site, values, event, form, units)
@@ -165,14 +177,16 @@ def _check_totals(site: str, values: np.ndarray, event: GaussianEvent, form: For
     """Totals by class that agree with the stated units, and no cell above them."""
     known = np.array(units.counts)
     totals, sizes = _totals(values, form)
+    noise = _stddev(event) / np.array(form.emphasis)  # (tables,)
     # The two are independent, or, in the one-way tables themselves, nearer to each other than if they were.
-    room = DEVIATIONS * np.sqrt(_stddev(event) ** 2 * sizes + units.stddev**2)[:, None]
+    room = DEVIATIONS * np.sqrt(noise**2 * sizes + units.stddev**2)[:, None]
     above, whole = totals - known, np.array(form.whole)
     if (above > room).any() or (above < -room)[whole].any():
         raise ProtocolError(f"site {site}: totals of tables that do not agree with the units of its one-way tables")
-    room_of_cell = DEVIATIONS * math.hypot(_stddev(event), units.stddev)
+    room_of_cell = DEVIATIONS * np.hypot(noise, units.stddev)
     if any(
-        (table > (known + room_of_cell).reshape(-1, *[1] * (table.ndim - 1))).any() for table in _split(values, form)
+        (table > (known + own).reshape(-1, *[1] * (table.ndim - 1))).any()
+        for table, own in zip(_split(values, form), room_of_cell, strict=True)
     ):
         raise ProtocolError(f"site {site}: a count above the units of its one-way tables")
 

@@ -170,14 +170,14 @@ class Coordinator(Conductor[Trained]):
 
     def _measure_part(self, roster: Roster, name: str, share: float, part: Part, bins: Bins) -> Measured:
         """Some tables of the catalogue, over groups of bins, for a share of a site's whole budget."""
-        emphasis = np.ones(len(part.numbers), dtype=np.int64)
         cells = [group[bin_of] for group, bin_of in zip(part.maps, bins.maps, strict=True)]
-        arrays = {**pack_bins(cells), "tables": part.numbers, "emphasis": emphasis}
+        arrays = {**pack_bins(cells), "tables": part.numbers, "emphasis": part.emphasis}
         layout = layout_of(part.queries, sizes_of(part.maps), self._classes)
         # Each unit is in a cell of a pair; how its steps are spread over other tables, only the site knows.
-        form = self._form(layout, whole=[query.family == Family.PAIR for query in part.queries])
+        whole = [query.family == Family.PAIR for query in part.queries]
+        form = self._form(layout, emphasis=part.emphasis.tolist(), whole=whole)
         release = self._measure(roster, "tables", name, {"share": share}, arrays, form)
-        return Measured(part.queries, emphasis, part.maps, release)
+        return Measured(part.queries, part.emphasis, part.maps, release)
 
     def _measure_embedding(self, roster: Roster, bins: Bins, learner: "Learner", stage: int) -> list[Release]:
         share = self._measured_share(self._shares.get("semantic", 0.0), stage)

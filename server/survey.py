@@ -18,12 +18,13 @@ from common.wire.agenda import planned_tables
 class Part:
     """Tables that are released together.
 
-    numbers: (tables,) int64, in the study's catalogue. maps: from the bins of each column and channel to the codes that
-    the tables are over. share: of the discriminators' budget.
+    numbers: (tables,) int64, in the study's catalogue. emphasis: (tables,) int64, of each. maps: from the bins of each
+    column and channel to the codes that the tables are over. share: of the discriminators' budget.
     """
 
     name: str
     numbers: np.ndarray
+    emphasis: np.ndarray
     queries: Sequence[Query]
     maps: Sequence[np.ndarray]
     share: float
@@ -32,7 +33,7 @@ class Part:
         """Some of the tables, for the same share."""
         kept = np.isin(self.numbers, numbers)
         queries = [query for query, keep in zip(self.queries, kept, strict=True) if keep]
-        return Part(self.name, self.numbers[kept], queries, self.maps, self.share)
+        return Part(self.name, self.numbers[kept], self.emphasis[kept], queries, self.maps, self.share)
 
 
 @dataclass(frozen=True)
@@ -54,25 +55,29 @@ def plan_survey(study: Study, bins: Bins, budgets: Sequence[float]) -> Survey:
     known = catalogue(bins.columns, study.windows)
     planned = planned_tables(study)
     rest = 1 - study.privacy.one_way_share
-    # The noise of one count of a table of two columns or channels, summed over sites.
+    # The noise of one count of a table of two columns or channels where it is largest, summed over sites.
     grouped = [name for name in ("pairs", "couplings") if name in planned]
     stddev = max(
-        (math.hypot(*(_stddev(study, planned[name], rest * budget) for budget in budgets)) for name in grouped),
+        (
+            math.hypot(*(one.noise_stddev(study.accountant, spend=rest * one.share * budget) for budget in budgets))
+            for one in (planned[name] for name in grouped)
+        ),
         default=1.0,
     )
     groups = group_maps(bins, study, stddev=stddev)
     own = [np.arange(size) for size in bins.sizes]
     parts = tuple(
-        Part(name, some, [known[at] for at in some], groups if name in grouped else own, share)
-        for name, (some, share) in planned.items()
+        Part(
+            name,
+            one.numbers,
+            one.emphasis,
+            [known[at] for at in one.numbers],
+            groups if name in grouped else own,
+            one.share,
+        )
+        for name, one in planned.items()
     )
     return Survey(parts, groups)
-
-
-def _stddev(study: Study, planned: tuple[np.ndarray, float], budget: float) -> float:
-    """Of the noise of one count at a site whose discriminators have so much of its budget."""
-    tables, share = planned
-    return study.accountant.noise_stddev(squared_sensitivity=len(tables), spend=share * budget, sampling=1.0)
 
 
 def worst_fitted(part: Part, index: TableIndex, targets: Targets, expected: Expected, *, share: float) -> np.ndarray:

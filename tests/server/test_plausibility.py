@@ -29,6 +29,9 @@ LAYOUT = TableLayout(((0,), (1,), (2,)), SIZES, CLASSES)
 PAIRS = layout_of([Query(Family.PAIR, (0, 1)), Query(Family.COURSE, (1, 2))], SIZES, CLASSES)
 ONE_WAY = Form.of_tables(LAYOUT, scale=4, whole=(True, True, False))
 TABLES = Form.of_tables(PAIRS, scale=4, whole=(True, False))
+# The second of the tables with half the noise of the first, seen from its counts.
+EMPHASISED = Form.of_tables(PAIRS, scale=4, emphasis=(1, 2), whole=(True, False))
+TIMES = np.repeat((1, 2), (30, 40))
 VECTORS = Form.of_vectors(50, scale=1000)
 UNITS = Units((120.0, 30.0), 2.0)
 
@@ -68,7 +71,9 @@ def test_what_honest_sites_send_passes(units: tuple[int, ...], noise: float) -> 
         stated = state_units(first, event, ONE_WAY)
         check_counts("a", first, event, ONE_WAY, stated)
         check_units("a", stated, most=max(1, sum(units)))
-        check_counts("a", noised(truth(TABLES, units, random), noise, random), event_of(TABLES, noise), TABLES, stated)
+        for form, times in ((TABLES, 1), (EMPHASISED, TIMES)):
+            sums = truth(form, units, random) * times
+            check_counts("a", noised(sums, noise, random), event_of(form, noise), form, stated)
 
 
 @pytest.mark.statistical
@@ -133,6 +138,31 @@ def test_a_total_that_the_stated_units_cannot_make_is_refused(cell: int, room: f
         ProtocolError, match=r"^site b: totals of tables that do not agree with the units of its one-way"
     ):
         check_counts("b", counts, event, TABLES, UNITS)
+
+
+@pytest.mark.parametrize(("room", "passes"), [(0.9, True), (1.1, False)])
+def test_a_table_that_is_emphasised_has_less_room_for_its_noise(room: float, *, passes: bool) -> None:
+    half = DEVIATIONS * 4 * math.sqrt((NOISE**2 + 1 / 12) / 4 / 16 * 20 + UNITS.stddev**2)
+    counts, event = total(30, room * half)(flat(EMPHASISED, NOISE)) * TIMES, event_of(EMPHASISED, NOISE)
+    assert event.squared_sensitivity == (1 + 4) * 16
+    if passes:
+        check_counts("b", counts, event, EMPHASISED, UNITS)
+        return
+    with pytest.raises(ProtocolError, match=r"^site b: totals of tables that do not agree"):
+        check_counts("b", counts, event, EMPHASISED, UNITS)
+
+
+@pytest.mark.parametrize(("deviations", "passes"), [(9.9, True), (10.2, False)])
+@pytest.mark.parametrize("form", [TABLES, EMPHASISED])
+def test_a_cell_of_the_second_table_below_zero(form: Form, deviations: float, *, passes: bool) -> None:
+    counts, event = flat(form, NOISE) * (TIMES if form is EMPHASISED else 1), event_of(form, NOISE)
+    counts[31] += counts[30] + round(deviations * NOISE)
+    counts[30] = -round(deviations * NOISE)
+    if passes:
+        check_counts("b", counts, event, form, UNITS)
+        return
+    with pytest.raises(ProtocolError, match=r"^site b: counts below zero, by more than its noise explains$"):
+        check_counts("b", counts, event, form, UNITS)
 
 
 @pytest.mark.parametrize(("deviations", "passes"), [(9.9, True), (10.2, False)])

@@ -43,6 +43,15 @@ def test_every_table_of_the_catalogue_is_asked_once_for_the_whole_budget(name: s
         assert (np.diff(part.numbers) > 0).all()
 
 
+@pytest.mark.parametrize("name", ["accounts", "icu", "adult"])
+def test_tables_of_two_channels_weigh_twice_as_much_as_any_other(name: str) -> None:
+    study = study_with(name)
+    for part in plan_survey(study, bins_of(study), [0.05] * 4).parts:  # type: ignore[arg-type]
+        expected = [2 if query.family == Family.TOGETHER else 1 for query in part.queries]
+        assert part.emphasis.tolist() == expected
+        assert part.only(part.numbers[1::2]).emphasis.tolist() == expected[1::2]
+
+
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [

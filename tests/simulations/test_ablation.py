@@ -1,6 +1,7 @@
 """Variants at equal budget: each is an ordinary run, is not run twice, and the table says what was measured."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner, Result
 
 from common.privacy.ledger import read_ledger
+from common.study import load_study
 from common.wire.messages import Reply
 from simulations.run import app
 from tests.simulations.test_bad_windows import EVENTS, STUDY, records, series
@@ -68,6 +70,18 @@ def test_each_variant_measures_what_it_says_and_spends_the_whole_budget(ablated:
     assert kinds["measured-only-fixed"] == measured
     assert kinds["neural-only-stage"] == {"one_way", "critic", "verdict", "monitor"}
     assert kinds["without-temporal-pid"] == measured - {"couplings", "dynamics"} | {"critic", "verdict"}
+
+
+def test_a_site_charges_what_tables_of_two_channels_weigh(ablated: tuple[Path, Result]) -> None:
+    folder = ablated[0] / "run" / "measured-only-fixed-0"
+    study = load_study(ablated[0] / "study.yaml")
+    (charges,) = read_ledger(folder / "ledger" / "site_01.jsonl").charges.values()
+    events = {request.split("/")[1]: charge.event for request, charge in charges.items()}
+    columns, channels = len(study.measured), len(study.channels)
+    squared = {name: events[name].squared_sensitivity / events[name].scale ** 2 for name in ("pairs-1", "couplings-1")}
+    # With half the noise each of them moves the release as four tables would.
+    expected = columns * channels + 4 * math.comb(channels, 2)
+    assert squared == {"pairs-1": math.comb(columns, 2), "couplings-1": expected}
 
 
 def test_what_was_run_is_not_run_again_and_another_study_is_refused(ablated: tuple[Path, Result]) -> None:
