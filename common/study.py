@@ -97,7 +97,10 @@ Weight = Annotated[Number, Field(ge=0, le=1000)]
 
 
 class Discriminators(Section):
-    """How the discriminators share what the one-way tables leave of the budget, by weight; 0 switches one off."""
+    """How the discriminators share what the one-way tables leave of the budget, by weight; 0 switches one off.
+
+    Between those with tables a weight counts times the root of their number; see `common.wire.agenda.planned_tables`.
+    """
 
     # Tables of pairs of columns.
     statistical: Weight = 1.0

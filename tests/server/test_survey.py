@@ -20,6 +20,10 @@ from server.survey import plan_survey, worst_fitted
 
 STUDIES = Path(__file__).parents[2] / "simulations" / "studies"
 CPU = torch.device("cpu")
+# Shares of the parts of the study `accounts`.
+PAIRS = 10**0.5 / (10**0.5 + 143**0.5)
+WINDOWS = (1 - PAIRS) / 2
+EACH = (("couplings", WINDOWS), ("dynamics", WINDOWS))
 
 
 def study_with(name: str, **weights: float) -> Study:
@@ -57,8 +61,13 @@ def test_tables_of_two_channels_weigh_twice_as_much_as_any_other(name: str) -> N
     [
         ({"temporal": 0.0}, {"pairs": 1.0}),
         ({"statistical": 0.0}, {"couplings": 0.5, "dynamics": 0.5}),
-        ({"statistical": 3.0, "temporal": 1.0}, {"pairs": 0.75, "couplings": 0.125, "dynamics": 0.125}),
-        ({"semantic": 1.0, "neural": 1.0}, {"pairs": 0.25, "couplings": 0.125, "dynamics": 0.125}),
+        # Ten tables of pairs, and 143 of windows in two parts.
+        ({}, {"pairs": PAIRS, "couplings": WINDOWS, "dynamics": WINDOWS}),
+        (
+            {"statistical": 3.0, "temporal": 1.0},
+            {name: share / (2 * PAIRS + 1) for name, share in (("pairs", 3 * PAIRS), *EACH)},
+        ),
+        ({"semantic": 1.0, "neural": 1.0}, {name: share / 2 for name, share in (("pairs", PAIRS), *EACH)}),
     ],
 )
 def test_weights_share_the_budget_and_zero_switches_a_discriminator_off(
@@ -67,6 +76,20 @@ def test_weights_share_the_budget_and_zero_switches_a_discriminator_off(
     study = study_with("accounts", **weights)
     survey = plan_survey(study, bins_of(study), [0.05] * 4)  # type: ignore[arg-type]
     assert {part.name: part.share for part in survey.parts} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["accounts", "icu"])
+def test_discriminators_of_one_weight_have_the_least_noise_that_the_budget_allows(name: str) -> None:
+    parts = plan_survey(study_with(name), bins_of(study_with(name)), [0.05] * 4).parts  # type: ignore[arg-type]
+    pairs = next(part for part in parts if part.name == "pairs")
+    tables = np.array([len(pairs.numbers), sum(len(part.numbers) for part in parts if part is not pairs)])
+
+    def variances(share: float) -> float:
+        """Of one count of each, summed, where the tables of pairs have so much of the budget."""
+        return float((tables / (share, 1 - share)).sum())
+
+    others = np.linspace(0.01, 0.99, 99)
+    assert variances(pairs.share) <= min(map(variances, others))
 
 
 def test_less_noise_buys_finer_groups_and_dynamics_keep_their_bins() -> None:
