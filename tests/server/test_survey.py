@@ -11,7 +11,7 @@ from common.data.histograms import histogram_layout
 from common.data.queries import Family, catalogue
 from common.models.critics import Joins, expectations
 from common.models.generator import initialise
-from common.models.releases import Release, bins_from
+from common.models.releases import Bins, Release, bins_from
 from common.models.targets import TableIndex, TargetBuilder
 from common.study import Study, load_study
 from common.wire.packing import shape_of
@@ -30,7 +30,7 @@ def study_with(name: str, **weights: float) -> Study:
     return load_study(STUDIES / f"{name}.yaml").with_overrides(discriminators=weights, model={"width": 16, "latent": 4})
 
 
-def bins_of(study: Study) -> object:
+def bins_of(study: Study) -> Bins:
     layout = histogram_layout(make_grids(study.measured), len(study.label_values), make_grids(study.channels))
     counts = np.random.default_rng(0).uniform(0, 400, layout.n_cells)
     return bins_from(Release(counts, 100.0, {}), study)
@@ -39,7 +39,7 @@ def bins_of(study: Study) -> object:
 @pytest.mark.parametrize("name", ["accounts", "icu", "adult"])
 def test_every_table_of_the_catalogue_is_asked_once_for_the_whole_budget(name: str) -> None:
     study = study_with(name)
-    survey = plan_survey(study, bins_of(study), [0.05] * 4)  # type: ignore[arg-type]
+    survey = plan_survey(study, bins_of(study), [0.05] * 4)
     numbers = np.concatenate([part.numbers for part in survey.parts])
     assert sorted(numbers) == list(range(len(catalogue(len(study.measured), study.windows))))
     assert sum(part.share for part in survey.parts) == pytest.approx(1)
@@ -50,7 +50,7 @@ def test_every_table_of_the_catalogue_is_asked_once_for_the_whole_budget(name: s
 @pytest.mark.parametrize("name", ["accounts", "icu", "adult"])
 def test_tables_of_two_channels_weigh_twice_as_much_as_any_other(name: str) -> None:
     study = study_with(name)
-    for part in plan_survey(study, bins_of(study), [0.05] * 4).parts:  # type: ignore[arg-type]
+    for part in plan_survey(study, bins_of(study), [0.05] * 4).parts:
         expected = [2 if query.family == Family.TOGETHER else 1 for query in part.queries]
         assert part.emphasis.tolist() == expected
         assert part.only(part.numbers[1::2]).emphasis.tolist() == expected[1::2]
@@ -74,13 +74,13 @@ def test_weights_share_the_budget_and_zero_switches_a_discriminator_off(
     weights: dict[str, float], expected: dict[str, float]
 ) -> None:
     study = study_with("accounts", **weights)
-    survey = plan_survey(study, bins_of(study), [0.05] * 4)  # type: ignore[arg-type]
+    survey = plan_survey(study, bins_of(study), [0.05] * 4)
     assert {part.name: part.share for part in survey.parts} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["accounts", "icu"])
 def test_discriminators_of_one_weight_have_the_least_noise_that_the_budget_allows(name: str) -> None:
-    parts = plan_survey(study_with(name), bins_of(study_with(name)), [0.05] * 4).parts  # type: ignore[arg-type]
+    parts = plan_survey(study_with(name), bins_of(study_with(name)), [0.05] * 4).parts
     pairs = next(part for part in parts if part.name == "pairs")
     tables = np.array([len(pairs.numbers), sum(len(part.numbers) for part in parts if part is not pairs)])
 
@@ -95,18 +95,18 @@ def test_discriminators_of_one_weight_have_the_least_noise_that_the_budget_allow
 def test_less_noise_buys_finer_groups_and_dynamics_keep_their_bins() -> None:
     study = study_with("accounts")
     bins = bins_of(study)
-    coarse, fine = (plan_survey(study, bins, [budget] * 4) for budget in (1e-4, 10.0))  # type: ignore[arg-type]
+    coarse, fine = (plan_survey(study, bins, [budget] * 4) for budget in (1e-4, 10.0))
     assert sum(group.max() for group in coarse.groups) < sum(group.max() for group in fine.groups)
     dynamics = next(part for part in coarse.parts if part.name == "dynamics")
-    assert [len(one) for one in dynamics.maps] == list(bins.sizes)  # type: ignore[attr-defined]
+    assert [len(one) for one in dynamics.maps] == list(bins.sizes)
     assert all(np.array_equal(one, np.arange(len(one))) for one in dynamics.maps)
 
 
 def test_the_worst_fitted_table_is_the_one_that_is_wrong() -> None:
     study = study_with("accounts")
     bins = bins_of(study)
-    survey = plan_survey(study, bins, [0.05] * 4)  # type: ignore[arg-type]
-    shape = shape_of(study, bins.sizes)  # type: ignore[attr-defined]
+    survey = plan_survey(study, bins, [0.05] * 4)
+    shape = shape_of(study, bins.sizes)
     generator, builder = initialise(shape, seed=1), TargetBuilder(shape, survey.groups)
     index = TableIndex(shape, survey.groups)
     random = np.random.default_rng(0)
@@ -132,8 +132,8 @@ def test_the_worst_fitted_table_is_the_one_that_is_wrong() -> None:
 def test_the_frechet_distance_is_zero_at_the_released_moments_and_grows_away_from_them() -> None:
     study = study_with("adult")
     bins = bins_of(study)
-    survey = plan_survey(study, bins, [0.05] * 4)  # type: ignore[arg-type]
-    shape = shape_of(study, bins.sizes)  # type: ignore[attr-defined]
+    survey = plan_survey(study, bins, [0.05] * 4)
+    shape = shape_of(study, bins.sizes)
     grids = make_grids(study.measured)
     own, other = (initialise(shape, seed=seed) for seed in (1, 2))
     builder, index = TargetBuilder(shape, survey.groups), TableIndex(shape, survey.groups)
