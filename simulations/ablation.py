@@ -1,15 +1,16 @@
 """What each discriminator and each noise schedule adds: `python simulations/run.py --scenario icu --ablate 3`.
 
 Runs one scenario or study with parts of the discriminator cluster switched off, at equal budget, over several seeds,
-and gives means with 95 % intervals, beside those of real data. Every run is an ordinary run, in a folder of its own,
-and is not run again if its evaluation is there.
+and gives means with 95 % intervals, beside those of real data. It gives each seed's differences from the first variant
+too, which tell more: the units that a seed deals to sites and hold-out are the same in both. Every run is an ordinary
+run, in a folder of its own, and is not run again if its evaluation is there.
 """
 
 import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,14 +28,21 @@ VARIANTS: Mapping[str, Mapping[str, float]] = {
     "without semantic": {"statistical": 1.0, "temporal": 1.0, "semantic": 0.0, "neural": 0.2},
     "without temporal": {"statistical": 1.0, "temporal": 0.0, "semantic": 0.1, "neural": 0.2},
     "measured only": {"statistical": 1.0, "temporal": 1.0, "semantic": 0.1, "neural": 0.0},
+    "static only": {"statistical": 1.0, "temporal": 0.0, "semantic": 0.1, "neural": 0.0},
     "neural only": {"statistical": 0.0, "temporal": 0.0, "semantic": 0.0, "neural": 1.0},
 }
-"""Weights of the discriminators, as in the study's section of that name."""
+"""Weights of the discriminators, as in the study's section of that name.
+
+"Static only" is "measured only" without the temporal one, which has all tables of windows but how often a bin is.
+"""
 
 SCHEDULES = ("fixed", "stage", "pid")
 
 REAL = "real data"
 """Names the row of what the sites' own units would have shown: the most that any variant could."""
+
+_Figures: TypeAlias = dict[str, float | None]
+"""What a run showed, by name; none where there was nothing to measure it on."""
 
 _OF_WINDOWS = (
     *("discriminative_score", "summaries_auc", "autocorrelation", "agreement", "cross_correlation"),
@@ -62,18 +70,24 @@ def ablate(
     for name in only:
         if name not in known:
             raise StudyError(f"only={name}: expected one of {', '.join(known)}", ExitCode.USAGE)
-    rows: list[dict[str, Any]] = []
+    found: dict[str, list[_Figures]] = {}
     evaluations: list[dict[str, Any]] = []
     for name in only or known:
         evaluations = []
         for seed in range(seeds):
             on_run(f"{name}, seed {seed}")
             evaluations.append(_evaluation(base, *name.split("/"), seed=seed, engine=engine, device=device))
-        rows.append({"variant": name, **_summarised([_figures(one) for one in evaluations])})
+        found[name] = [_figures(one) for one in evaluations]
+    first, *others = found
+    rows = [{"variant": name, **_summarised(figures)} for name, figures in found.items()]
     # Of the same tables and seeds, whatever the variant.
     rows.append({"variant": REAL, **_summarised([_figures(one, real=True) for one in evaluations])})
-    table = _markdown(rows)
-    write_json(base.folder / "ablation.json", {"study": base.study.digest(), "seeds": seeds, "rows": rows})
+    differences = [{"variant": name, **_summarised(_differences(found[name], found[first]))} for name in others]
+    table = _markdown("discriminators/noise", rows)
+    if differences:
+        table += "\n" + _markdown(f"less {first}, seed by seed", differences, compared=True)
+    content = {"study": base.study.digest(), "seeds": seeds, "rows": rows, "differences": differences}
+    write_json(base.folder / "ablation.json", content)
     write_file(base.folder / "ablation.md", table.encode())
     return table
 
@@ -94,7 +108,7 @@ def _evaluation(
     return execute(run, engine, device, lambda _: None, level=Level.BASIC, gated=False).evaluation
 
 
-def _figures(evaluation: Mapping[str, Any], *, real: bool = False) -> dict[str, float | None]:
+def _figures(evaluation: Mapping[str, Any], *, real: bool = False) -> _Figures:
     """What is compared: each figure by name; of the synthetic rows, or of the sites' real ones in their place."""
     learner = "trtr" if real else "tstr"
     figures = {
@@ -109,7 +123,15 @@ def _figures(evaluation: Mapping[str, Any], *, real: bool = False) -> dict[str, 
     return figures
 
 
-def _summarised(found: list[dict[str, float | None]]) -> dict[str, tuple[float, float | None] | None]:
+def _differences(found: list[_Figures], first: list[_Figures]) -> list[_Figures]:
+    """Seed by seed; none where either has no figure."""
+    return [
+        {name: None if one is None or (other := beside[name]) is None else one - other for name, one in figures.items()}
+        for figures, beside in zip(found, first, strict=True)
+    ]
+
+
+def _summarised(found: list[_Figures]) -> dict[str, tuple[float, float | None] | None]:
     """Mean and half width of the 95 % t-interval over seeds; no interval from one seed, nothing where none has it."""
     summary: dict[str, tuple[float, float | None] | None] = {}
     for name in found[0]:
@@ -124,16 +146,19 @@ def _summarised(found: list[dict[str, float | None]]) -> dict[str, tuple[float, 
     return summary
 
 
-def _markdown(rows: list[dict[str, Any]]) -> str:
-    """The table, a line a variant and schedule."""
+def _markdown(title: str, rows: list[dict[str, Any]], *, compared: bool = False) -> str:
+    """A table, a line a variant and schedule; of differences, a star where the interval does not hold zero."""
     names = [name for name in rows[0] if name != "variant"]
-    lines = [f"| discriminators/noise | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    lines += [f"| {row['variant']} | {' | '.join(_cell(row[name]) for name in names)} |" for row in rows]
+    lines = [f"| {title} | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    lines += [f"| {row['variant']} | {' | '.join(_cell(row[name], compared) for name in names)} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: tuple[float, float | None] | None) -> str:
+def _cell(value: tuple[float, float | None] | None, compared: bool) -> str:
     if value is None:
         return "-"
     mean, half = value
-    return f"{mean:.4f}" if half is None else f"{mean:.4f} ± {half:.4f}"
+    shown = f"{mean:+.4f}" if compared else f"{mean:.4f}"
+    if half is None:
+        return shown
+    return f"{shown} ± {half:.4f}{' *' if compared and abs(mean) > half else ''}"

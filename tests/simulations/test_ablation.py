@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 from common.privacy.ledger import read_ledger
 from common.study import load_study
 from common.wire.messages import Reply
+from simulations import ablation
 from simulations.run import app
 from tests.simulations.test_bad_windows import EVENTS, STUDY, records, series
 
@@ -55,7 +56,37 @@ def test_the_table_has_a_line_a_variant_with_means_and_intervals(ablated: tuple[
         # The 97.5 % quantile of Student's t with one degree of freedom is 12.706.
         assert half == pytest.approx(12.7062 * abs(found[0] - found[1]) / 2, rel=1e-4)
     assert (folder / "run" / "ablation.md").read_text() in result.stdout
-    assert result.stdout.count("\n| ") == 4
+    # Titles, three variants and real data; two of the variants beside the first.
+    assert result.stdout.count("\n| ") == 4 + 3
+
+
+def test_each_variant_is_compared_with_the_first_seed_by_seed(ablated: tuple[Path, Result]) -> None:
+    folder, result = ablated
+    content = json.loads((folder / "run" / "ablation.json").read_text())
+    compared = {row["variant"]: row["two-way distance"] for row in content["differences"]}
+    assert list(compared) == list(VARIANTS[3::2])
+    for variant, (mean, half) in compared.items():
+        differences = []
+        for seed in range(2):
+            found, first = (
+                json.loads((folder / "run" / name.replace(" ", "-").replace("/", "-") / "evaluation.json").read_text())
+                for name in (f"{variant}-{seed}", f"{VARIANTS[1]}-{seed}")
+            )
+            differences.append(
+                found["fidelity"]["synthetic_vs_holdout"]["two_way_mean"]
+                - first["fidelity"]["synthetic_vs_holdout"]["two_way_mean"]
+            )
+        assert mean == pytest.approx(sum(differences) / 2)
+        assert half == pytest.approx(12.7062 * abs(differences[0] - differences[1]) / 2, rel=1e-4)
+        star = " *" if abs(mean) > half else ""
+        assert f"| {mean:+.4f} ± {half:.4f}{star} |" in result.stdout
+
+
+def test_a_star_says_that_an_interval_does_not_hold_zero() -> None:
+    rows = [{"variant": "one", "a": (0.02, 0.01), "b": (-0.02, 0.01), "c": (-0.01, 0.02), "d": (0.5, None), "e": None}]
+    line = ablation._markdown("title", rows, compared=True).splitlines()[-1]
+    assert line == "| one | +0.0200 ± 0.0100 * | -0.0200 ± 0.0100 * | -0.0100 ± 0.0200 | +0.5000 | - |"
+    assert ablation._markdown("title", rows).splitlines()[-1].startswith("| one | 0.0200 ± 0.0100 | -0.0200")
 
 
 def test_each_variant_measures_what_it_says_and_spends_the_whole_budget(ablated: tuple[Path, Result]) -> None:
