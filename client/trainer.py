@@ -44,10 +44,11 @@ def train_on_request(
     except ValueError:
         raise PolicyError("request.arrays: do not fit the generator of this study") from None
     adversary = None
-    weights = request.options.get("weights")
-    if weights is not None:
+    if "weights" in request.options:
         critic = read_critic(request, study, sizes).to(device)
-        adversary = Adversary(critic, _read_weights(weights, heads=len(heads_of(critic))))
+        heads = len(heads_of(critic))
+        weights = _read_heads(request, "weights", heads=heads, most=_MOST_WEIGHT)
+        adversary = Adversary(critic, weights, _read_heads(request, "passing", heads=heads, most=1.0))
     means = EmbeddingMeans(freeze(shape, study.digest()), shape, device) if EMBEDDING in targets.tables else None
     generator.to(device)
     first, last = request.options["learning_rates"]
@@ -70,11 +71,12 @@ def read_critic(request: Request, study: Study, sizes: tuple[int, ...]) -> Neura
     return critic
 
 
-def _read_weights(weights: object, *, heads: int) -> tuple[float, ...]:
+def _read_heads(request: Request, name: str, *, heads: int, most: float) -> tuple[float, ...]:
+    numbers = request.options.get(name)
     if (
-        not isinstance(weights, list)
-        or len(weights) != heads
-        or not all(isinstance(one, float) and 0 <= one <= _MOST_WEIGHT for one in weights)
+        not isinstance(numbers, list)
+        or len(numbers) != heads
+        or not all(isinstance(one, float) and 0 <= one <= most for one in numbers)
     ):
-        raise PolicyError("request.weights: expected a number from 0 for each head of the critic")
-    return tuple(weights)
+        raise PolicyError(f"request.{name}: expected a number from 0 to {most:g} for each head of the critic")
+    return tuple(numbers)

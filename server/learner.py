@@ -15,6 +15,7 @@ from common.models.neural import (
 )
 from common.models.targets import TableIndex, Target, TargetBuilder
 from common.models.training import Stretch, train
+from common.models.verdicts import Opening
 from common.models.warm_start import warm_start
 from common.study import Study
 from common.wire.packing import (
@@ -38,7 +39,7 @@ class Learner:
         self.targets = TargetBuilder(shape, survey.groups).build(np.ones(shape.classes))
         self.features = freeze(shape, study.digest())
         self.critic = initialise_critic(critic_shape_of(study, shape), seed=seed).to(device)
-        self.gate: tuple[float, ...] = ()
+        self.gate = Opening((), ())
         self._means = EmbeddingMeans(self.features, shape, device)
         self._survey = survey
         self._index = TableIndex(shape, survey.groups)
@@ -54,13 +55,13 @@ class Learner:
     @property
     def adversary(self) -> Adversary | None:
         """The neural critic, where its gate is not closed."""
-        weights = tuple(self._study.critic.strength * weight for weight in self.gate)
-        return Adversary(self.critic, weights) if any(weights) else None
+        weights = tuple(self._study.critic.strength * weight for weight in self.gate.weights)
+        return Adversary(self.critic, weights, self.gate.passing) if any(weights) else None
 
-    def adopt(self, parameters: dict[str, np.ndarray], weights: tuple[float, ...]) -> None:
+    def adopt(self, parameters: dict[str, np.ndarray], opening: Opening) -> None:
         """Take up a critic and its gate from a checkpoint."""
         load_critic(self.critic, parameters)
-        self.gate = weights
+        self.gate = opening
 
     def train(self, stretch: Stretch) -> float:
         """As `common.models.training.train`, against what was released so far."""

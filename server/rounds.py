@@ -28,7 +28,7 @@ from common.models.neural import (
 from common.models.releases import Bins, Measured, Release, targets_from
 from common.models.targets import Targets
 from common.models.training import Stretch, average, load_parameters, median, parameters_of, schedule
-from common.models.verdicts import accuracies, gate, heads_of, judge
+from common.models.verdicts import Opening, gate, heads_of, judge, verdicts_on
 from common.wire.agenda import discriminators_share, held_out_share, validation_share
 from common.wire.packing import (
     CRITIC,
@@ -210,7 +210,7 @@ class Coordinator(Conductor[Trained]):
 
     def _is_silenced(self, stage: int) -> bool:
         """Whether the gate of an earlier stage's critic was shut: one that saw nothing gets no more to look with."""
-        return any(not any(weights) for weights in self._state.gates[: max(stage - 1, 0)])
+        return any(not any(opening.weights) for opening in self._state.gates[: max(stage - 1, 0)])
 
     def _train_critic(self, roster: Roster, bins: Bins, learner: "Learner", stage: int) -> None:
         """Steps of the neural critic on noised gradients of real units and exact ones of fakes, then its gate."""
@@ -244,22 +244,22 @@ class Coordinator(Conductor[Trained]):
             {
                 "step": "critic",
                 "stage": stage + 1,
-                "heads": dict(zip(heads_of(learner.critic), learner.gate, strict=True)),
+                "heads": dict(zip(heads_of(learner.critic), learner.gate.weights, strict=True)),
             }
         )
 
-    def _gate(self, roster: Roster, bins: Bins, learner: "Learner", stage: int) -> tuple[float, ...]:
-        """Weight of each head of the critic, from its noised accuracy on held-out units; closed without hold-out."""
+    def _gate(self, roster: Roster, bins: Bins, learner: "Learner", stage: int) -> Opening:
+        """Of each head of the critic, from its noised accuracy on held-out units; closed without hold-out."""
         heads = len(heads_of(learner.critic))
         if self._study.privacy.holdout == 0:
-            return (0.0,) * heads
+            return gate(None, heads)
         arrays = {**pack_bins(bins.maps), **pack(CRITIC, critic_parameters(learner.critic))}
         share = held_out_share(self._study) / (self._study.noise.rounds - 1)
         form = self._form(one_way([2] * heads, 1), held_out=self._held_out)
         release = self._measure(roster, "verdict", f"verdict-{stage + 1}", {"share": share}, arrays, form)
-        verdicts = judge(learner.critic, *learner.fakes(self._seed(stage, 999)))
-        found = accuracies(release.counts.reshape(heads, 2), release.variance, verdicts)
-        self._state.accuracy = max(accuracy for accuracy, _ in found) if found else None
+        fakes = judge(learner.critic, *learner.fakes(self._seed(stage, 999)))
+        found = verdicts_on(release.counts.reshape(heads, 2), release.variance, fakes)
+        self._state.accuracy = max(one.accuracy for one in found) if found else None
         return gate(found, heads)
 
     @property
@@ -332,7 +332,7 @@ class Coordinator(Conductor[Trained]):
         options: dict[str, Any] = {"steps": self._study.rounds.local_steps}
         if learner.adversary is not None:
             arrays |= pack(CRITIC, critic_parameters(learner.critic))
-            options["weights"] = list(learner.adversary.weights)
+            options |= {"weights": list(learner.adversary.weights), "passing": list(learner.adversary.passing)}
         rates = [float(rate) for rate in self._rates[number]]
         requests = {}
         for position, site in enumerate(trainers):

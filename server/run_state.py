@@ -11,6 +11,7 @@ import numpy as np
 
 from common.errors import CheckpointError
 from common.models.releases import Release
+from common.models.verdicts import Opening
 from common.privacy.events import GaussianEvent
 from common.privacy.spending import Spending
 from common.privacy.witness import Attestation, Statement
@@ -106,7 +107,7 @@ class RunState:
     stages: list[Stage] = field(default_factory=list)
     first_distance: float | None = None
     validations: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    gates: list[tuple[float, ...]] = field(default_factory=list)
+    gates: list[Opening] = field(default_factory=list)
     accuracy: float | None = None
     critics: dict[str, np.ndarray] = field(default_factory=dict)
     monitor: dict[str, float | None] | None = None
@@ -155,7 +156,7 @@ def checkpoint_of(state: RunState) -> Checkpoint:
         "stages": [vars(stage) for stage in state.stages],
         "first_distance": state.first_distance,
         "validations": state.validations,
-        "gates": state.gates,
+        "gates": [vars(opening) for opening in state.gates],
         "accuracy": state.accuracy,
         "monitor": state.monitor,
         "spent": state.spent,
@@ -207,7 +208,7 @@ def restore(checkpoint: Checkpoint, *, expected: RunState) -> RunState:
         stages=[Stage(**stage) for stage in facts["stages"]],
         first_distance=facts["first_distance"],
         validations=facts["validations"],
-        gates=[tuple(weights) for weights in facts["gates"]],
+        gates=[Opening(tuple(one["weights"]), tuple(one["passing"])) for one in facts["gates"]],
         accuracy=facts["accuracy"],
         critics=unpack(CRITIC, checkpoint.arrays),
         snapshots=unpack(_SNAPSHOT, checkpoint.arrays),

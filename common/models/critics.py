@@ -20,6 +20,7 @@ from common.models.generator import Outcome
 from common.models.neural import NeuralCritic, generator_loss
 from common.models.sequences import Expected, straight_through
 from common.models.targets import IMPLIED, Groups, Target, Targets
+from common.models.verdicts import FULL
 
 MARGINALS: Final = "marginals"
 # Sums over each row, each column and the whole of the tables of two columns.
@@ -172,10 +173,29 @@ EMBEDDING: Final = "embedding"
 
 @dataclass(frozen=True)
 class Adversary:
-    """A neural critic as a generator meets it: fixed, each head with the weight that the gate gave it."""
+    """A neural critic as a generator meets it, fixed.
+
+    weights: of each head, that the gate gave it. passing: share of real units that each head takes for real.
+    """
 
     critic: NeuralCritic
     weights: tuple[float, ...]
+    passing: tuple[float, ...]
+
+    def loss(self, outcome: Outcome, labels: Tensor, random: torch.Generator) -> Tensor:
+        """What it says of a generator's rows; less as more of them pass, and nothing once as many do as real units.
+
+        It stands still while the generator moves, which could otherwise win by whatever fools it: so the gate closes
+        again by how often each head is right about the rows of now.
+        """
+        drawn, windows = relaxed(outcome, random)
+        with torch.no_grad():
+            passed = torch.stack([(head > 0).float().mean() for head in self.critic(drawn, windows, labels).heads()])
+        above_chance = (passed.new_tensor(self.passing) - passed) / 2
+        left = (above_chance / FULL).clamp(min=0.0, max=1.0)
+        # The chances of a record and no draw of it: what three columns say together, a draw's noise would drown.
+        scores = self.critic(outcome.records, windows, labels)
+        return (passed.new_tensor(self.weights) * left * generator_loss(scores)).sum()
 
 
 class Cluster:
@@ -215,6 +235,7 @@ class Cluster:
         random: torch.Generator,
         *,
         silent: Collection[str] = (),
+        leeway: float = 1.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The fused loss of a generator's outcome, and what each measured critic says, in noise variances a cell.
 
@@ -224,15 +245,12 @@ class Cluster:
             classes: how many there are.
             random: of the windows that a neural critic is shown.
             silent: measured critics that say something and are not listened to.
+            leeway: what they leave to a neural critic, from 0, nothing, to 1, all that its gate gave it.
         """
         measured = self.measure(outcome, classes)
         fused = self.fuse({name: loss for name, loss in measured.items() if name not in silent})
-        if self.adversary is not None:
-            # The chances of a record and no draw of it: what three columns say together, a draw's noise would drown.
-            windows = None if outcome.courses is None else relaxed(outcome, random)[1]
-            scores = self.adversary.critic(outcome.records, windows, labels)
-            weights = self._adversary_scale * fused.new_tensor(self.adversary.weights)
-            fused = fused + (weights * generator_loss(scores)).sum()
+        if self.adversary is not None and leeway > 0:
+            fused = fused + leeway * self._adversary_scale * self.adversary.loss(outcome, labels, random)
         return fused, measured
 
     def measure(self, outcome: Outcome, classes: int) -> dict[str, Tensor]:

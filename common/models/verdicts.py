@@ -4,6 +4,9 @@ The accuracy decides, through a gate, how much a head of the critic weighs in th
 tell synthetic from real units beyond doubt weighs nothing, so it cannot hurt. Source: algorithm notes, section 6.3.
 """
 
+from dataclasses import dataclass
+from typing import Final
+
 import numpy as np
 import torch
 
@@ -11,8 +14,31 @@ from common.data.queries import Coded
 from common.models.generator import GeneratorShape
 from common.models.neural import NeuralCritic
 
-_FULL = 0.15
+FULL: Final = 0.15
 """Accuracy above chance, beyond doubt, at which the gate is wide open."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How often a head is right, half of the cases real.
+
+    accuracy: 0 to 1. error: its standard error. passing: share of real units that it takes for real.
+    """
+
+    accuracy: float
+    error: float
+    passing: float
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How far the gate of a critic is open, head by head.
+
+    weights: 0, closed, to 1. passing: share of real units that a head takes for real; at which it has said all.
+    """
+
+    weights: tuple[float, ...]
+    passing: tuple[float, ...]
 
 
 def one_hot(coded: Coded, shape: GeneratorShape) -> tuple[np.ndarray, np.ndarray | None]:
@@ -53,8 +79,8 @@ def heads_of(critic: NeuralCritic) -> list[str]:
     return [name for name, there in present.items() if there]
 
 
-def accuracies(counts: np.ndarray, variance: float, fakes: np.ndarray) -> list[tuple[float, float]] | None:
-    """Accuracy of each head and its standard error, half of the cases real.
+def verdicts_on(counts: np.ndarray, variance: float, fakes: np.ndarray) -> list[Verdict] | None:
+    """How often each head is right.
 
     Args:
         counts: (heads, 2), noised counts in units of held-out units taken for fake, and for real.
@@ -74,12 +100,13 @@ def accuracies(counts: np.ndarray, variance: float, fakes: np.ndarray) -> list[t
         noise = variance * (right**2 + (1 - right) ** 2) / total**2
         caught = 1 - float(verdicts.mean())
         chance = 0.25 / total + 0.25 / len(verdicts)
-        found.append(((right + caught) / 2, float(np.sqrt(noise + chance)) / 2))
+        found.append(Verdict((right + caught) / 2, float(np.sqrt(noise + chance)) / 2, right))
     return found
 
 
-def gate(found: list[tuple[float, float]] | None, heads: int) -> tuple[float, ...]:
-    """Weight of each head, 0 to 1: closed unless the accuracy passes chance by two standard errors."""
+def gate(found: list[Verdict] | None, heads: int) -> Opening:
+    """Closed for a head unless its accuracy passes chance by two standard errors."""
     if found is None:
-        return (0.0,) * heads
-    return tuple(min(max((accuracy - 0.5 - 2 * error) / _FULL, 0.0), 1.0) for accuracy, error in found)
+        return Opening((0.0,) * heads, (1.0,) * heads)
+    weights = tuple(min(max((one.accuracy - 0.5 - 2 * one.error) / FULL, 0.0), 1.0) for one in found)
+    return Opening(weights, tuple(one.passing for one in found))

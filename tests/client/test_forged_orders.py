@@ -347,6 +347,10 @@ BAD_TRAINING: dict[str, dict[str, Any]] = {
     "a weight too large": {"weights": [1e9]},
     "weights too many": {"weights": [1.0, 1.0]},
     "weights by name": {"weights": {"semantic": 1.0}},
+    "weights without what passes": {"weights": [1.0]},
+    "more than all that passes": {"weights": [1.0], "passing": [1.5]},
+    "less than none that passes": {"weights": [1.0], "passing": [-0.5]},
+    "what passes too often": {"weights": [1.0], "passing": [0.5, 0.5]},
 }
 BAD_TARGETS: dict[str, Arrays] = {
     "a generator of another shape": {"generator.heads.weight": np.zeros((10, 3), dtype=np.float32)},
@@ -409,7 +413,7 @@ def networks() -> Iterator[tuple[str, Forged]]:
     for name, bad in BAD_CRITICS.items():
         for kind in ("critic", "verdict"):
             yield f"critic of {kind}: {name}", Forged(POLICY, with_critic(kind, bad))
-        yield f"critic of train: {name}", Forged(POLICY, with_critic("train", bad, weights=[1.0]))
+        yield f"critic of train: {name}", Forged(POLICY, with_critic("train", bad, weights=[1.0], passing=[0.5]))
     for kind in ("critic", "verdict"):
         bad = {"critic.record_embedding.weight": np.full((4, 10), np.nan, dtype=np.float32)}
         yield f"critic of {kind}: not finite", Forged(PROTOCOL, with_critic(kind, bad))
@@ -417,7 +421,7 @@ def networks() -> Iterator[tuple[str, Forged]]:
     for name, wrong in BAD_TRAINING.items():
         yield f"training: {name}", Forged(POLICY, with_critic("train", {}, **wrong))
     for word in (b"NaN       ", b"Infinity  ", b"-Infinity ", b"1e400     "):
-        order = rewritten(with_critic("train", {}, weights=[0.12345678]), b"0.12345678", word)
+        order = rewritten(with_critic("train", {}, weights=[0.12345678], passing=[0.5]), b"0.12345678", word)
         yield f"training: a weight of {word.decode().strip()}", Forged(PROTOCOL, order)
     for name, bad in BAD_TARGETS.items():
         yield f"training: {name}", Forged(POLICY, ask("train", arrays=bad))

@@ -286,7 +286,9 @@ def test_training_returns_another_generator_and_spends_nothing(either: Home, jud
     (home.folder / "table.csv").unlink()  # not a row is needed
     heads = 1 if home.study.windows is None else 2
     critic = {key: array for key, array in home.ask("critic").arrays.items() if key.startswith(CRITIC)}
-    changes: dict[str, Any] = {"options": {"weights": [1.0] * heads}, "arrays": critic} if judged else {}
+    changes: dict[str, Any] = (
+        {"options": {"weights": [1.0] * heads, "passing": [0.8] * heads}, "arrays": critic} if judged else {}
+    )
     asked = home.ask("train", **changes)
     reply = Reply.decode(site.handle(asked.encode()))
     assert reply.refused is None

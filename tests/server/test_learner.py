@@ -9,6 +9,7 @@ from common.data.queries import Family, Query
 from common.models.critics import make_cluster
 from common.models.generator import GeneratorShape
 from common.models.targets import TargetBuilder
+from common.models.verdicts import Opening
 from common.study import Study
 from server.learner import Learner
 from server.survey import Survey
@@ -49,7 +50,7 @@ def test_a_generator_is_fitted_where_no_critic_says_more_than_its_noise_would() 
 def test_beside_a_neural_critic_that_is_heard_it_never_is() -> None:
     found = learner()
     levels = make_cluster(found.targets, None, None, CPU).noise_levels
-    found.gate = (0.0,)
+    found.gate = Opening((0.0,), (0.8,))
     assert found.is_fitted(levels)
-    found.gate = (0.5,)
+    found.gate = Opening((0.5,), (0.8,))
     assert not found.is_fitted(levels)

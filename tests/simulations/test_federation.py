@@ -29,6 +29,7 @@ from client.vault import Vault
 from common.data.queries import catalogue
 from common.data.schema import parse_table
 from common.data.tables import sizes_of
+from common.models.verdicts import Opening
 from common.privacy.accountants import GdpAccountant
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Asset, Charge, Ledger, read_ledger
@@ -790,7 +791,7 @@ def spends_of(folder: Path) -> dict[str, Fraction]:
 def test_what_a_critic_behind_a_shut_gate_would_have_spent_goes_to_tables_and_embeddings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: tuple[float, float]
 ) -> None:
-    monkeypatch.setattr("server.rounds.gate", lambda found, heads: weights[-heads:])
+    monkeypatch.setattr("server.rounds.gate", lambda found, heads: Opening(weights[-heads:], (0.8,) * heads))
     assert invoke(tmp_path / "run", *TEST_MODE, study=THREE_STAGES).exit_code == 0
     spends = spends_of(tmp_path / "run")
     is_heard = any(weights)

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -27,7 +26,7 @@ from common.models.critics import (
 )
 from common.models.embedding import EmbeddingMeans
 from common.models.generator import GeneratorShape, Outcome
-from common.models.neural import CriticShape, NeuralCritic, generator_loss, initialise_critic
+from common.models.neural import CriticShape, NeuralCritic, Scores, generator_loss, initialise_critic
 from common.models.sequences import Courses, Expected, SequenceShape
 from common.models.targets import IMPLIED, Groups, Target, Targets, table_shapes
 
@@ -695,7 +694,7 @@ def test_what_is_fused_is_what_was_measured_each_by_its_part_of_all_cells() -> N
 def adversary(*weights: float, seed: int = 0) -> Adversary:
     """Of records alone, one head."""
     shape = CriticShape(BINS, 0, 0, CLASSES, width=4, channels=4, semantic=True, temporal=False)
-    return Adversary(initialise_critic(shape, seed=seed), weights)
+    return Adversary(initialise_critic(shape, seed=seed), weights, (1.0,) * len(weights))
 
 
 def records_only(seed: int) -> tuple[Outcome, Targets]:
@@ -714,10 +713,14 @@ def test_a_head_weighs_as_its_gate_says_beside_the_measured_critics() -> None:
     plain, said = make_cluster(targets, None, None, CPU).loss(outcome, LABELS, CLASSES, torch.Generator())
     found = adversary(1.0)
     # It sees the chances of a record, and no draw of it.
-    scored = generator_loss(found.critic(outcome.records, None, LABELS))
+    scores = found.critic(outcome.records, None, LABELS)
+    drawn, _ = relaxed(outcome, torch.Generator().manual_seed(3))
+    passed = (found.critic(drawn, None, LABELS).heads()[0] > 0).float().mean()
+    scored = generator_loss(scores) * ((1 - passed) / 0.3).clamp(max=1)
     assert scored.shape == (1,)
+    assert scored.item() > 0
     for weight in (0.5, 3.0):
-        cluster = make_cluster(targets, None, Adversary(found.critic, (weight,)), CPU)
+        cluster = make_cluster(targets, None, Adversary(found.critic, (weight,), (1.0,)), CPU)
         fused, measured = cluster.loss(outcome, LABELS, CLASSES, torch.Generator().manual_seed(3))
         # What is reported is the measured part: another seed or critic does not change it.
         assert {name: loss.item() for name, loss in measured.items()} == {
@@ -726,22 +729,49 @@ def test_a_head_weighs_as_its_gate_says_beside_the_measured_critics() -> None:
         assert fused.item() == pytest.approx(plain.item() + weight * a_unit(targets) * scored.item())
 
 
-def test_two_heads_have_a_weight_each() -> None:
-    class TwoHeads:
-        def __call__(self, records: Tensor, steps: Tensor | None, labels: Tensor) -> object:
-            assert steps is None
-            return SimpleNamespace(heads=lambda: [torch.full((len(labels),), 2.0), torch.full((len(labels),), -1.0)])
+def heads_that_say(*said: Tensor) -> NeuralCritic:
+    """A critic whose heads give the rows these scores, whatever they are shown."""
 
+    def critic(records: Tensor, steps: Tensor | None, labels: Tensor) -> Scores:
+        assert steps is None
+        assert all(len(one) == len(labels) for one in said)
+        return Scores(said[0], said[1], None)
+
+    return cast("NeuralCritic", critic)
+
+
+def test_two_heads_have_a_weight_each() -> None:
     outcome, targets = records_only(7)
-    both = Adversary(cast("NeuralCritic", TwoHeads()), (0.25, 4.0))
+    both = Adversary(
+        heads_that_say(torch.full((len(LABELS),), -2.0), torch.full((len(LABELS),), -1.0)),
+        (0.25, 4.0),
+        (0.5, 1.0),
+    )
     cluster = make_cluster(targets, None, both, CPU)
     assert cluster.adversary is both
     fused, measured = cluster.loss(outcome, LABELS, CLASSES, torch.Generator())
-    expected = a_unit(targets) * (0.25 * (np.sqrt(5) - 2) / 2 + 4 * (np.sqrt(2) + 1) / 2)
+    expected = a_unit(targets) * (0.25 * (np.sqrt(5) + 2) / 2 + 4 * (np.sqrt(2) + 1) / 2)
     assert (fused - cluster.fuse(measured)).item() == pytest.approx(expected, rel=1e-4)
-    # It is heard where no other is.
+    # It is heard as much as is left to it, and where no other is.
+    for leeway in (0.25, 0.0):
+        left, _ = cluster.loss(outcome, LABELS, CLASSES, torch.Generator(), leeway=leeway)
+        assert (left - cluster.fuse(measured)).item() == pytest.approx(leeway * expected, rel=1e-4)
     fused, _ = cluster.loss(outcome, LABELS, CLASSES, torch.Generator(), silent=set(measured))
     assert fused.item() == pytest.approx(expected, rel=1e-4)
+
+
+# Of real units half pass: the first head is right .65, .65, .583, .5, .417 and .25 of the time.
+@pytest.mark.parametrize(("passing", "share"), [(0, 1), (1 / 6, 1), (1 / 3, 5 / 9), (1 / 2, 0), (2 / 3, 0), (1, 0)])
+def test_a_head_that_the_rows_fool_has_less_to_say(passing: float, share: float) -> None:
+    outcome, targets = records_only(7)
+    scores = torch.full((len(LABELS),), -2.0)
+    scores[: round(passing * len(LABELS))] = 1.0
+    # The other head is fooled by all, and says nothing.
+    critic = heads_that_say(scores, torch.full((len(LABELS),), 3.0))
+    cluster = make_cluster(targets, None, Adversary(critic, (1.0, 1.0), (0.5, 1.0)), CPU)
+    fused, measured = cluster.loss(outcome, LABELS, CLASSES, torch.Generator())
+    loss = (passing * (np.sqrt(2) - 1) + (1 - passing) * (np.sqrt(5) + 2)) / 2
+    assert (fused - cluster.fuse(measured)).item() == pytest.approx(a_unit(targets) * share * loss, rel=1e-4, abs=1e-3)
 
 
 def test_heads_without_weight_are_not_asked() -> None:
@@ -752,7 +782,7 @@ def test_heads_without_weight_are_not_asked() -> None:
     outcome, targets = records_only(8)
     random = torch.Generator().manual_seed(5)
     before = random.get_state()
-    cluster = make_cluster(targets, None, Adversary(cast("NeuralCritic", Deaf()), (0.0, 0.0)), CPU)
+    cluster = make_cluster(targets, None, Adversary(cast("NeuralCritic", Deaf()), (0.0, 0.0), (1.0, 1.0)), CPU)
     assert cluster.adversary is None
     fused, measured = cluster.loss(outcome, LABELS, CLASSES, random)
     assert fused.item() == cluster.fuse(measured).item()

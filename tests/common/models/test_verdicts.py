@@ -8,7 +8,7 @@ from common.data.queries import Coded
 from common.models.generator import GeneratorShape
 from common.models.neural import CriticShape, initialise_critic
 from common.models.sequences import SequenceShape
-from common.models.verdicts import accuracies, gate, heads_of, judge, one_hot
+from common.models.verdicts import Opening, Verdict, gate, heads_of, judge, one_hot, verdicts_on
 
 SEQUENCE = SequenceShape("states", 2, ((0, 1), (1, 2)), (3, 2), (True, False), (True, False), states=2)
 SHAPE = GeneratorShape((2, 3), classes=2, latent=2, width=8, blocks=1, sequence=SEQUENCE)
@@ -46,27 +46,28 @@ def test_a_verdict_is_whether_a_head_scores_above_zero_and_each_unit_has_its_own
 
 def test_accuracy_is_half_of_real_units_taken_for_real_and_of_fakes_caught() -> None:
     fakes = np.array([[0, 1]] * 3 + [[1, 1]] * 1)  # the first head catches three of four, the second none
-    found = accuracies(np.array([[200.0, 800.0], [0.0, 1000.0]]), 1.0, fakes)
+    found = verdicts_on(np.array([[200.0, 800.0], [0.0, 1000.0]]), 1.0, fakes)
     assert found is not None
-    assert [accuracy for accuracy, _ in found] == pytest.approx([(0.8 + 0.75) / 2, 0.5])
+    assert [one.accuracy for one in found] == pytest.approx([(0.8 + 0.75) / 2, 0.5])
+    assert [one.passing for one in found] == pytest.approx([0.8, 1.0])
 
 
 def test_noise_widens_the_error_and_hides_few_units() -> None:
     fakes = np.zeros((1000, 1), dtype=np.int64)
-    quiet, loud = (accuracies(np.array([[300.0, 700.0]]), variance, fakes) for variance in (1.0, 2500.0))
+    quiet, loud = (verdicts_on(np.array([[300.0, 700.0]]), variance, fakes) for variance in (1.0, 2500.0))
     assert quiet is not None
     assert loud is not None
-    assert loud[0][1] > 1.5 * quiet[0][1]
-    assert accuracies(np.array([[300.0, 700.0]]), 1e6, fakes) is None
-    assert accuracies(np.array([[-300.0, 100.0]]), 1.0, fakes) is None
+    assert loud[0].error > 1.5 * quiet[0].error
+    assert verdicts_on(np.array([[300.0, 700.0]]), 1e6, fakes) is None
+    assert verdicts_on(np.array([[-300.0, 100.0]]), 1.0, fakes) is None
 
 
 def test_the_noise_of_both_counts_is_in_the_error() -> None:
     fakes = np.zeros((10**6, 1), dtype=np.int8)
-    found = accuracies(np.array([[3e8, 7e8]]), 1e14, fakes)
+    found = verdicts_on(np.array([[3e8, 7e8]]), 1e14, fakes)
     assert found is not None
     # Half of the deviation of real / total, to first order: noise 1e7 in each count, total 1e9, share 0.7.
-    assert found[0][1] == pytest.approx(0.5 * 1e7 / 1e9 * (0.7**2 + 0.3**2) ** 0.5, rel=0.01)
+    assert found[0].error == pytest.approx(0.5 * 1e7 / 1e9 * (0.7**2 + 0.3**2) ** 0.5, rel=0.01)
 
 
 @pytest.mark.statistical
@@ -77,9 +78,9 @@ def test_the_standard_error_is_that_of_repeated_draws() -> None:
     for _ in range(2000):
         real = random.binomial(units, 0.6)
         counts = np.array([[units - real, real]]) + random.normal(0, variance**0.5, (1, 2))
-        one = accuracies(counts, variance, random.binomial(1, 0.4, (rows, 1)))
+        one = verdicts_on(counts, variance, random.binomial(1, 0.4, (rows, 1)))
         assert one is not None
-        found.append(one[0])
+        found.append((one[0].accuracy, one[0].error))
     accuracy, error = np.array(found).T
     # It takes the widest binomial for the chance of the draw; 2,000 draws tell a deviation to 2 %.
     assert accuracy.std() == pytest.approx(error.mean(), rel=0.1)
@@ -90,8 +91,10 @@ def test_the_standard_error_is_that_of_repeated_draws() -> None:
     [(0.5, 0.0, 0.0), (0.4, 0.01, 0.0), (0.6, 0.05, 0.0), (0.6, 0.0125, 0.5), (0.65, 0.0, 1.0), (0.99, 0.01, 1.0)],
 )
 def test_the_gate_opens_only_for_what_is_beyond_doubt(accuracy: float, error: float, weight: float) -> None:
-    assert gate([(accuracy, error)], 1) == pytest.approx((weight,))
+    found = gate([Verdict(accuracy, error, 0.7)], 1)
+    assert found.weights == pytest.approx((weight,))
+    assert found.passing == (0.7,)
 
 
 def test_without_a_verdict_the_gate_is_closed() -> None:
-    assert gate(None, 2) == (0.0, 0.0)
+    assert gate(None, 2) == Opening((0.0, 0.0), (1.0, 1.0))
