@@ -28,7 +28,7 @@ from common.models.neural import (
 from common.models.releases import Bins, Measured, Release, targets_from
 from common.models.targets import Targets
 from common.models.training import Stretch, average, load_parameters, median, parameters_of, schedule
-from common.models.verdicts import Opening, gate, heads_of, judge, verdicts_on
+from common.models.verdicts import Opening, gate, heads_of, is_given_up, judge, verdicts_on
 from common.wire.agenda import discriminators_share, held_out_share, validation_share
 from common.wire.packing import (
     CRITIC,
@@ -209,8 +209,8 @@ class Coordinator(Conductor[Trained]):
         return discriminators_share(self._study) * self._shares.get("neural", 0.0) * this / (1 - first)
 
     def _is_silenced(self, stage: int) -> bool:
-        """Whether the gate of an earlier stage's critic was shut: one that saw nothing gets no more to look with."""
-        return any(not any(opening.weights) for opening in self._state.gates[: max(stage - 1, 0)])
+        """Whether the critic was given up in an earlier stage."""
+        return is_given_up(self._state.gates[: max(stage - 1, 0)], measurements=self._study.noise.rounds)
 
     def _train_critic(self, roster: Roster, bins: Bins, learner: "Learner", stage: int) -> None:
         """Steps of the neural critic on noised gradients of real units and exact ones of fakes, then its gate."""

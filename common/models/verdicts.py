@@ -110,3 +110,17 @@ def gate(found: list[Verdict] | None, heads: int) -> Opening:
         return Opening((0.0,) * heads, (1.0,) * heads)
     weights = tuple(min(max((one.accuracy - 0.5 - 2 * one.error) / FULL, 0.0), 1.0) for one in found)
     return Opening(weights, tuple(one.passing for one in found))
+
+
+def is_given_up(openings: list[Opening], *, measurements: int) -> bool:
+    """Whether a critic that saw nothing, in half of its stages in a row, gets no more to look with.
+
+    It goes on learning from stage to stage, so that of many stages the first says little.
+
+    Args:
+        openings: of its gate, from the second measurement on, which is its first.
+        measurements: of the discriminators in all.
+    """
+    patience = max((measurements - 1) // 2, 1)
+    last = openings[-patience:]
+    return len(last) == patience and not any(any(one.weights) for one in last)

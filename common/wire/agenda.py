@@ -54,7 +54,7 @@ class Item:
     times: at most, where nothing is asked again.
     account: that pays; None where nothing is released.
     share: of the account's budget, all of them together, at most. What a neural critic leaves that is asked no more,
-        since its gate was shut, goes to tables and embeddings beyond that; the sum over all kinds stays.
+        since its gate stayed shut, goes to tables and embeddings beyond that; the sum over all kinds stays.
     tables: that a unit adds at most 1 to, where it is about counts.
     cells: numbers in one message.
     is_exact: whether the number is certain; bins depend on the noised one-way tables, so else it is about so many.

@@ -8,7 +8,7 @@ from common.data.queries import Coded
 from common.models.generator import GeneratorShape
 from common.models.neural import CriticShape, initialise_critic
 from common.models.sequences import SequenceShape
-from common.models.verdicts import Opening, Verdict, gate, heads_of, judge, one_hot, verdicts_on
+from common.models.verdicts import Opening, Verdict, gate, heads_of, is_given_up, judge, one_hot, verdicts_on
 
 SEQUENCE = SequenceShape("states", 2, ((0, 1), (1, 2)), (3, 2), (True, False), (True, False), states=2)
 SHAPE = GeneratorShape((2, 3), classes=2, latent=2, width=8, blocks=1, sequence=SEQUENCE)
@@ -98,3 +98,25 @@ def test_the_gate_opens_only_for_what_is_beyond_doubt(accuracy: float, error: fl
 
 def test_without_a_verdict_the_gate_is_closed() -> None:
     assert gate(None, 2) == Opening((0.0, 0.0), (1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("measurements", "opened", "is_over"),
+    [
+        (2, [], False),
+        (2, [0.0], True),
+        (3, [0.2], False),
+        (3, [0.0], True),
+        (6, [0.0], False),
+        (6, [0.0, 0.0], True),
+        (6, [0.0, 0.1], False),
+        (6, [0.0, 0.1, 0.0], False),
+        (6, [0.0, 0.1, 0.0, 0.0], True),
+    ],
+)
+def test_a_critic_is_given_up_when_its_gate_stays_shut_for_half_of_its_stages(
+    measurements: int, opened: list[float], is_over: bool
+) -> None:
+    # Of two heads one is enough.
+    openings = [Opening((0.0, weight), (0.5, 0.5)) for weight in opened]
+    assert is_given_up(openings, measurements=measurements) is is_over
