@@ -52,5 +52,8 @@ def test_beside_a_neural_critic_that_is_heard_it_never_is() -> None:
     levels = make_cluster(found.targets, None, None, CPU).noise_levels
     found.gate = Opening((0.0,), (0.8,))
     assert found.is_fitted(levels)
+    assert found.adversary is None
     found.gate = Opening((0.5,), (0.8,))
     assert not found.is_fitted(levels)
+    assert found.adversary is not None
+    assert (found.adversary.weights, found.adversary.passing) == ((0.5,), (0.8,))

@@ -29,6 +29,7 @@ from client.vault import Vault
 from common.data.queries import catalogue
 from common.data.schema import parse_table
 from common.data.tables import sizes_of
+from common.models.critics import Adversary
 from common.models.verdicts import Opening
 from common.privacy.accountants import GdpAccountant
 from common.privacy.events import GaussianEvent
@@ -810,6 +811,26 @@ def test_what_a_critic_behind_a_shut_gate_would_have_spent_goes_to_tables_and_em
         {name: float(value) for name, value in expected.items()}, rel=1e-4
     )
     assert 0.999 < sum(spends.values()) <= 1
+
+
+def test_a_run_whose_critic_is_heard_is_resumed_with_the_same_ear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.rounds.gate", lambda found, heads: Opening((0.5,) * heads, (0.6,) * heads))
+    trained: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
+    make = Adversary.__init__
+
+    def told(self: Adversary, critic: Any, weights: tuple[float, ...], passing: tuple[float, ...]) -> None:
+        trained.append((weights, passing))
+        make(self, critic, weights, passing)
+
+    monkeypatch.setattr(Adversary, "__init__", told)
+    interrupt(tmp_path / "run", "round", 3, is_written=True, study=THREE_STAGES)
+    first = set(trained)
+    trained.clear()
+    assert resume(tmp_path / "run").exit_code == 0
+    # At the sites and at the coordinator, before and after.
+    assert first == set(trained) == {((0.5,), (0.6,))}
 
 
 def test_a_run_whose_critic_fell_silent_is_resumed_for_the_same_shares(tmp_path: Path) -> None:
