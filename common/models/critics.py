@@ -235,7 +235,6 @@ class Cluster:
         random: torch.Generator,
         *,
         silent: Collection[str] = (),
-        leeway: float = 1.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The fused loss of a generator's outcome, and what each measured critic says, in noise variances a cell.
 
@@ -245,12 +244,11 @@ class Cluster:
             classes: how many there are.
             random: of the windows that a neural critic is shown.
             silent: measured critics that say something and are not listened to.
-            leeway: what they leave to a neural critic, from 0, nothing, to 1, all that its gate gave it.
         """
         measured = self.measure(outcome, classes)
         fused = self.fuse({name: loss for name, loss in measured.items() if name not in silent})
-        if self.adversary is not None and leeway > 0:
-            fused = fused + leeway * self._adversary_scale * self.adversary.loss(outcome, labels, random)
+        if self.adversary is not None:
+            fused = fused + self._adversary_scale * self.adversary.loss(outcome, labels, random)
         return fused, measured
 
     def measure(self, outcome: Outcome, classes: int) -> dict[str, Tensor]:

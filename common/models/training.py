@@ -20,8 +20,6 @@ _CLIP_NORM = 1.0
 _EMA_DECAY = 0.95
 # What a critic says of one batch is rough; that of about five is listened to.
 _HEARD_DECAY = 0.8
-# At so many times what noise alone explains, a measured critic leaves nothing to a neural one.
-_STRAYED = 2.0
 # No normal quantile beyond this share is drawn: 0 and 1 have none.
 _EDGE = 1e-12
 
@@ -93,7 +91,7 @@ def train(
 
     A measured critic is silent while the generator is as near to its releases as the truth is, at one noise variance a
     cell and what chance adds: nearer, it would learn their noise. That of the marginals is not, since smoothing took
-    most of the noise. The further the generator strays from what was released, the less a neural critic is heard.
+    most of the noise.
     Source: Morozov 1966, the discrepancy principle.
 
     Args:
@@ -120,8 +118,7 @@ def train(
             group["lr"] = warm * (stretch.start + (stretch.end - stretch.start) * fraction)
         noise = latents.draw(random)
         silent = {name for name, level in levels.items() if name != MARGINALS and heard.get(name, inf) <= level}
-        leeway = _leeway(heard, levels)
-        loss, measured = cluster.loss(generator(noise, labels), labels, classes, random, silent=silent, leeway=leeway)
+        loss, measured = cluster.loss(generator(noise, labels), labels, classes, random, silent=silent)
         said = {name: one.item() for name, one in measured.items()}
         heard = {name: one + _HEARD_DECAY * (heard.get(name, one) - one) for name, one in said.items()}
         total += cluster.fuse(measured).item()
@@ -133,16 +130,6 @@ def train(
         if averaged is not None:
             _follow(averaged, generator)
     return total / stretch.steps
-
-
-def _leeway(heard: Mapping[str, float], levels: Mapping[str, float]) -> float:
-    """What is left to a neural critic: all while the generator is as near to its releases as the truth is, then less.
-
-    What was released is known to within its noise, and what a critic made of noised gradients is not. Without this, one
-    that is wrong leads a generator away from tables that it had learned, however well the critic tells its rows.
-    """
-    worst = max((one / levels[name] for name, one in heard.items()), default=inf)
-    return min(max((_STRAYED - worst) / (_STRAYED - 1), 0.0), 1.0)
 
 
 @torch.no_grad()
