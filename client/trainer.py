@@ -13,7 +13,7 @@ from common.models.generator import Generator
 from common.models.neural import NeuralCritic, load_critic
 from common.models.targets import Targets
 from common.models.training import Stretch, load_parameters, parameters_of, train
-from common.models.verdicts import heads_of
+from common.models.verdicts import Opening, heads_of
 from common.study import Study
 from common.wire.messages import Request
 from common.wire.packing import CRITIC, GENERATOR, critic_shape_of, pack, shape_of, unpack, unpack_targets
@@ -47,8 +47,9 @@ def train_on_request(
     if "weights" in request.options:
         critic = read_critic(request, study, sizes).to(device)
         heads = len(heads_of(critic))
-        weights = _read_heads(request, "weights", heads=heads, most=_MOST_WEIGHT)
-        adversary = Adversary(critic, weights, _read_heads(request, "passing", heads=heads, most=1.0))
+        most = {"weights": _MOST_WEIGHT, "passing": 1.0, "passed": 1.0}
+        opening = Opening(**{name: _read_heads(request, name, heads=heads, most=value) for name, value in most.items()})
+        adversary = Adversary(critic, opening)
     means = EmbeddingMeans(freeze(shape, study.digest()), shape, device) if EMBEDDING in targets.tables else None
     generator.to(device)
     first, last = request.options["learning_rates"]

@@ -1,6 +1,7 @@
 """The generator at the coordinator, its average, and the critics that it learns from."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class Learner:
         self.targets = TargetBuilder(shape, survey.groups).build(np.ones(shape.classes))
         self.features = freeze(shape, study.digest())
         self.critic = initialise_critic(critic_shape_of(study, shape), seed=seed).to(device)
-        self.gate = Opening((), ())
+        self.gate = Opening((), (), ())
         self._means = EmbeddingMeans(self.features, shape, device)
         self._survey = survey
         self._index = TableIndex(shape, survey.groups)
@@ -56,7 +57,7 @@ class Learner:
     def adversary(self) -> Adversary | None:
         """The neural critic, where its gate is not closed."""
         weights = tuple(self._study.critic.strength * weight for weight in self.gate.weights)
-        return Adversary(self.critic, weights, self.gate.passing) if any(weights) else None
+        return Adversary(self.critic, replace(self.gate, weights=weights)) if any(weights) else None
 
     def adopt(self, parameters: dict[str, np.ndarray], opening: Opening) -> None:
         """Take up a critic and its gate from a checkpoint."""

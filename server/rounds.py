@@ -332,7 +332,7 @@ class Coordinator(Conductor[Trained]):
         options: dict[str, Any] = {"steps": self._study.rounds.local_steps}
         if learner.adversary is not None:
             arrays |= pack(CRITIC, critic_parameters(learner.critic))
-            options |= {"weights": list(learner.adversary.weights), "passing": list(learner.adversary.passing)}
+            options |= {name: list(part) for name, part in vars(learner.adversary.opening).items()}
         rates = [float(rate) for rate in self._rates[number]]
         requests = {}
         for position, site in enumerate(trainers):

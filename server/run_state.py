@@ -208,7 +208,7 @@ def restore(checkpoint: Checkpoint, *, expected: RunState) -> RunState:
         stages=[Stage(**stage) for stage in facts["stages"]],
         first_distance=facts["first_distance"],
         validations=facts["validations"],
-        gates=[Opening(tuple(one["weights"]), tuple(one["passing"])) for one in facts["gates"]],
+        gates=[Opening(**{name: tuple(part) for name, part in one.items()}) for one in facts["gates"]],
         accuracy=facts["accuracy"],
         critics=unpack(CRITIC, checkpoint.arrays),
         snapshots=unpack(_SNAPSHOT, checkpoint.arrays),

@@ -20,8 +20,9 @@ from common.models.generator import Outcome
 from common.models.neural import NeuralCritic, generator_loss
 from common.models.sequences import Expected, straight_through
 from common.models.targets import IMPLIED, Groups, Target, Targets
-from common.models.verdicts import FULL
+from common.models.verdicts import Opening
 
+_LEAST_MARGIN = 1e-6
 MARGINALS: Final = "marginals"
 # Sums over each row, each column and the whole of the tables of two columns.
 _ROWS, _COLUMNS, _WHOLE = "pair rows", "pair columns", "pair whole"
@@ -175,27 +176,25 @@ EMBEDDING: Final = "embedding"
 class Adversary:
     """A neural critic as a generator meets it, fixed.
 
-    weights: of each head, that the gate gave it. passing: share of real units that each head takes for real.
+    opening: of its gate, with the weight of each head.
     """
 
     critic: NeuralCritic
-    weights: tuple[float, ...]
-    passing: tuple[float, ...]
+    opening: Opening
 
     def loss(self, outcome: Outcome, labels: Tensor, random: torch.Generator) -> Tensor:
-        """What it says of a generator's rows; less as more of them pass, and nothing once as many do as real units.
+        """What it says of a generator's rows; the gate closes again as more pass, altogether once as many do as of real.
 
-        It stands still while the generator moves, which could otherwise win by whatever fools it: so the gate closes
-        again by how often each head is right about the rows of now.
+        It stands still while the generator moves, which could otherwise win by whatever fools it.
         """
         drawn, windows = relaxed(outcome, random)
         with torch.no_grad():
-            passed = torch.stack([(head > 0).float().mean() for head in self.critic(drawn, windows, labels).heads()])
-        above_chance = (passed.new_tensor(self.passing) - passed) / 2
-        left = (above_chance / FULL).clamp(min=0.0, max=1.0)
+            now = torch.stack([(head > 0).float().mean() for head in self.critic(drawn, windows, labels).heads()])
+        weights, passing, passed = (now.new_tensor(part) for part in vars(self.opening).values())
+        left = ((passing - now) / (passing - passed).clamp(min=_LEAST_MARGIN)).clamp(min=0.0, max=1.0)
         # The chances of a record and no draw of it: what three columns say together, a draw's noise would drown.
         scores = self.critic(outcome.records, windows, labels)
-        return (passed.new_tensor(self.weights) * left * generator_loss(scores)).sum()
+        return (weights * left * generator_loss(scores)).sum()
 
 
 class Cluster:
@@ -225,7 +224,7 @@ class Cluster:
         self._means = means
         units = max((critic.units for critic in self._measured.values()), default=0.0)
         self._adversary_scale = 2 * units / max(self._cells, 1.0)
-        self.adversary = adversary if adversary is not None and any(adversary.weights) else None
+        self.adversary = adversary if adversary is not None and any(adversary.opening.weights) else None
 
     def loss(
         self,

@@ -5,7 +5,6 @@ tell synthetic from real units beyond doubt weighs nothing, so it cannot hurt. S
 """
 
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from common.data.queries import Coded
 from common.models.generator import GeneratorShape
 from common.models.neural import NeuralCritic
 
-FULL: Final = 0.15
+_FULL = 0.15
 """Accuracy above chance, beyond doubt, at which the gate is wide open."""
 
 
@@ -22,23 +21,25 @@ FULL: Final = 0.15
 class Verdict:
     """How often a head is right, half of the cases real.
 
-    accuracy: 0 to 1. error: its standard error. passing: share of real units that it takes for real.
+    accuracy: 0 to 1. error: its standard error. passing: share of real units that it takes for real. passed: of fakes.
     """
 
     accuracy: float
     error: float
     passing: float
+    passed: float
 
 
 @dataclass(frozen=True)
 class Opening:
     """How far the gate of a critic is open, head by head.
 
-    weights: 0, closed, to 1. passing: share of real units that a head takes for real; at which it has said all.
+    weights: 0, closed, to 1. passing: share of real units that it takes for real. passed: of fakes, so far.
     """
 
     weights: tuple[float, ...]
     passing: tuple[float, ...]
+    passed: tuple[float, ...]
 
 
 def one_hot(coded: Coded, shape: GeneratorShape) -> tuple[np.ndarray, np.ndarray | None]:
@@ -98,18 +99,18 @@ def verdicts_on(counts: np.ndarray, variance: float, fakes: np.ndarray) -> list[
         right = min(max(float(real) / total, 0.0), 1.0)
         # First order in the noise of both counts, and the chance of the draw of units and rows.
         noise = variance * (right**2 + (1 - right) ** 2) / total**2
-        caught = 1 - float(verdicts.mean())
+        passed = float(verdicts.mean())
         chance = 0.25 / total + 0.25 / len(verdicts)
-        found.append(Verdict((right + caught) / 2, float(np.sqrt(noise + chance)) / 2, right))
+        found.append(Verdict((right + 1 - passed) / 2, float(np.sqrt(noise + chance)) / 2, right, passed))
     return found
 
 
 def gate(found: list[Verdict] | None, heads: int) -> Opening:
     """Closed for a head unless its accuracy passes chance by two standard errors."""
     if found is None:
-        return Opening((0.0,) * heads, (1.0,) * heads)
-    weights = tuple(min(max((one.accuracy - 0.5 - 2 * one.error) / FULL, 0.0), 1.0) for one in found)
-    return Opening(weights, tuple(one.passing for one in found))
+        return Opening((0.0,) * heads, (1.0,) * heads, (0.0,) * heads)
+    weights = tuple(min(max((one.accuracy - 0.5 - 2 * one.error) / _FULL, 0.0), 1.0) for one in found)
+    return Opening(weights, tuple(one.passing for one in found), tuple(one.passed for one in found))
 
 
 def is_given_up(openings: list[Opening], *, measurements: int) -> bool:

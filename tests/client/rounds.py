@@ -110,7 +110,12 @@ def conduct(line: Line) -> None:
     line.release("critic", 0.1, name="critic-2", arrays=wild)
     line.ask("train")
     judges = 1 if home.study.windows is None else 2
-    line.ask("train", name="train-2", arrays=critic, options={"weights": [1.0] * judges, "passing": [0.8] * judges})
+    line.ask(
+        "train",
+        name="train-2",
+        arrays=critic,
+        options={"weights": [1.0] * judges, "passing": [0.8] * judges, "passed": [0.3] * judges},
+    )
     line.release("monitor", 0.4)
     line.release("verdict", 0.3)
     line.release("monitor", 0.2, name="monitor-2", arrays={"weights": np.resize([1e99, -1e99], home.score_weights)})

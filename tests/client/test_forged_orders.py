@@ -348,9 +348,11 @@ BAD_TRAINING: dict[str, dict[str, Any]] = {
     "weights too many": {"weights": [1.0, 1.0]},
     "weights by name": {"weights": {"semantic": 1.0}},
     "weights without what passes": {"weights": [1.0]},
-    "more than all that passes": {"weights": [1.0], "passing": [1.5]},
-    "less than none that passes": {"weights": [1.0], "passing": [-0.5]},
-    "what passes too often": {"weights": [1.0], "passing": [0.5, 0.5]},
+    "more than all that passes": {"weights": [1.0], "passing": [1.5], "passed": [0.5]},
+    "less than none that passes": {"weights": [1.0], "passing": [-0.5], "passed": [0.5]},
+    "what passes too often": {"weights": [1.0], "passing": [0.5, 0.5], "passed": [0.5]},
+    "what passes without what passed": {"weights": [1.0], "passing": [0.5]},
+    "more than all that passed": {"weights": [1.0], "passing": [0.5], "passed": [1.5]},
 }
 BAD_TARGETS: dict[str, Arrays] = {
     "a generator of another shape": {"generator.heads.weight": np.zeros((10, 3), dtype=np.float32)},
@@ -413,7 +415,10 @@ def networks() -> Iterator[tuple[str, Forged]]:
     for name, bad in BAD_CRITICS.items():
         for kind in ("critic", "verdict"):
             yield f"critic of {kind}: {name}", Forged(POLICY, with_critic(kind, bad))
-        yield f"critic of train: {name}", Forged(POLICY, with_critic("train", bad, weights=[1.0], passing=[0.5]))
+        yield (
+            f"critic of train: {name}",
+            Forged(POLICY, with_critic("train", bad, weights=[1.0], passing=[0.5], passed=[0.4])),
+        )
     for kind in ("critic", "verdict"):
         bad = {"critic.record_embedding.weight": np.full((4, 10), np.nan, dtype=np.float32)}
         yield f"critic of {kind}: not finite", Forged(PROTOCOL, with_critic(kind, bad))
@@ -421,7 +426,9 @@ def networks() -> Iterator[tuple[str, Forged]]:
     for name, wrong in BAD_TRAINING.items():
         yield f"training: {name}", Forged(POLICY, with_critic("train", {}, **wrong))
     for word in (b"NaN       ", b"Infinity  ", b"-Infinity ", b"1e400     "):
-        order = rewritten(with_critic("train", {}, weights=[0.12345678], passing=[0.5]), b"0.12345678", word)
+        order = rewritten(
+            with_critic("train", {}, weights=[0.12345678], passing=[0.5], passed=[0.4]), b"0.12345678", word
+        )
         yield f"training: a weight of {word.decode().strip()}", Forged(PROTOCOL, order)
     for name, bad in BAD_TARGETS.items():
         yield f"training: {name}", Forged(POLICY, ask("train", arrays=bad))

@@ -287,7 +287,9 @@ def test_training_returns_another_generator_and_spends_nothing(either: Home, jud
     heads = 1 if home.study.windows is None else 2
     critic = {key: array for key, array in home.ask("critic").arrays.items() if key.startswith(CRITIC)}
     changes: dict[str, Any] = (
-        {"options": {"weights": [1.0] * heads, "passing": [0.8] * heads}, "arrays": critic} if judged else {}
+        {"options": {"weights": [1.0] * heads, "passing": [0.8] * heads, "passed": [0.3] * heads}, "arrays": critic}
+        if judged
+        else {}
     )
     asked = home.ask("train", **changes)
     reply = Reply.decode(site.handle(asked.encode()))

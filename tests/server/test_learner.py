@@ -50,10 +50,10 @@ def test_a_generator_is_fitted_where_no_critic_says_more_than_its_noise_would() 
 def test_beside_a_neural_critic_that_is_heard_it_never_is() -> None:
     found = learner()
     levels = make_cluster(found.targets, None, None, CPU).noise_levels
-    found.gate = Opening((0.0,), (0.8,))
+    found.gate = Opening((0.0,), (0.8,), (0.3,))
     assert found.is_fitted(levels)
     assert found.adversary is None
-    found.gate = Opening((0.5,), (0.8,))
+    found.gate = Opening((0.5,), (0.8,), (0.3,))
     assert not found.is_fitted(levels)
     assert found.adversary is not None
-    assert (found.adversary.weights, found.adversary.passing) == ((0.5,), (0.8,))
+    assert found.adversary.opening == found.gate

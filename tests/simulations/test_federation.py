@@ -792,7 +792,9 @@ def spends_of(folder: Path) -> dict[str, Fraction]:
 def test_what_a_critic_behind_a_shut_gate_would_have_spent_goes_to_tables_and_embeddings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: tuple[float, float]
 ) -> None:
-    monkeypatch.setattr("server.rounds.gate", lambda found, heads: Opening(weights[-heads:], (0.8,) * heads))
+    monkeypatch.setattr(
+        "server.rounds.gate", lambda found, heads: Opening(weights[-heads:], (0.8,) * heads, (0.3,) * heads)
+    )
     assert invoke(tmp_path / "run", *TEST_MODE, study=THREE_STAGES).exit_code == 0
     spends = spends_of(tmp_path / "run")
     is_heard = any(weights)
@@ -816,13 +818,15 @@ def test_what_a_critic_behind_a_shut_gate_would_have_spent_goes_to_tables_and_em
 def test_a_run_whose_critic_is_heard_is_resumed_with_the_same_ear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.rounds.gate", lambda found, heads: Opening((0.5,) * heads, (0.6,) * heads))
-    trained: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
+    monkeypatch.setattr(
+        "server.rounds.gate", lambda found, heads: Opening((0.5,) * heads, (0.6,) * heads, (0.2,) * heads)
+    )
+    trained: list[Opening] = []
     make = Adversary.__init__
 
-    def told(self: Adversary, critic: Any, weights: tuple[float, ...], passing: tuple[float, ...]) -> None:
-        trained.append((weights, passing))
-        make(self, critic, weights, passing)
+    def told(self: Adversary, critic: Any, opening: Opening) -> None:
+        trained.append(opening)
+        make(self, critic, opening)
 
     monkeypatch.setattr(Adversary, "__init__", told)
     interrupt(tmp_path / "run", "round", 3, is_written=True, study=THREE_STAGES)
@@ -830,7 +834,7 @@ def test_a_run_whose_critic_is_heard_is_resumed_with_the_same_ear(
     trained.clear()
     assert resume(tmp_path / "run").exit_code == 0
     # At the sites and at the coordinator, before and after.
-    assert first == set(trained) == {((0.5,), (0.6,))}
+    assert first == set(trained) == {Opening((0.5,), (0.6,), (0.2,))}
 
 
 def test_a_run_whose_critic_fell_silent_is_resumed_for_the_same_shares(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from common.models.paths import PathHead
 from common.models.sequences import SequenceShape
 from common.models.targets import Groups, Target, Targets, table_shapes
 from common.models.training import Stretch, average, load_parameters, median, parameters_of, schedule, train
+from common.models.verdicts import Opening
 
 CPU = torch.device("cpu")
 SIZES = (3, 4)
@@ -50,6 +51,11 @@ def exact_targets() -> Targets:
     one_way = np.concatenate([JOINT.sum(axis=2), JOINT.sum(axis=1)], axis=1) * UNITS
     tables = {"one_way": Target(one_way, np.full(bins, 1 / 100)), Family.PAIR: Target(pairs, precision)}
     return Targets(tables, np.full(CLASSES, UNITS), groups_of(SIZES))
+
+
+def opening(weight: float) -> Opening:
+    """Of a critic that all real units pass, and no fake did."""
+    return Opening((weight,), (1.0,), (0.0,))
 
 
 CLUSTER = make_cluster(exact_targets(), None, None, CPU)
@@ -246,7 +252,7 @@ def test_a_neural_critic_pulls_the_generator_and_does_not_move() -> None:
     for weight in (0.0, 50.0, 50.0):
         generator = initialise(SHAPE, seed=1)
         # Where releases leave it something to say.
-        cluster = make_cluster(rough(), None, Adversary(critic, (weight,), (1.0,)), CPU)
+        cluster = make_cluster(rough(), None, Adversary(critic, opening(weight)), CPU)
         train(generator, cluster, stretch(3), CPU)
         found.append(parameters_of(generator)["heads.weight"])
     assert not np.array_equal(found[0], found[1])
@@ -299,7 +305,7 @@ def test_beside_a_neural_critic_they_fall_silent_all_the_same() -> None:
 
 def adversary() -> Adversary:
     shape = CriticShape(sum(SIZES), 0, 0, CLASSES, width=4, channels=4, semantic=True, temporal=False)
-    return Adversary(initialise_critic(shape, seed=0), (1.0,), (1.0,))
+    return Adversary(initialise_critic(shape, seed=0), opening(1.0))
 
 
 def rough(*, without: str | None = None) -> Targets:
@@ -679,7 +685,12 @@ def test_what_three_columns_say_together_reaches_the_generator() -> None:
     targets = Targets(tables, np.full(2, 500.0), groups_of((2, 2, 2)))
     parity = cast("NeuralCritic", Parity())
     generator = initialise(shape, seed=1)
-    train(generator, make_cluster(targets, None, Adversary(parity, (1.0,), (0.9,)), CPU), stretch(300), CPU)
+    train(
+        generator,
+        make_cluster(targets, None, Adversary(parity, Opening((1.0,), (0.9,), (0.5,))), CPU),
+        stretch(300),
+        CPU,
+    )
     bins, _ = draw_bins(generator, np.repeat([0, 1], 5000), seed=3, device=CPU)
     is_odd = bins.sum(axis=1) % 2 == 1
     # By chance half of them.

@@ -50,6 +50,7 @@ def test_accuracy_is_half_of_real_units_taken_for_real_and_of_fakes_caught() -> 
     assert found is not None
     assert [one.accuracy for one in found] == pytest.approx([(0.8 + 0.75) / 2, 0.5])
     assert [one.passing for one in found] == pytest.approx([0.8, 1.0])
+    assert [one.passed for one in found] == pytest.approx([0.25, 1.0])
 
 
 def test_noise_widens_the_error_and_hides_few_units() -> None:
@@ -91,13 +92,13 @@ def test_the_standard_error_is_that_of_repeated_draws() -> None:
     [(0.5, 0.0, 0.0), (0.4, 0.01, 0.0), (0.6, 0.05, 0.0), (0.6, 0.0125, 0.5), (0.65, 0.0, 1.0), (0.99, 0.01, 1.0)],
 )
 def test_the_gate_opens_only_for_what_is_beyond_doubt(accuracy: float, error: float, weight: float) -> None:
-    found = gate([Verdict(accuracy, error, 0.7)], 1)
+    found = gate([Verdict(accuracy, error, 0.7, 0.4)], 1)
     assert found.weights == pytest.approx((weight,))
-    assert found.passing == (0.7,)
+    assert (found.passing, found.passed) == ((0.7,), (0.4,))
 
 
 def test_without_a_verdict_the_gate_is_closed() -> None:
-    assert gate(None, 2) == Opening((0.0, 0.0), (1.0, 1.0))
+    assert gate(None, 2) == Opening((0.0, 0.0), (1.0, 1.0), (0.0, 0.0))
 
 
 @pytest.mark.parametrize(
@@ -118,5 +119,5 @@ def test_a_critic_is_given_up_when_its_gate_stays_shut_for_half_of_its_stages(
     measurements: int, opened: list[float], is_over: bool
 ) -> None:
     # Of two heads one is enough.
-    openings = [Opening((0.0, weight), (0.5, 0.5)) for weight in opened]
+    openings = [Opening((0.0, weight), (0.5, 0.5), (0.4, 0.4)) for weight in opened]
     assert is_given_up(openings, measurements=measurements) is is_over
