@@ -183,7 +183,7 @@ class Adversary:
     opening: Opening
 
     def loss(self, outcome: Outcome, labels: Tensor, random: torch.Generator) -> Tensor:
-        """What it says of a generator's rows; the gate closes again as more pass, altogether once as many do as of real.
+        """What it says of a generator's rows; the gate closes as more pass, altogether once as many do as of real.
 
         It stands still while the generator moves, which could otherwise win by whatever fools it.
         """
