@@ -190,7 +190,8 @@ class Adversary:
         drawn, windows = relaxed(outcome, random)
         with torch.no_grad():
             now = torch.stack([(head > 0).float().mean() for head in self.critic(drawn, windows, labels).heads()])
-        weights, passing, passed = (now.new_tensor(part) for part in vars(self.opening).values())
+        opening = self.opening
+        weights, passing, passed = map(now.new_tensor, (opening.weights, opening.passing, opening.passed))
         left = ((passing - now) / (passing - passed).clamp(min=_LEAST_MARGIN)).clamp(min=0.0, max=1.0)
         # The chances of a record and no draw of it: what three columns say together, a draw's noise would drown.
         scores = self.critic(outcome.records, windows, labels)
