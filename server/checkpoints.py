@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from common.errors import CheckpointError, OutputError
 from common.files import write_durably
 
-CHECKPOINT_SCHEMA = "privshare.checkpoint/2"
+CHECKPOINT_SCHEMA = "privshare.checkpoint/3"
 _HEADER = "privshare"
 _KEPT: Final = 32
 """Newest checkpoints of a run that stay: enough to go back where one is damaged. Each holds all releases so far, so

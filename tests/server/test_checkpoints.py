@@ -115,7 +115,7 @@ def test_a_file_without_our_header_is_refused(tmp_path: Path, metadata: dict[str
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
-    body = save({"counts": np.ones(3)}, metadata={"privshare": json.dumps({"schema": "privshare.checkpoint/3"})})
+    body = save({"counts": np.ones(3)}, metadata={"privshare": json.dumps({"schema": "privshare.checkpoint/2"})})
     (tmp_path / "step-00001.safetensors").write_bytes(body)
     assert CHECKPOINT_SCHEMA in refuse(tmp_path)
 

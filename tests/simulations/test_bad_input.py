@@ -780,8 +780,8 @@ DAMAGES = {
     ),
     "a checkpoint of another version": Damage(
         C.RESUME_IMPOSSIBLE,
-        ("step-", "privshare.checkpoint/2"),
-        lambda run: remade(newest(run), lambda facts: {**facts, "schema": "privshare.checkpoint/1"}),
+        ("step-", "privshare.checkpoint/3"),
+        lambda run: remade(newest(run), lambda facts: {**facts, "schema": "privshare.checkpoint/2"}),
     ),
     "a checkpoint without facts": Damage(
         C.RESUME_IMPOSSIBLE,
