@@ -79,7 +79,7 @@ def window_hits(
         labels: (units,) int64.
         channels: their grids.
         layout: from `histogram_layout`, these channels last.
-        whole: grid units that a unit may add to a table; its steps share them equally.
+        whole: grid units that a unit may add to a table; its steps, or its moves, share them equally.
     """
     lengths = (cells[:, :, 0] >= 0).sum(axis=1)
     rows, steps = np.nonzero(cells[:, :, 0] >= 0)
@@ -90,8 +90,8 @@ def window_hits(
             yield _hits(rows, labels, table[cells[rows, steps, position]], shares, layout, number)
             number += 1
     for position, grid in enumerate(channels):
-        moved, buckets = moves(cells[:, :, position], grid)
-        yield _hits(moved, labels, buckets, whole // (lengths[moved] - 1), layout, number)
+        moved, buckets, of_unit = moves(cells[:, :, position], grid)
+        yield _hits(moved, labels, buckets, whole // of_unit, layout, number)
         number += 1
 
 

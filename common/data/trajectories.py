@@ -2,7 +2,8 @@
 
 A bin holds several fine cells. Drawing one anew in each step would make a trajectory jitter inside its bins. So a cell
 is drawn by the released shares of its bin, tilted towards the channel's last cell, and the strength of the tilt is the
-one with which the moves of the synthetic windows come nearest to the released ones. All of it is post-processing.
+one with which the moves of the synthetic windows come nearest to the released ones. While a channel stays in a bin, its
+cells follow the released shares whatever the tilt. All of it is post-processing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,12 @@ from common.data.changes import BUCKETS, moves, smoothness
 from common.data.encoding import Grid
 from common.data.schema import CategoricalColumn
 
-_WIDTHS: Final = (np.inf, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5)
+_WIDTHS: Final = (np.inf, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.25)
 """Candidates: over so many cells the tilt falls by a factor e; infinity is no tilt."""
 _TRIAL: Final = 2000
 """Units on which the candidates are tried."""
+_ITERATIONS: Final = 50
+_LEAST: Final = 1e-300
 
 
 def decode_windows(
@@ -86,15 +89,13 @@ def _choose_width(
     released: np.ndarray,
     generator: np.random.Generator,
 ) -> float:
-    wanted = np.maximum(released.sum(axis=0), 0.0)
-    if not wanted.sum() > 0:
-        return float(_WIDTHS[0])
     candidates = []
     for width in _WIDTHS:
         cells = _draw_cells(path, labels, grid, binning, width=width, generator=generator)
-        shares = np.bincount(moves(cells, grid)[1], minlength=BUCKETS)
-        candidates.append(shares / max(shares.sum(), 1))
-    return float(_WIDTHS[smoothness(wanted / wanted.sum(), candidates)])
+        _, buckets, number = moves(cells, grid)
+        shares = np.bincount(buckets, weights=1 / number, minlength=BUCKETS)
+        candidates.append(shares / max(shares.sum(), 1.0))
+    return float(_WIDTHS[smoothness(released.sum(axis=0), candidates)])
 
 
 def _draw_cells(
@@ -122,6 +123,10 @@ def _draw_cells(
     share = np.zeros((len(binning.within), binning.n_bins, most))
     for number, cells in enumerate(inside):
         share[:, number, : len(cells)] = binning.within[:, cells]
+    inner = np.zeros_like(share)
+    if np.isfinite(width):
+        for number, cells in enumerate(inside):
+            inner[:, number, : len(cells)] = _undo_tilt(binning.within[:, cells], cells, width)
     drawn = np.full(path.shape, -1, dtype=np.int64)
     last = np.full(len(path), -1, dtype=np.int64)
     for step in range(path.shape[1]):
@@ -131,6 +136,8 @@ def _draw_cells(
             apart = np.abs(cells - last[rows, None])
             # From the nearest cell of the bin on: far from the bin the tilt would vanish altogether.
             apart = apart - apart.min(axis=1, keepdims=True)
+            stays = (last[rows] >= 0) & (binning.bin_of[last[rows]] == path[rows, step])
+            chance[stays] = inner[labels[rows[stays]], path[rows[stays], step]]
             chance = np.where(last[rows, None] >= 0, chance * np.exp(-apart / width), chance)
         total = np.cumsum(chance, axis=1)
         # A tilt may leave nothing where the shares are zero nearby: then the shares alone decide.
@@ -142,3 +149,24 @@ def _draw_cells(
         held = drawn[rows, step] < grid.n_values
         last[rows[held]] = drawn[rows[held], step]
     return drawn
+
+
+def _undo_tilt(shares: np.ndarray, cells: np.ndarray, width: float) -> np.ndarray:
+    """What to tilt in the place of shares, so that a chain of tilted draws inside a bin follows the shares.
+
+    Such a chain is reversible, and a cell's share is the product of its weight and of the sum of all tilted weights.
+    Source: Sinkhorn 1964 (scaling of a symmetric matrix); each iteration goes half of its way in logarithms.
+
+    Args:
+        shares: (classes, cells of the bin).
+        cells: their positions.
+        width: of the tilt, in cells.
+
+    Returns:
+        weights, (classes, cells of the bin).
+    """
+    tilt = np.exp(-np.abs(cells[:, None] - cells) / width)
+    weights = np.sqrt(shares)
+    for _ in range(_ITERATIONS):
+        weights = np.sqrt(weights * shares / np.maximum(weights @ tilt, _LEAST))
+    return np.asarray(weights)

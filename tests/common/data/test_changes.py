@@ -1,5 +1,6 @@
-"""Moves between steps: their buckets, between which steps there is one, and which released table is nearest."""
+"""Moves between values: their buckets, between which values there is one, and which released table is nearest."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -78,38 +79,52 @@ def paths(draw: st.DrawFn) -> tuple[np.ndarray, Grid]:
 
 @given(paths())
 @settings(deadline=None, max_examples=150)
-def test_there_is_a_move_between_two_steps_in_a_row_that_both_hold_a_value(case: tuple[np.ndarray, Grid]) -> None:
+def test_there_is_a_move_from_each_value_to_the_next_one(case: tuple[np.ndarray, Grid]) -> None:
     cells, one = case
     expected = []
     for unit, series in enumerate(cells.tolist()):
-        for step in range(len(series) - 1):
-            before, after = series[step : step + 2]
-            if min(before, after) >= 0 and max(before, after) < one.n_values:
-                bucket = change_buckets(np.array([before]), np.array([after]), one)
-                expected.append((unit, int(bucket[0])))
-    rows, buckets = moves(cells, one)
-    assert list(zip(rows.tolist(), buckets.tolist(), strict=True)) == expected
-    assert rows.dtype == buckets.dtype == np.int64
+        pairs = list(pairwise(cell for cell in series if 0 <= cell < one.n_values))
+        for before, after in pairs:
+            bucket = change_buckets(np.array([before]), np.array([after]), one)
+            expected.append((unit, int(bucket[0]), len(pairs)))
+    rows, buckets, number = moves(cells, one)
+    assert list(zip(rows.tolist(), buckets.tolist(), number.tolist(), strict=True)) == expected
+    assert rows.dtype == buckets.dtype == number.dtype == np.int64
 
 
-def test_a_gap_is_no_move() -> None:
-    path = np.array([[5, 4096, 5, 5, -1], [4096, 4096, 1, -1, -1]])
-    rows, buckets = moves(path, WHOLE)
-    assert rows.tolist() == [0]
-    assert buckets.tolist() == [7]
+def test_a_gap_is_no_value_and_the_end_none_either() -> None:
+    path = np.array([[5, 4096, 5, 6, -1], [4096, 4096, 1, -1, -1]])
+    rows, buckets, number = moves(path, WHOLE)
+    assert rows.tolist() == [0, 0]
+    assert buckets.tolist() == [7, 8]
+    assert number.tolist() == [2, 2]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8))
 @settings(deadline=None, max_examples=100)
-def test_the_nearest_candidate_is_that_of_the_least_total_variation(seed: int, candidates: int) -> None:
+def test_the_nearest_candidate_has_the_multiple_with_the_least_squares(seed: int, candidates: int) -> None:
     random = np.random.default_rng(seed)
-    shares = random.dirichlet(np.full(BUCKETS, 0.3))
+    released = 1000 * random.dirichlet(np.full(BUCKETS, 0.3)) + random.normal(0, 100, BUCKETS)
     tables = [random.dirichlet(np.full(BUCKETS, 0.3)) for _ in range(candidates)]
-    distances = [sum(abs(a - b) for a, b in zip(shares, table, strict=True)) for table in tables]
-    assert smoothness(shares, tables) == distances.index(min(distances))
+    distances = []
+    for table in tables:
+        (multiple,), *_ = np.linalg.lstsq(table[:, None], released, rcond=None)
+        distances.append(((released - max(multiple, 0.0) * table) ** 2).sum())
+    assert distances[smoothness(released, tables)] == pytest.approx(min(distances))
 
 
-def test_of_two_candidates_as_near_the_first_is_taken() -> None:
+def test_noise_of_either_sign_moves_the_choice_to_neither_side() -> None:
+    random = np.random.default_rng(0)
+    rough, smooth = np.full(BUCKETS, 1 / BUCKETS), np.eye(BUCKETS)[7]
+    between = rough / np.linalg.norm(rough) + smooth
+    chosen = [smoothness(5 * between + random.normal(0, 1, BUCKETS), [rough, smooth]) for _ in range(2000)]
+    # As near to one as to the other. A share of 2,000 fair coins has a standard deviation of 0.011: six of them.
+    assert abs(np.mean(chosen) - 0.5) < 0.07
+
+
+def test_of_two_candidates_as_near_and_of_none_the_first_is_taken() -> None:
     shares = np.eye(BUCKETS)[7]
     assert smoothness(shares, [np.eye(BUCKETS)[0], shares, shares]) == 1
-    assert smoothness(shares, [np.eye(BUCKETS)[0], np.eye(BUCKETS)[14]]) == 0
+    assert smoothness(-shares, [np.eye(BUCKETS)[0], shares]) == 0
+    assert smoothness(shares, [np.zeros(BUCKETS), shares]) == 1
+    assert smoothness(0 * shares, [np.eye(BUCKETS)[0], np.eye(BUCKETS)[14]]) == 0

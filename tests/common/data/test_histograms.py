@@ -199,7 +199,7 @@ def test_the_layout_has_the_columns_then_the_channels_then_a_table_of_moves_for_
 
 
 @pytest.mark.parametrize("columns", [(), GRIDS])
-def test_steps_share_a_unit_equally_in_every_table_and_moves_likewise(columns: tuple[Grid, ...]) -> None:
+def test_steps_share_a_unit_equally_in_every_table_and_moves_of_a_channel_likewise(columns: tuple[Grid, ...]) -> None:
     cells, labels = windows(1)
     layout = histogram_layout(columns, CLASSES, CHANNELS)
     tables = list(layout.split(counted_windows(cells, labels, columns)))
@@ -215,11 +215,11 @@ def test_steps_share_a_unit_equally_in_every_table_and_moves_likewise(columns: t
                 for table in resolutions(one):
                     slowly[number][label, table[step[position]]] += 1 / len(steps)
                     number += 1
-        for before, after in pairwise(steps):
-            for position, one in enumerate(CHANNELS):
-                if max(before[position], after[position]) < one.n_values:
-                    bucket = change_buckets(before[[position]], after[[position]], one)[0]
-                    slowly[position - len(CHANNELS)][label, bucket] += 1 / (len(steps) - 1)
+        for position, one in enumerate(CHANNELS):
+            values = [step[[position]] for step in steps if step[position] < one.n_values]
+            for before, after in pairwise(values):
+                bucket = change_buckets(before, after, one)[0]
+                slowly[position - len(CHANNELS)][label, bucket] += 1 / (len(values) - 1)
     for found, expected in zip(tables, slowly, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
