@@ -399,10 +399,9 @@ def one_way_slowly(case: Cells, whole: int) -> list[np.ndarray]:
     for position, grid in enumerate(case.channels):
         table = np.zeros((CLASSES, 15), dtype=np.int64)
         for unit, label in enumerate(case.labels):
-            for step in range(lengths[unit] - 1):
-                before, after = (int(case.cells[unit, step + ahead, position]) for ahead in (0, 1))
-                if max(before, after) < grid.n_values:
-                    table[label, bucket_slowly(before, after, grid)] += whole // (lengths[unit] - 1)
+            values = [int(cell) for cell in case.cells[unit, :, position] if 0 <= cell < grid.n_values]
+            for before, after in pairwise(values):
+                table[label, bucket_slowly(before, after, grid)] += whole // (len(values) - 1)
         tables.append(table)
     return tables
 
