@@ -10,12 +10,12 @@ import numpy as np
 
 from common.data.binning import Binning
 from common.data.encoding import make_grids
-from common.data.histograms import estimate_histograms, histogram_layout
+from common.data.histograms import estimate_histograms
 from common.data.queries import catalogue
 from common.data.tables import sizes_of
 from common.errors import LedgerError, PolicyError
 from common.files import write_durably
-from common.models.releases import Bins, Measured, Release, targets_from
+from common.models.releases import Bins, Measured, Release, one_way_layout, targets_from
 from common.models.targets import Targets
 from common.privacy.events import GaussianEvent
 from common.study import Study
@@ -88,8 +88,9 @@ class OwnReleases:
         """The coordinator's bins with this site's own histograms."""
         classes = len(self._study.label_values)
         grids, channels = make_grids(self._study.measured), make_grids(self._study.channels)
-        layout = histogram_layout(grids, classes, channels)
-        histograms = estimate_histograms(release.counts, layout, (*grids, *channels), variance=release.variance)
+        histograms = estimate_histograms(
+            release.counts, one_way_layout(self._study), (*grids, *channels), variance=release.variance
+        )
         binnings = tuple(Binning(bin_of, np.ones((classes, len(bin_of)))) for bin_of in bins)
         return Bins(binnings, tuple(histograms), len(grids), np.zeros((0, classes, 0)))
 

@@ -22,6 +22,7 @@ from common.data.windows import encode_windows
 from common.models.embedding import SCALE, embed, freeze
 from common.models.monitor import score_cells, score_layout
 from common.models.neural import GRADIENT_SCALE, NeuralCritic, clipped_factors
+from common.models.releases import one_way_layout
 from common.models.verdicts import judge, one_hot
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Ledger
@@ -86,14 +87,15 @@ class Vault:
         self._noise = noise
 
     def one_way(self, *, spend: float, request: str, digest: str) -> tuple[np.ndarray, GaussianEvent]:
-        """Noised one-way tables of the training units, by label class; layout from `histogram_layout`."""
+        """Noised one-way tables of the training units, by label class; layout from `one_way_layout`."""
         rows = self._rows["train"]
-        layout = histogram_layout(self._grids, self._classes, self._channels)
+        layout = one_way_layout(self._study)
         own = histogram_layout(self._grids, self._classes)
         indices = cell_indices(histogram_codes(self._cells[rows], self._grids), self._labels[rows], own)
         parts: Iterable[Contributions] = [Contributions(self._units[rows], indices, self._weights[rows])]
         if self._windows is not None:
-            hits = window_hits(self._windows[rows], self._labels[rows], self._channels, layout, whole=self._unit_weight)
+            windows, labels, moving = self._windows[rows], self._labels[rows], self._study.counts_moves
+            hits = window_hits(windows, labels, self._channels, layout, whole=self._unit_weight, moving=moving)
             parts = itertools.chain(parts, map(functools.partial(self._of_hits, rows), hits))
         return self._release(parts, layout, "train", spend=spend, request=request, digest=digest)
 

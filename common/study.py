@@ -379,6 +379,11 @@ class Study(Section):
         return channels
 
     @property
+    def counts_moves(self) -> bool:
+        """Whether it is counted how far channels move: a table of the temporal discriminator's, if it is on."""
+        return self.windows is not None and self.discriminators.temporal > 0
+
+    @property
     def label_values(self) -> tuple[str, ...]:
         """The label's classes, in order."""
         column = self.columns[self.label.column]

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from common.data.encoding import make_grids
-from common.data.histograms import histogram_layout, resolutions
+from common.data.histograms import resolutions
 from common.data.tables import TableLayout
 from common.data.units import WINDOW_WEIGHT, unit_weight
 from common.errors import CheckpointError, ExitCode, ProtocolError
-from common.models.releases import Bins, Release, bins_from
+from common.models.releases import Bins, Release, bins_from, one_way_layout
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Head
 from common.privacy.spending import Spending
@@ -124,7 +124,7 @@ class Conductor(ABC, Generic[_Outcome]):
         return roster.only(members & set(replies))
 
     def _measure_one_way(self, roster: Roster) -> Bins:
-        layout = histogram_layout(self._grids, self._classes, self._channels)
+        layout = one_way_layout(self._study)
         # A unit is in every table of a column of the record; its steps need not be in those of channels.
         columns = sum(len(resolutions(grid)) for grid in self._grids)
         form = self._form(layout, whole=[number < columns for number in range(layout.n_tables)])

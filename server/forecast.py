@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from common.data.binning import SIGNAL
 from common.data.encoding import make_grids
-from common.data.histograms import histogram_layout, resolutions
+from common.data.histograms import resolutions
+from common.models.releases import one_way_layout
 from common.study import STEPS, Study
 from common.wire.agenda import planned_tables
 from server.noise_controller import share_plan
@@ -43,7 +44,7 @@ def planned_releases(study: Study) -> list[Planned]:
     """The counts of a study; how they are spread over measurements does not change what all of them say together."""
     privacy, accountant = study.privacy, study.accountant
     bound = accountant.bound(epsilon=privacy.epsilon, delta=privacy.delta)
-    layout = histogram_layout(make_grids(study.measured), len(study.label_values), make_grids(study.channels))
+    layout = one_way_layout(study)
     # Less than all where `max_share` keeps measurements from spending it.
     spent = sum(_shares(study))
     share = privacy.one_way_share
@@ -59,7 +60,7 @@ def plan_of(study: Study, sites: int) -> dict[str, str | int | float]:
     """What follows from the study alone: the same for every table."""
     privacy, accountant = study.privacy, study.accountant
     one_way, *parts = planned_releases(study)
-    layout = histogram_layout(make_grids(study.measured), len(study.label_values), make_grids(study.channels))
+    layout = one_way_layout(study)
     plan: dict[str, str | int | float] = {
         "digest": study.digest(),
         "guarantee": f"({privacy.epsilon:g}, {privacy.delta:g})-DP at each site",

@@ -22,18 +22,21 @@ from server.checkpoints import write_file, write_json
 from simulations.experiment import Run, execute
 from simulations.federation import Engine
 
-VARIANTS: Mapping[str, Mapping[str, float]] = {
+VARIANTS: Mapping[str, Mapping[str, float | str]] = {
     "all": {"statistical": 1.0, "temporal": 1.0, "semantic": 0.1, "neural": 0.2},
     "without statistical": {"statistical": 0.0, "temporal": 1.0, "semantic": 0.1, "neural": 0.2},
     "without semantic": {"statistical": 1.0, "temporal": 1.0, "semantic": 0.0, "neural": 0.2},
     "without temporal": {"statistical": 1.0, "temporal": 0.0, "semantic": 0.1, "neural": 0.2},
     "measured only": {"statistical": 1.0, "temporal": 1.0, "semantic": 0.1, "neural": 0.0},
     "static only": {"statistical": 1.0, "temporal": 0.0, "semantic": 0.1, "neural": 0.0},
+    "measured at each site": {"statistical": 1.0, "temporal": 1.0, "semantic": 0.1, "neural": 0.0, "scope": "local"},
     "neural only": {"statistical": 0.0, "temporal": 0.0, "semantic": 0.0, "neural": 1.0},
 }
-"""Weights of the discriminators, as in the study's section of that name.
+"""What the study's section `discriminators` holds.
 
-"Static only" is "measured only" without the temporal one, which has all tables of windows but how often a bin is.
+"Static only" is "measured only" without the temporal one, which has all tables of windows but those of one channel: how
+often it is in a bin, and how far it moves. "Measured at each site" has no sums over sites but those: a generator learns
+from the answers of its own site, and generators are averaged.
 """
 
 SCHEDULES = ("fixed", "stage", "pid")

@@ -7,9 +7,8 @@ from typing import Final
 from client.doctor.checkup import Case, Check, Doubt, FaultError
 from client.policy import MAX_CELLS
 from client.sources import PostgresSettings
-from common.data.encoding import make_grids
-from common.data.histograms import histogram_layout
 from common.errors import ExitCode, PrivShareError, SchemaError, StudyError
+from common.models.releases import one_way_layout
 
 _TENTH: Final = 0.1
 _NUMBER_BYTES: Final = 8
@@ -74,7 +73,7 @@ def _windows(case: Case) -> str:
 
 def _units(case: Case) -> str:
     study, units = case.study, case.data.units()
-    layout = histogram_layout(make_grids(study.measured), len(study.label_values), make_grids(study.channels))
+    layout = one_way_layout(study)
     spend = case.bound.allowed_spend("one_way", study.privacy.one_way_share)
     stddev = study.accountant.noise_stddev(squared_sensitivity=layout.n_tables, spend=spend, sampling=1.0)
     trained = units * (1 - study.privacy.holdout)

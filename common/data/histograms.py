@@ -56,10 +56,15 @@ def resolutions(grid: Grid) -> list[np.ndarray]:
     return maps
 
 
-def histogram_layout(grids: Sequence[Grid], classes: int, channels: Sequence[Grid] = ()) -> TableLayout:
-    """Layout of the one-way release: a table for each resolution of each column and channel, and a channel's moves."""
+def histogram_layout(
+    grids: Sequence[Grid], classes: int, channels: Sequence[Grid] = (), *, moving: bool = True
+) -> TableLayout:
+    """Layout of the one-way release: a table for each resolution of each column and channel.
+
+    Then, where `moving`, one of each channel's moves.
+    """
     sizes = [int(table[-1]) + 1 for grid in (*grids, *channels) for table in resolutions(grid)]
-    return one_way([*sizes, *[BUCKETS] * len(channels)], classes)
+    return one_way([*sizes, *[BUCKETS] * (len(channels) if moving else 0)], classes)
 
 
 def histogram_codes(cells: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:
@@ -70,7 +75,13 @@ def histogram_codes(cells: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:
 
 
 def window_hits(
-    cells: np.ndarray, labels: np.ndarray, channels: Sequence[Grid], layout: TableLayout, *, whole: int
+    cells: np.ndarray,
+    labels: np.ndarray,
+    channels: Sequence[Grid],
+    layout: TableLayout,
+    *,
+    whole: int,
+    moving: bool = True,
 ) -> Iterator[Hits]:
     """What windows add to the channels' tables of the one-way release, in the layout's order.
 
@@ -80,16 +91,18 @@ def window_hits(
         channels: their grids.
         layout: from `histogram_layout`, these channels last.
         whole: grid units that a unit may add to a table; its steps, or its moves, share them equally.
+        moving: as `histogram_layout` was told.
     """
     lengths = (cells[:, :, 0] >= 0).sum(axis=1)
     rows, steps = np.nonzero(cells[:, :, 0] >= 0)
     shares = whole // lengths[rows]
-    number = layout.n_tables - sum(len(resolutions(grid)) for grid in channels) - len(channels)
+    moved_channels = channels if moving else ()
+    number = layout.n_tables - sum(len(resolutions(grid)) for grid in channels) - len(moved_channels)
     for position, grid in enumerate(channels):
         for table in resolutions(grid):
             yield _hits(rows, labels, table[cells[rows, steps, position]], shares, layout, number)
             number += 1
-    for position, grid in enumerate(channels):
+    for position, grid in enumerate(moved_channels):
         moved, buckets, of_unit = moves(cells[:, :, position], grid)
         yield _hits(moved, labels, buckets, whole // of_unit, layout, number)
         number += 1

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.data.binning import Binning, group_bins, identity_binning, make_binning
+from common.data.changes import BUCKETS
 from common.data.encoding import make_grids
 from common.data.histograms import Histogram, estimate_histograms, histogram_layout
 from common.data.queries import Family, Query, layout_of
-from common.data.tables import sizes_of
+from common.data.tables import TableLayout, sizes_of
 from common.models.critics import EMBEDDING
 from common.models.generator import GeneratorShape
 from common.models.targets import TargetBuilder, Targets
@@ -42,7 +43,8 @@ class Release:
 class Bins:
     """The bins of every column, then of every channel, and what they were made from.
 
-    columns: how many are of columns of the record. moves: (channels, classes, buckets), the released tables of moves.
+    columns: how many are of columns of the record. moves: (channels, classes, buckets), the released tables of moves, 0
+    where they were not asked for.
     """
 
     binnings: tuple[Binning, ...]
@@ -68,11 +70,17 @@ class Bins:
         return [binning.bin_of for binning in self.binnings]
 
 
+def one_way_layout(study: Study) -> TableLayout:
+    """How the tables of the one-way release lie in one vector."""
+    grids, channels = make_grids(study.measured), make_grids(study.channels)
+    return histogram_layout(grids, len(study.label_values), channels, moving=study.counts_moves)
+
+
 def bins_from(release: Release, study: Study) -> Bins:
     """Bins of every column and channel, from the noised one-way tables."""
     classes = len(study.label_values)
     grids, channels = make_grids(study.measured), make_grids(study.channels)
-    layout = histogram_layout(grids, classes, channels)
+    layout = one_way_layout(study)
     histograms = estimate_histograms(release.counts, layout, (*grids, *channels), variance=release.variance)
     most = [*[study.model.max_bins] * len(grids), *[study.model.channel_bins] * len(channels)]
     binnings = tuple(
@@ -80,8 +88,9 @@ def bins_from(release: Release, study: Study) -> Bins:
         identity_binning(histogram) if grid.name == STEPS else make_binning(histogram, grid, max_bins=limit)
         for histogram, grid, limit in zip(histograms, (*grids, *channels), most, strict=True)
     )
-    tables = list(layout.split(release.counts))
-    moves = np.array(tables[len(tables) - len(channels) :])
+    moves = np.zeros((len(channels), classes, BUCKETS))
+    if study.counts_moves:
+        moves[:] = list(layout.split(release.counts))[-len(channels) :]
     return Bins(binnings, tuple(histograms), len(grids), moves)
 
 

@@ -11,12 +11,12 @@ from typing import Final, Literal, Self
 import numpy as np
 
 from common.data.encoding import Grid, make_grids
-from common.data.histograms import histogram_layout
 from common.data.queries import Family, catalogue, layout_of
 from common.models.embedding import FEATURES
 from common.models.generator import initialise
 from common.models.monitor import score_layout
 from common.models.neural import critic_parameters, initialise_critic
+from common.models.releases import one_way_layout
 from common.models.training import parameters_of
 from common.models.verdicts import heads_of
 from common.privacy.accountants import Accountant
@@ -168,7 +168,7 @@ def _releases(study: Study) -> list[Item]:
     shares = study.discriminators.shares(windows=study.windows is not None)
     classes, sizes = len(study.label_values), _bins(study)
     known = catalogue(len(study.measured), study.windows)
-    one_way = histogram_layout(make_grids(study.measured), classes, make_grids(study.channels))
+    one_way = one_way_layout(study)
     found = [
         Item(
             "one_way", 1, account="train", share=study.privacy.one_way_share, tables=one_way.n_tables,

@@ -8,8 +8,11 @@ import pytest
 from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner, Result
 
+from common.data.encoding import make_grids
+from common.data.histograms import resolutions
 from common.privacy.ledger import read_ledger
 from common.study import load_study
+from common.synthesis.release import load_release
 from common.wire.messages import Reply
 from simulations import ablation
 from simulations.run import app
@@ -103,6 +106,18 @@ def test_each_variant_measures_what_it_says_and_spends_the_whole_budget(ablated:
     assert kinds["without-temporal-pid"] == measured - {"couplings", "dynamics"} | {"critic", "verdict"}
 
 
+def test_how_far_channels_move_is_asked_with_the_temporal_discriminator_alone(ablated: tuple[Path, Result]) -> None:
+    study = load_study(ablated[0] / "study.yaml")
+    grids, channels = make_grids(study.measured), make_grids(study.channels)
+    for variant, moves in (("measured-only-fixed", len(channels)), ("without-temporal-pid", 0)):
+        folder = ablated[0] / "run" / f"{variant}-0"
+        (charges,) = read_ledger(folder / "ledger" / "site_01.jsonl").charges.values()
+        events = {request.split("/")[1]: charge.event for request, charge in charges.items()}
+        tables = sum(len(resolutions(grid)) for grid in (*grids, *channels)) + moves
+        assert events["one_way"].squared_sensitivity == tables * events["one_way"].scale ** 2
+        assert load_release(folder).moves.any() == bool(moves)
+
+
 def test_a_site_charges_what_tables_of_two_channels_weigh(ablated: tuple[Path, Result]) -> None:
     folder = ablated[0] / "run" / "measured-only-fixed-0"
     study = load_study(ablated[0] / "study.yaml")
@@ -134,16 +149,18 @@ def test_an_unknown_variant_is_refused(tmp_path: Path) -> None:
 
 
 def test_local_discriminators_stay_at_their_sites(tmp_path: Path) -> None:
-    local = STUDY.replace("WINDOWS", EVENTS).replace("noise:", "discriminators: {semantic: 1, scope: local}\nnoise:")
-    result = run(tmp_path, "--json", study=local)
+    result = run(
+        tmp_path, "--ablate", "1", "--only", "measured at each site/pid", study=STUDY.replace("WINDOWS", EVENTS)
+    )
     assert result.exit_code == 0, result.stderr
+    folder = tmp_path / "run" / "measured-at-each-site-pid-0"
     for site in ("site_01", "site_02"):
-        state = tmp_path / "run" / "sites" / site
+        state = folder / "sites" / site
         sent = [Reply.decode(path.read_bytes()) for path in (state / "replies").glob("*")]
         kept = [Reply.decode(path.read_bytes()) for path in (state / "releases").glob("*.reply")]
         # What was kept has its numbers here, and only its event was told; the one-way tables and monitors were sent.
         assert {"counts" in reply.arrays for reply in kept} == {True}
         told = ["counts" in reply.arrays for reply in sent]
         assert (told.count(True), told.count(False)) == (1 + 2, 8)
-    certificate = json.loads((tmp_path / "run" / "certificate.json").read_text())
+    certificate = json.loads((folder / "certificate.json").read_text())
     assert len(certificate["sites"]["site_01"]["events"]) == 1 + 8 + 2

@@ -35,7 +35,7 @@ from common.evaluation.audit import canary_scores
 from common.evaluation.figures import Population
 from common.models.critics import Joins, expectations
 from common.models.generator import Generator
-from common.models.releases import Bins, Release
+from common.models.releases import Bins, Release, one_way_layout
 from common.models.targets import TableIndex, Targets
 from common.study import Study
 
@@ -213,9 +213,7 @@ def _sums(people: Population, releases: Releases, study: Study) -> list[np.ndarr
 
 def _tables(releases: Releases, study: Study) -> Iterator[_Table]:
     """One-way tables, then those of the catalogue that were measured."""
-    grids, channels = make_grids(study.measured), make_grids(study.channels)
-    layout = histogram_layout(grids, len(study.label_values), channels)
-    for table in layout.split(releases.one_way.counts):
+    for table in one_way_layout(study).split(releases.one_way.counts):
         yield _Table(table.reshape(-1), np.full(table.size, releases.one_way.variance))
     for query, cells in _measured(releases, study):
         target = releases.targets.tables[query.family]
@@ -265,12 +263,13 @@ def _hits(people: Population, releases: Releases, study: Study) -> Iterator[_Hit
     def placed(hits: Hits, begin: int, end: int) -> _Hit:
         return _Hit(people.units[hits.rows], hits.cells - begin, hits.weights / whole, end - begin)
 
-    layout, own = histogram_layout(grids, classes, channels), histogram_layout(grids, classes)
+    layout, own = one_way_layout(study), histogram_layout(grids, classes)
     indices = cell_indices(histogram_codes(cells.records, grids), cells.labels, own)
     rows = np.arange(len(cells.labels))
     one_way: Iterator[Hits] = (Hits(rows, indices[:, number], weights) for number in range(own.n_tables))
     if cells.windows is not None:
-        windows = window_hits(cells.windows, cells.labels, channels, layout, whole=whole)
+        moving = study.counts_moves
+        windows = window_hits(cells.windows, cells.labels, channels, layout, whole=whole, moving=moving)
         one_way = itertools.chain(one_way, windows)
     for hits, (begin, end) in zip(one_way, itertools.pairwise(layout.offsets.tolist()), strict=True):
         yield placed(hits, begin, end)

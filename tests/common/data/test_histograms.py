@@ -195,6 +195,7 @@ def test_the_layout_has_the_columns_then_the_channels_then_a_table_of_moves_for_
     layout = histogram_layout(GRIDS, CLASSES, CHANNELS)
     columns, channels = histogram_layout(GRIDS, CLASSES), histogram_layout(CHANNELS, CLASSES)
     assert layout.sizes == (*columns.sizes, *channels.sizes, *[BUCKETS] * len(CHANNELS))
+    assert histogram_layout(GRIDS, CLASSES, CHANNELS, moving=False).sizes == (*columns.sizes, *channels.sizes)
     assert histogram_layout(GRIDS, CLASSES, ()).sizes == columns.sizes
 
 
@@ -237,6 +238,15 @@ def test_the_hits_come_in_the_layout_s_order_and_stay_in_their_tables() -> None:
     # A window of no step is in no table, one of a single step in none of moves.
     assert not any((hits.rows == 0).any() for hits in found)
     assert [(hits.rows == 1).any() for hits in found[-len(CHANNELS) :]] == [False] * len(CHANNELS)
+
+
+def test_without_moves_windows_add_the_rest_to_the_same_cells() -> None:
+    cells, labels = windows(5)
+    still = histogram_layout(GRIDS, CLASSES, CHANNELS, moving=False)
+    counts = np.zeros(still.n_cells)
+    for hits in window_hits(cells, labels, CHANNELS, still, whole=WHOLE, moving=False):
+        np.add.at(counts, hits.cells, hits.weights / WHOLE)
+    np.testing.assert_array_equal(counts, counted_windows(cells, labels, GRIDS)[: still.n_cells])
 
 
 def test_units_without_a_step_add_nothing() -> None:
