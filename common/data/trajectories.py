@@ -155,8 +155,8 @@ def _undo_tilt(shares: np.ndarray, cells: np.ndarray, width: float) -> np.ndarra
     """What to tilt in the place of shares, so that a chain of tilted draws inside a bin follows the shares.
 
     Such a chain is reversible, and a cell's share is the product of its weight and of the sum of all tilted weights.
-    Source: Marshall and Olkin 1968 (a symmetric positive matrix scaled to given row sums); fixed-point iterations that go
-    half of their way in logarithms.
+    Source: Marshall and Olkin 1968 (a symmetric positive matrix scaled to given row sums), by fixed-point iterations
+    that go half of their way in logarithms.
 
     Args:
         shares: (classes, cells of the bin).
