@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from common.data.binning import Binning
+from common.data.changes import BUCKETS
 from common.data.encoding import Grid, make_grids
 from common.errors import ReleaseFileError
 from common.models.generator import Generator, initialise
@@ -119,8 +120,8 @@ def load_release(folder: Path) -> Release:
     moves, counts = (_take(arrays, name, path) for name in ("moves", "label_counts"))
     # Without channels there is nothing in it, however it is shaped.
     is_empty = not study.channels and moves.size == 0
-    if not is_empty and (moves.ndim != 3 or moves.shape[:2] != (len(study.channels), classes)):
-        raise ReleaseFileError(f"{path}: moves: expected (channels, classes, buckets)")
+    if not is_empty and moves.shape != (expected := (len(study.channels), classes, BUCKETS)):
+        raise ReleaseFileError(f"{path}: moves: expected an array of {expected}")
     if not np.isfinite(moves).all():
         raise ReleaseFileError(f"{path}: moves: expected finite numbers")
     if counts.shape != (classes,) or not np.isfinite(counts).all() or not (counts >= 0).all() or not counts.sum() > 0:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from common.data.binning import Binning
+from common.data.changes import BUCKETS
 from common.data.encoding import make_grids
 from common.models.generator import initialise
 from common.study import STEPS, Study, parse_study
@@ -54,7 +55,7 @@ def make_release(study: Study | None = None, *, seed: int = 0) -> Release:
     # Sharper than an untrained one, so that latents matter.
     for parameter in generator.parameters():
         parameter.data *= 1.6
-    moves = np.zeros((len(study.channels), 2, 5))
+    moves = np.zeros((len(study.channels), 2, BUCKETS))
     units = np.array([70.0, 30.0])
     tables = [units[:, None] * random.dirichlet(np.ones(one.n_bins), 2) for one in binnings[: len(study.measured)]]
     one_way = OneWay(tuple(tables), tuple(np.full(table.shape[1], 2.0) for table in tables))

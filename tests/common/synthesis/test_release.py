@@ -130,6 +130,13 @@ def version_1(folder: Path) -> Path:
     return folder
 
 
+def test_moves_of_a_channel_have_all_their_buckets(tmp_path: Path) -> None:
+    folder = written(make_release(study_of(windows=WINDOWS)), tmp_path)
+    change_arrays(lambda arrays: arrays.update(moves=arrays["moves"][:, :, 1:]))(folder)
+    with pytest.raises(PrivShareError, match=r"moves: expected an array of \(\d, 2, 15\)"):
+        load_release(folder)
+
+
 def test_a_release_of_the_version_before_is_read_and_gives_the_same_rows(tmp_path: Path) -> None:
     release, before = make_release(), load_release(version_1(tmp_path))
     assert before.one_way is None
