@@ -294,7 +294,7 @@ def _questions(study: Study, seed: int) -> dict[str, dict[str, np.ndarray]]:
         "tables": binned | {"tables": np.arange(tables), "emphasis": np.ones(tables, dtype=np.int64)},
         "embedding": binned,
         "critic": judged,
-        "monitor": binned | {"weights": np.linspace(-1, 1, sum(sizes[: len(study.measured)]) + BANDS - 1)},
+        "monitor": binned | {"weights": np.linspace(-1, 1, sum(sizes) + BANDS - 1)},
         "verdict": judged,
     }
 

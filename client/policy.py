@@ -449,7 +449,7 @@ class SitePolicy:
             PolicyError: absent, too large, or of another shape or type.
         """
         weights = request.arrays.get("weights")
-        expected = sum(sizes_of(bins)[: len(self._study.measured)]) + BANDS - 1
+        expected = sum(sizes_of(bins)) + BANDS - 1
         if weights is None or weights.shape != (expected,) or weights.dtype != np.float64:
             raise PolicyError("request.weights: expected one number a bin and the band edges")
         # Sums beyond the floats would warn on this site's console, or not, by what is in a record.

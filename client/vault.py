@@ -134,9 +134,7 @@ class Vault:
         layout = score_layout()
         coded = self._coded(rows, bins)
         positive = (coded.labels == self._positive).astype(np.int64)
-        indices = cell_indices(
-            score_cells(coded.records, sizes_of(bins)[: len(self._grids)], weights), positive, layout
-        )
+        indices = cell_indices(score_cells(coded, sizes_of(bins), weights), positive, layout)
         parts = [Contributions(self._units[rows], indices, self._weights[rows])]
         return self._release(parts, layout, "holdout", spend=spend, request=request, digest=digest)
 

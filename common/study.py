@@ -128,6 +128,8 @@ class Discriminators(Section):
 class Critic(Section):
     """The neural discriminator, one trunk with a semantic and a temporal head; used where its weight is not 0."""
 
+    # semantic: whether a unit goes with its label; temporal: whether its window, if the study has windows, looks real.
+    heads: Literal["both", "semantic", "temporal"] = "both"
     # Of embeddings and hidden layers: below epsilon 3 more parameters drown in more noise.
     width: Annotated[Whole, Field(ge=4, le=128)] = 16
     # Noised gradients that each measurement asks for; each has an equal share of the budget.
@@ -260,6 +262,8 @@ def _check_discriminators(study: "Study") -> None:
         raise ValueError("noise.rounds: a neural discriminator needs 2 at least, since it begins with the second")
     if study.discriminators.neural and study.discriminators.scope == "local":
         raise ValueError("discriminators.scope: the neural discriminator is shared only; set its weight to 0")
+    if study.critic.heads == "temporal" and study.windows is None:
+        raise ValueError("critic.heads: a temporal one needs `windows`")
     if study.critic.sampling < 1 and study.privacy.accountant != "rdp":
         raise ValueError("critic.sampling: only `privacy.accountant: rdp` counts what sampling hides")
     if not study.discriminators.shares(windows=study.windows is not None):

@@ -1,7 +1,7 @@
 """The generator at the coordinator, its average, and the critics that it learns from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,19 @@ _LOSS_BATCHES = 4
 """How many times more latents than a step of training the losses are taken over."""
 _FAKES = 8192
 """Rows that a generator makes for one step of a critic, and to see how many of them it catches."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What critics say of a generator.
+
+    said: of each measured critic, in noise variances a cell. weights: of each critic and each head in the loss that is
+    trained on; 0 where it is silent. total: of the measured critics together.
+    """
+
+    said: dict[str, float]
+    weights: dict[str, float]
+    total: float
 
 
 class Learner:
@@ -70,15 +83,17 @@ class Learner:
         return train(self.generator, cluster, stretch, self._device, averaged=self.averaged)
 
     @torch.no_grad()
-    def losses(self, seed: int) -> tuple[dict[str, float], float]:
-        """Of each measured critic, and of all together, of the averaged generator, in noise variances a cell."""
+    def losses(self, seed: int) -> "Losses":
+        """Of the averaged generator."""
         random = torch.Generator(device=self._device).manual_seed(seed)
         classes = self.averaged.shape.classes
         labels = torch.arange(classes, device=self._device).repeat_interleave(_LOSS_BATCHES * self._study.model.batch)
         noise = torch.randn(len(labels), self.averaged.shape.noise, generator=random, device=self._device)
-        cluster = make_cluster(self.targets, self._means, None, self._device)
-        measured = cluster.measure(self.averaged(noise, labels), classes)
-        return {name: float(loss) for name, loss in measured.items()}, float(cluster.fuse(measured))
+        cluster = make_cluster(self.targets, self._means, self.adversary, self._device)
+        outcome = self.averaged(noise, labels)
+        measured = cluster.measure(outcome, classes)
+        said = {name: float(loss) for name, loss in measured.items()}
+        return Losses(said, cluster.weights(said, outcome, labels, random), float(cluster.fuse(measured)))
 
     def is_fitted(self, losses: Mapping[str, float]) -> bool:
         """Whether all that measured critics could still say is noise; see `common.models.training.train`."""

@@ -8,7 +8,8 @@ Spend is counted in shares of the plan's total (squared mu), so noise is proport
 decided in four steps:
 
 1. Feed-forward. What is left is laid out over the rounds to come by w_r m, w_{r+1}, w_{r+2}, ...: the stage prior
-   w_r = exp(kappa (r - 1) / (rounds - 1)), with the PID's multiplier m on this round.
+   w_r = exp(kappa (r - 1) / (rounds - 1)), with the PID's multiplier m on this round. The prior takes at most half of
+   what slew allows (in logarithms), so that however few rounds there are the other half is the reaction's.
 2. Floor. Where a share would pass `max_share` (a site's least noise), the excess flows to the other rounds.
 3. Slew. Noise moves by at most a factor 1.25 from round to round, so shares by G = 1.25^2.
 4. Reach. What stays after this round must be spendable under floor and slew, so the share is kept between the one from
@@ -54,7 +55,7 @@ class NoisePlan:
     mode: `fixed` equal shares, `stage` the prior alone, `pid` the prior and the reaction to quality.
     rounds: that spend, 1 to MAX_ROUNDS.
     kappa: noise falls by exp(-kappa / 2) from the first round to the last; 0 to 1. Clipped where so few rounds cannot
-        fall so far within the slew limit (2 rounds: 0.446, 3 rounds: 0.893).
+        fall so far within half of the slew limit (2 rounds: 0.223, 3 rounds: 0.446, 4 rounds: 0.669, 5 rounds: 0.893).
     direction: `lead` answers quality above plan with less noise, `lag` with more.
     max_share: no round asks for more; > 0, at most 1. The floor of the noise, as a share.
     goal: the combined quality that the plan tends to; > 0, at most 1.
@@ -90,14 +91,14 @@ class NoisePlan:
         """The stage prior of a round over that of the round before."""
         if self.mode == "fixed" or self.rounds == 1:
             return 1.0
-        return min(math.exp(self.kappa / (self.rounds - 1)), _GROWTH)
+        return min(math.exp(self.kappa / (self.rounds - 1)), SLEW)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
     """What is known of the generator when a round is decided; None where nothing was bought or noise hides it.
 
-    frechet_ratio: Fréchet distance now over that at the first round; >= 0.
+    frechet_ratio: Fréchet distance now over that before the first step of training; >= 0.
     critic_accuracy: of a discriminator that tells synthetic from held-out real units, 0 to 1; 0.5 is best.
     validation_auc: of a classifier taught by synthetic rows, on held-out units, 0 to 1.
 

@@ -1,12 +1,13 @@
 """What the coordinator can know of a generator's quality for nothing: from what was released, and from the generator.
 
-The Fréchet distance is that between two normal laws with the first two moments of the records, as the noised tables
-say and as the generator says, in a fixed public embedding of each column's groups: position for ordered ones,
-indicators for the rest. It compares with noised tables, so it does not reach 0; its course over the rounds is what is
+The Fréchet distance is that between two normal laws with the first two moments of the records, and of the steps of
+windows, as the noised tables say and as the generator says, in a fixed public embedding of each column's and channel's
+groups: position for ordered ones, indicators for the rest. It compares with noised tables, so it does not reach 0; its course over the rounds is what is
 looked at.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from scipy.linalg import block_diag
 from sklearn.linear_model import LogisticRegression
 
 from common.data.encoding import Grid
-from common.data.queries import Family
+from common.data.queries import Coded, Family
+from common.data.tables import sizes_of
 from common.models.critics import Joins, expectations
 from common.models.generator import Generator
 from common.models.monitor import BANDS
@@ -22,6 +24,20 @@ from common.models.targets import Targets
 
 _LATENTS = 2048
 """Latents a class from which the generator's moments are computed."""
+
+
+@dataclass(frozen=True)
+class _Law:
+    """Whose first two moments are compared: a record's columns, or the channels in one step of a window.
+
+    marginal, pairs: names of the tables that hold them. joins: from bins to groups, over all axes side by side.
+    """
+
+    marginal: str
+    pairs: Family
+    grids: Sequence[Grid]
+    maps: Sequence[np.ndarray]
+    joins: np.ndarray
 
 
 def frechet_distance(
@@ -35,37 +51,56 @@ def frechet_distance(
 ) -> float | None:
     """Distance of the generator's first two moments from the released ones; None where no pairs were measured.
 
+    That of records and that of single steps of windows are added.
+
     Args:
         targets: released so far.
         generator: on `device`.
-        grids: of the record's columns.
-        maps: from the bins of each column to its groups.
+        grids: of the record's columns, then of the channels.
+        maps: from the bins of each column and channel to its groups.
         seed: of the latents.
         device: where to compute.
     """
-    pairs = targets.tables[Family.PAIR]
-    if not bool((pairs.precision > 0).any()):
+    columns, groups = len(generator.shape.sizes), targets.groups
+    laws = [_Law("one_way", Family.PAIR, grids[:columns], maps[:columns], groups.records)]
+    if generator.shape.sequence is not None:
+        laws.append(_Law("average", Family.TOGETHER, grids[columns:], maps[columns:], groups.channels))
+    laws = [law for law in laws if bool((targets.tables[law.pairs].precision > 0).any())]
+    if not laws:
         return None
-    columns = len(grids)
-    embedding = block_diag(*[_embedding(grid, int(group.max()) + 1) for grid, group in zip(grids, maps, strict=False)])
     counts = np.maximum(targets.label_counts, 1.0)
-    joined = np.eye(embedding.shape[0])[targets.groups.records]  # (bins, groups)
-    one_way = np.maximum(targets.tables["one_way"].values.sum(axis=0) @ joined, 0.0)
-    column_of = np.repeat(np.arange(columns), [int(group.max()) + 1 for group in maps[:columns]])
-    totals = np.bincount(column_of, weights=one_way, minlength=columns)
-    released = _moments(
-        one_way / np.maximum(totals, 1.0)[column_of], pairs.values.sum(axis=0) / counts.sum(), column_of
-    )
     with torch.no_grad():
         random = torch.Generator(device=device).manual_seed(seed)
         labels = torch.arange(len(counts), device=device).repeat_interleave(_LATENTS)
         noise = torch.randn(len(labels), generator.shape.noise, generator=random, device=device)
-        expected = expectations(generator(noise, labels), len(counts), Joins(targets.groups, device))
+        expected = expectations(generator(noise, labels), len(counts), Joins(groups, device))
     weights = counts / counts.sum()
-    mean = np.tensordot(weights, expected["one_way"].cpu().double().numpy(), axes=1) @ joined
-    second = np.tensordot(weights, expected[Family.PAIR].cpu().double().numpy(), axes=1)
-    made = _moments(mean, np.where(pairs.precision > 0, second, 0.0), column_of)
-    return _distance(*(_embedded(moments, embedding) for moments in (released, made)))
+
+    def made(name: str) -> np.ndarray:
+        return np.asarray(np.tensordot(weights, expected[name].cpu().double().numpy(), axes=1))
+
+    return sum(_law_distance(law, targets, made(law.marginal), made(law.pairs)) for law in laws)
+
+
+def _law_distance(law: _Law, targets: Targets, marginal: np.ndarray, pairs: np.ndarray) -> float:
+    """Between what was released and the generator's tables, (bins,) and (groups, groups)."""
+    released = targets.tables[law.pairs]
+    sizes = sizes_of(law.maps)
+    embedding = block_diag(*[_embedding(grid, size) for grid, size in zip(law.grids, sizes, strict=True)])
+    axis_of = np.repeat(np.arange(len(sizes)), sizes)
+    joined = np.eye(len(axis_of))[law.joins]  # (bins, groups)
+
+    def mean(table: np.ndarray) -> np.ndarray:
+        own = np.maximum(table @ joined, 0.0)
+        totals = np.bincount(axis_of, weights=own)[axis_of]
+        return np.asarray(own / np.where(totals > 0, totals, 1.0))
+
+    units = np.maximum(targets.label_counts, 1.0).sum()
+    moments = (
+        _moments(mean(targets.tables[law.marginal].values.sum(axis=0)), released.values.sum(axis=0) / units, axis_of),
+        _moments(mean(marginal), np.where(released.precision > 0, pairs, 0.0), axis_of),
+    )
+    return _distance(*(_embedded(one, embedding) for one in moments))
 
 
 def _embedding(grid: Grid, groups: int) -> np.ndarray:
@@ -78,10 +113,10 @@ def _embedding(grid: Grid, groups: int) -> np.ndarray:
     return np.column_stack([position, absent][: 1 + groups - values])
 
 
-def _moments(mean: np.ndarray, upper: np.ndarray, column_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _moments(mean: np.ndarray, upper: np.ndarray, axis_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First and second moments of group indicators, (groups,) and (groups, groups), from upper blocks of pairs."""
     second = upper + upper.T
-    same = column_of[:, None] == column_of[None, :]
+    same = axis_of[:, None] == axis_of[None, :]
     second[same] = np.diag(mean)[same]
     # What was not measured is taken to be independent, on both sides alike.
     unknown = (second == 0) & ~same
@@ -108,14 +143,27 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     return np.asarray((vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T)
 
 
-def fit_score(bins: np.ndarray, positive: np.ndarray, sizes: tuple[int, ...], *, seed: int) -> np.ndarray:
-    """Weights of a logistic regression on one-hot bins, (sum of sizes + BANDS - 1,): weights, then band edges.
+def fit_score(coded: Coded, positive: np.ndarray, sizes: Sequence[int], *, seed: int) -> np.ndarray:
+    """Weights of a logistic regression, (sum of sizes + BANDS - 1,): of each bin, then band edges.
 
-    Bands are quantiles of the score over the synthetic rows, so that a good model fills all of them.
+    It sees the bins of a record as indicators and those of a window as shares of its steps. Bands are quantiles of the
+    score over the synthetic rows, so that a good model fills all of them.
+
+    Args:
+        coded: synthetic rows in bins.
+        positive: (rows,) bool.
+        sizes: bins of each column, then of each channel.
+        seed: of the regression.
     """
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    design = np.zeros((len(bins), sum(sizes)), dtype=np.float32)
-    design[np.arange(len(bins))[:, None], bins + starts] = 1.0
+    starts, columns, rows = np.cumsum([0, *sizes]), coded.records.shape[1], np.arange(len(positive))
+    design = np.zeros((len(positive), starts[-1]), dtype=np.float32)
+    design[rows[:, None], coded.records + starts[:columns]] = 1.0
+    if coded.windows is not None:
+        there = coded.windows >= 0
+        share = 1 / np.maximum(there[:, :, 0].sum(axis=1), 1)
+        for at, start in enumerate(starts[columns:-1]):
+            row, step = np.nonzero(there[:, :, at])
+            np.add.at(design, (row, coded.windows[row, step, at] + start), share[row])
     weights = np.zeros(design.shape[1])
     if 0 < positive.sum() < len(positive):
         model = LogisticRegression(C=0.1, max_iter=200, random_state=seed).fit(design, positive)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.data.queries import Family, layout_of
+from common.data.queries import Coded, Family, layout_of
 from common.data.tables import one_way, sizes_of
 from common.errors import PolicyError
 from common.models.critics import MARGINALS
@@ -137,6 +137,10 @@ class Coordinator(Conductor[Trained]):
             state.snapshots |= pack(f"{STAGE}{stage}.", parameters_of(learner.averaged))
         if stage == 0 or self._is_fitted(learner):
             learner.begin()
+            if stage == 0:
+                state.first_distance = learner.frechet_distance(
+                    (*self._grids, *self._channels), seed=self._moments_seed
+                )
             # What a run that is resumed within the stage finds.
             state.generator, state.averaged = parameters_of(learner.generator), parameters_of(learner.averaged)
         state.losses = {}
@@ -147,7 +151,7 @@ class Coordinator(Conductor[Trained]):
         """Decide the noise of a stage, then measure with it."""
         state = self._state
         if stage == len(state.stages):
-            quality = self._quality(roster, bins, learner, stage) if stage else Quality()
+            quality = self._quality(roster, bins, learner, stage) if stage else self._untrained()
             state.noise, decision = decide(self._plan, state.noise, quality)
             again = {
                 part.name: learner.worst_fitted(part, share=self._study.noise.again if stage else 1.0).tolist()
@@ -267,12 +271,18 @@ class Coordinator(Conductor[Trained]):
         """Share of held-out units that a site's counts can be compared with; 0 where equal records go together."""
         return self._study.privacy.holdout if self._study.unit.key is not None else 0.0
 
+    @property
+    def _moments_seed(self) -> int:
+        return self._seed(self._study.rounds.count, 2)
+
+    def _untrained(self) -> Quality:
+        """Of a generator before its first step, by definition: nothing learned, and nothing taught."""
+        return Quality(frechet_ratio=1.0, validation_auc=0.5 if self._study.privacy.holdout else None)
+
     def _quality(self, roster: Roster, bins: Bins, learner: "Learner", stage: int) -> Quality:
         """What is known of the generator before a stage is decided: free figures, and what held-out units say."""
         state = self._state
-        distance = learner.frechet_distance(self._grids, seed=self._seed(self._study.rounds.count, 2))
-        if distance is not None:
-            state.first_distance = state.first_distance or distance
+        distance = learner.frechet_distance((*self._grids, *self._channels), seed=self._moments_seed)
         bought = self._validate(roster, bins, learner.targets, learner.averaged, stage)
         return Quality(
             frechet_ratio=distance / state.first_distance if distance is not None and state.first_distance else None,
@@ -298,7 +308,8 @@ class Coordinator(Conductor[Trained]):
         learner.train(stretch)
         if not rounds.refine_steps:
             load_parameters(learner.averaged, parameters_of(learner.generator))
-        state.losses, loss = learner.losses(self._seed(rounds.count, 3))
+        losses = learner.losses(self._seed(rounds.count, 3))
+        state.losses = losses.said
         state.generator, state.averaged = parameters_of(learner.generator), parameters_of(learner.averaged)
         state.rounds_done = number + 1
         self._record(
@@ -308,8 +319,9 @@ class Coordinator(Conductor[Trained]):
                 "rounds": rounds.count,
                 "trainers": trainers,
                 "learning_rate": self._rates[number][0],
-                "loss": loss,
-                "losses": state.losses,
+                "loss": losses.total,
+                "losses": losses.said,
+                "weights": losses.weights,
             }
         )
 
@@ -361,9 +373,9 @@ class Coordinator(Conductor[Trained]):
         shares = targets.label_counts / targets.label_counts.sum()
         random = np.random.default_rng(self._seed(study.rounds.count, 0))
         labels = random.choice(self._classes, size=_MONITOR_ROWS, p=shares)
-        rows, _ = draw_bins(generator, labels, seed=self._seed(study.rounds.count, 1), device=self._device)
+        drawn = draw_bins(generator, labels, seed=self._seed(study.rounds.count, 1), device=self._device)
         positive = labels == study.label_values.index(study.label.positive)
-        weights = fit_score(rows, positive, generator.shape.sizes, seed=0)
+        weights = fit_score(Coded(labels, *drawn), positive, bins.sizes, seed=0)
         arrays = {**pack_bins(bins.maps), "weights": weights}
         layout = score_layout()
         form = self._form(layout, held_out=self._held_out)

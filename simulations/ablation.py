@@ -18,6 +18,7 @@ from scipy.stats import t as student
 
 from common.errors import CheckpointError, ExitCode, StudyError
 from common.evaluation.report import Level
+from common.study import Study
 from server.checkpoints import write_file, write_json
 from simulations.experiment import Run, execute
 from simulations.federation import Engine
@@ -38,6 +39,9 @@ VARIANTS: Mapping[str, Mapping[str, float | str]] = {
 often it is in a bin, and how far it moves. "Measured at each site" has no sums over sites but those: a generator learns
 from the answers of its own site, and generators are averaged.
 """
+
+_HEADS: Mapping[str, str] = {"without semantic": "temporal", "without temporal": "semantic"}
+"""Heads of the neural discriminator where one of its two parts is switched off."""
 
 SCHEDULES = ("fixed", "stage", "pid")
 
@@ -99,7 +103,7 @@ def _evaluation(
     base: Run, variant: str, schedule: str, *, seed: int, engine: Engine, device: torch.device
 ) -> dict[str, Any]:
     """The evaluation of one run, made now or found."""
-    study = base.study.with_overrides(discriminators=dict(VARIANTS[variant]), noise={"schedule": schedule})
+    study = _varied(base.study, variant, schedule)
     folder = base.folder / f"{variant.replace(' ', '-')}-{schedule}-{seed}"
     run = Run(study, replace(base.options, seed=seed), folder, is_new=True)
     path = folder / "evaluation.json"
@@ -109,6 +113,15 @@ def _evaluation(
             raise CheckpointError(f"{folder}: holds a run of another study; choose another --out")
         return found
     return execute(run, engine, device, lambda _: None, level=Level.BASIC, gated=False).evaluation
+
+
+def _varied(study: Study, variant: str, schedule: str) -> Study:
+    """A study with parts of its discriminators switched off."""
+    weights, heads = dict(VARIANTS[variant]), _HEADS.get(variant, "both")
+    if heads == "temporal" and study.windows is None:
+        # Nothing is left of the neural one.
+        weights["neural"], heads = 0.0, "both"
+    return study.with_overrides(discriminators=weights, critic={"heads": heads}, noise={"schedule": schedule})
 
 
 def _figures(evaluation: Mapping[str, Any], *, real: bool = False) -> _Figures:

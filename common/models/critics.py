@@ -20,7 +20,7 @@ from common.models.generator import Outcome
 from common.models.neural import NeuralCritic, generator_loss
 from common.models.sequences import Expected, straight_through
 from common.models.targets import IMPLIED, Groups, Target, Targets
-from common.models.verdicts import Opening
+from common.models.verdicts import Opening, heads_of
 
 _LEAST_MARGIN = 1e-6
 MARGINALS: Final = "marginals"
@@ -188,14 +188,23 @@ class Adversary:
         It stands still while the generator moves, which could otherwise win by whatever fools it.
         """
         drawn, windows = relaxed(outcome, random)
-        with torch.no_grad():
-            now = torch.stack([(head > 0).float().mean() for head in self.critic(drawn, windows, labels).heads()])
+        # The chances of a record and no draw of it: what three columns say together, a draw's noise would drown.
+        scores = self.critic(outcome.records, windows, labels)
+        return (self._weights(drawn, windows, labels) * generator_loss(scores)).sum()
+
+    def weights(self, outcome: Outcome, labels: Tensor, random: torch.Generator) -> dict[str, float]:
+        """What is left of each head's weight, by its name, as a generator's rows pass."""
+        left = self._weights(*relaxed(outcome, random), labels)
+        return dict(zip(heads_of(self.critic), left.tolist(), strict=True))
+
+    @torch.no_grad()
+    def _weights(self, drawn: Tensor, windows: Tensor | None, labels: Tensor) -> Tensor:
+        """Of each head, (heads,), after rows of a generator."""
+        now = torch.stack([(head > 0).float().mean() for head in self.critic(drawn, windows, labels).heads()])
         opening = self.opening
         weights, passing, passed = map(now.new_tensor, (opening.weights, opening.passing, opening.passed))
         left = ((passing - now) / (passing - passed).clamp(min=_LEAST_MARGIN)).clamp(min=0.0, max=1.0)
-        # The chances of a record and no draw of it: what three columns say together, a draw's noise would drown.
-        scores = self.critic(outcome.records, windows, labels)
-        return (weights * left * generator_loss(scores)).sum()
+        return weights * left
 
 
 class Cluster:
@@ -263,10 +272,42 @@ class Cluster:
         """Of each measured critic, what it says of the truth itself at most, but for a standard deviation."""
         return {name: critic.noise_level for name, critic in self._measured.items()}
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of each measured critic, its part of all cells, which is its weight where it is heard."""
+        return {name: critic.cells / self._cells for name, critic in self._measured.items()}
+
+    def weights(
+        self, losses: Mapping[str, float], outcome: Outcome, labels: Tensor, random: torch.Generator
+    ) -> dict[str, float]:
+        """What each critic and each head weighs in the loss of an outcome; 0 where it is silent or its gate is shut.
+
+        Args:
+            losses: what the measured critics say of the outcome.
+            outcome: of a generator.
+            labels: of its rows.
+            random: of the windows that a neural critic is shown.
+        """
+        silent = fallen_silent(losses, self.noise_levels)
+        found = {name: 0.0 if name in silent else share for name, share in self.shares.items()}
+        if self.adversary is not None:
+            heads = self.adversary.weights(outcome, labels, random)
+            found |= {f"neural {name}": self._adversary_scale * weight for name, weight in heads.items()}
+        return found
+
     def fuse(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The sum of some critics' losses, each weighted by its part of all cells."""
-        weighted = [loss * (self._measured[name].cells / self._cells) for name, loss in losses.items()]
+        shares = self.shares
+        weighted = [loss * shares[name] for name, loss in losses.items()]
         return torch.stack(weighted).sum() if weighted else torch.zeros((), device=self._device)
+
+
+def fallen_silent(losses: Mapping[str, float], levels: Mapping[str, float]) -> set[str]:
+    """Measured critics that could say nothing but noise, by what they say of a generator and their `noise_levels`.
+
+    Never that of the marginals, since smoothing took most of the noise.
+    """
+    return {name for name, loss in losses.items() if name != MARGINALS and loss <= levels[name]}
 
 
 def relaxed(outcome: Outcome, random: torch.Generator) -> tuple[Tensor, Tensor | None]:

@@ -4,8 +4,12 @@ The coordinator fits a linear score on rows that it generated; each site counts 
 (label, score band) under its hold-out budget; the area under the ROC curve is a function of the noised table.
 """
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
+from common.data.queries import Coded
 from common.data.tables import TableLayout, one_way
 
 BANDS = 20
@@ -16,17 +20,23 @@ def score_layout() -> TableLayout:
     return one_way([BANDS], 2)
 
 
-def score_cells(bins: np.ndarray, sizes: tuple[int, ...], weights: np.ndarray) -> np.ndarray:
-    """Score band of each record, (records, 1) int64.
+def score_cells(coded: Coded, sizes: Sequence[int], weights: np.ndarray) -> np.ndarray:
+    """Score band of each unit or record, (rows, 1) int64.
 
     Args:
-        bins: (records, columns) int64.
-        sizes: bins of each column.
-        weights: of each bin, then the edges of the bands.
+        coded: rows in bins.
+        sizes: bins of each column, then of each channel.
+        weights: of each bin, then the edges of the bands. What a window's steps weigh is their mean.
     """
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    score = weights[: sum(sizes)][bins + starts].sum(axis=1)
-    edges = np.sort(weights[sum(sizes) :])
+    starts, columns = np.cumsum([0, *sizes]), coded.records.shape[1]
+    score = weights[coded.records + starts[:columns]].sum(axis=1)
+    if coded.windows is not None:
+        there = coded.windows >= 0
+        own = np.where(there, weights[coded.windows + starts[columns:-1]], 0.0)
+        # Unit by unit along one axis, so that no other unit can change how the sum is rounded.
+        sums = own.reshape(len(own), math.prod(own.shape[1:])).sum(axis=1)
+        score = score + sums / np.maximum(there[:, :, 0].sum(axis=1), 1)
+    edges = np.sort(weights[starts[-1] :])
     bands: np.ndarray = np.searchsorted(edges, score, side="right").astype(np.int64)[:, None]
     return bands
 

@@ -5,13 +5,12 @@ It sees released statistics and random latents, never a record, so every step is
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import inf
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.models.critics import MARGINALS, Cluster
+from common.models.critics import Cluster, fallen_silent
 from common.models.generator import Generator, GeneratorShape
 
 _WARM_UP = 5
@@ -90,8 +89,7 @@ def train(
     """Train a generator in place for one stretch; returns the mean loss of the measured critics, in noise variances.
 
     A measured critic is silent while the generator is as near to its releases as the truth is, at one noise variance a
-    cell and what chance adds: nearer, it would learn their noise. That of the marginals is not, since smoothing took
-    most of the noise.
+    cell and what chance adds: nearer, it would learn their noise.
     Source: Morozov 1966, the discrepancy principle.
 
     Args:
@@ -109,7 +107,6 @@ def train(
     optimiser = torch.optim.Adam(generator.parameters(), lr=stretch.start, betas=(0.9, 0.99))
     latents = Latents(generator.shape, parts=2 * classes, rows=len(labels), seed=stretch.seed, device=device)
     heard: dict[str, float] = {}
-    levels = cluster.noise_levels
     total = 0.0
     for step in range(stretch.steps):
         fraction = step / stretch.steps
@@ -117,7 +114,7 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = warm * (stretch.start + (stretch.end - stretch.start) * fraction)
         noise = latents.draw(random)
-        silent = {name for name, level in levels.items() if name != MARGINALS and heard.get(name, inf) <= level}
+        silent = fallen_silent(heard, cluster.noise_levels)
         loss, measured = cluster.loss(generator(noise, labels), labels, classes, random, silent=silent)
         said = {name: one.item() for name, one in measured.items()}
         heard = {name: one + _HEARD_DECAY * (heard.get(name, one) - one) for name, one in said.items()}

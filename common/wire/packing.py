@@ -62,8 +62,8 @@ def critic_shape_of(study: Study, shape: GeneratorShape) -> CriticShape:
         classes=shape.classes,
         width=network.width,
         channels=network.width,
-        semantic=True,
-        temporal=sequence is not None,
+        semantic=network.heads != "temporal",
+        temporal=network.heads != "semantic" and sequence is not None,
     )
 
 

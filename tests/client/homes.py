@@ -172,7 +172,7 @@ class Home:
     @property
     def score_weights(self) -> int:
         """Numbers in the weights of a linear score."""
-        return sum(sizes_of(self.bins)[: len(self.study.measured)]) + BANDS - 1
+        return sum(sizes_of(self.bins)) + BANDS - 1
 
     def open(self, noise: NoiseSource | None = None, *, today: Callable[[], date] = lambda: TODAY) -> Site:
         """The site, on a day."""

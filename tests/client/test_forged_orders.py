@@ -403,9 +403,11 @@ def measurements() -> Iterator[tuple[str, Forged]]:
     for value in (np.nan, np.inf, -np.inf):
         weights = np.full(sum(SIZES) + BANDS - 1, value)
         yield f"weights: {value}", Forged(PROTOCOL, ask("monitor", arrays={"weights": weights}))
-    for more in (-1, 1, 5):
-        # Of the record's columns alone, even where channels have bins too.
-        yield f"weights: {more} more than columns have bins", Forged(POLICY, weights_beyond(more), at="windows")
+    for more in (-1, 1, -5):
+        yield (
+            f"weights: {more} more than columns and channels have bins",
+            Forged(POLICY, weights_beyond(more), at="windows"),
+        )
     for numbers in ([], [0]):
         yield f"tables: {numbers} where there are none", Forged(POLICY, tables_of_one_column(numbers), at="one column")
 

@@ -129,12 +129,17 @@ def test_the_worst_fitted_table_is_the_one_that_is_wrong() -> None:
     assert worst_fitted(part, index, targets, expected, share=1.0).tolist() == part.numbers.tolist()
 
 
-def test_the_frechet_distance_is_zero_at_the_released_moments_and_grows_away_from_them() -> None:
-    study = study_with("adult")
+@pytest.mark.parametrize(
+    ("name", "weights"), [("adult", {}), ("icu", {}), ("icu", {"statistical": 0.0}), ("icu", {"temporal": 0.0})]
+)
+def test_the_frechet_distance_is_zero_at_the_released_moments_and_grows_away_from_them(
+    name: str, weights: dict[str, float]
+) -> None:
+    study = study_with(name, **weights)
     bins = bins_of(study)
     survey = plan_survey(study, bins, [0.05] * 4)
     shape = shape_of(study, bins.sizes)
-    grids = make_grids(study.measured)
+    grids = (*make_grids(study.measured), *make_grids(study.channels))
     own, other = (initialise(shape, seed=seed) for seed in (1, 2))
     builder, index = TargetBuilder(shape, survey.groups), TableIndex(shape, survey.groups)
     empty = builder.build(np.full(2, 500.0))
@@ -143,7 +148,7 @@ def test_the_frechet_distance_is_zero_at_the_released_moments_and_grows_away_fro
     noise = torch.randn(len(labels), shape.noise, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = expectations(own(noise, labels), 2, Joins(empty.groups, CPU))
-    for axis in range(len(shape.sizes)):
+    for axis in range(len(grids)):
         name, place = index.marginal(axis)
         builder.add_marginal(axis, expected[name].numpy()[:, place] * 500.0, np.ones(len(place)))
     for part in survey.parts:

@@ -29,7 +29,7 @@ from client.vault import Vault
 from common.data.queries import catalogue
 from common.data.schema import parse_table
 from common.data.tables import sizes_of
-from common.models.critics import Adversary
+from common.models.critics import MARGINALS, Adversary
 from common.models.verdicts import Opening
 from common.privacy.accountants import GdpAccountant
 from common.privacy.events import GaussianEvent
@@ -856,10 +856,47 @@ def test_every_round_tells_what_each_measured_critic_says(runs: Callable[[int], 
         (rested, {"marginals", "statistical", "statistical by class"}),
     ):
         for line in rounds_of(folder).values():
-            assert set(line["losses"]) == names
+            assert set(line["losses"]) == set(line["weights"]) == names
             assert np.isfinite(list(line["losses"].values())).all()
             # All together is a mean of them.
             assert min(line["losses"].values()) - 1e-6 <= line["loss"] <= max(line["losses"].values()) + 1e-6
+
+
+def test_every_round_tells_which_critics_are_heard(rested: Path) -> None:
+    for number, line in rounds_of(rested).items():
+        heard = {name for name, weight in line["weights"].items() if weight}
+        assert heard == ({MARGINALS} if number + 1 in RESTED else heard)
+        assert all(line["losses"][name] > 1 for name in heard - {MARGINALS})
+    assert {name for line in rounds_of(rested).values() for name, weight in line["weights"].items() if weight}
+
+
+def test_a_head_whose_gate_is_open_has_its_weight_beside_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "server.rounds.gate", lambda found, heads: Opening((0.5,) * heads, (1.0,) * heads, (0.0,) * heads)
+    )
+    assert invoke(tmp_path / "run", *TEST_MODE, study=THREE_STAGES).exit_code == 0
+    weights = [line["weights"].get("neural semantic") for line in rounds_of(tmp_path / "run").values()]
+    begins = next(at for at, weight in enumerate(weights) if weight is not None)
+    assert 0 < begins < len(weights)
+    assert all(weight > 0 for weight in weights[begins:])
+
+
+def test_quality_moves_the_noise_of_a_run_from_its_second_measurement_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = {}
+    for name, distances in (("near", (1.0, 0.1, 0.1)), ("far", (1.0, 1.0, 1.0))):
+        told = iter(distances)
+        monkeypatch.setattr("server.learner.frechet_distance", lambda *_, told=told, **__: next(told))
+        (tmp_path / name).mkdir()
+        assert invoke(tmp_path / name / "run", *TEST_MODE, study=THREE_STAGES).exit_code == 0
+        lines = steps_of(tmp_path / name / "run", "noise")
+        assert [line["inputs"]["frechet_ratio"] for line in lines] == list(distances)
+        shares[name] = [line["share"] for line in lines]
+    assert shares["near"][0] == shares["far"][0]
+    assert shares["near"][1] > 1.03 * shares["far"][1]
 
 
 @pytest.mark.parametrize("is_written", [True, False], ids=["after its checkpoint", "before its checkpoint"])

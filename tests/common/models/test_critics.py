@@ -776,6 +776,21 @@ def test_a_head_that_the_rows_fool_has_less_to_say(passing: float, share: float)
     assert (fused - cluster.fuse(measured)).item() == pytest.approx(a_unit(targets) * share * loss, rel=1e-4, abs=1e-3)
 
 
+def test_weights_are_those_of_the_loss_and_none_where_a_critic_is_silent() -> None:
+    outcome, targets = records_only(7)
+    third = torch.full((len(LABELS),), -2.0)
+    third[: len(LABELS) // 3] = 1.0
+    critic = heads_that_say(third, torch.full((len(LABELS),), 3.0))
+    critic.shape = CriticShape(BINS, 4, 4, CLASSES, width=4, channels=4, semantic=True, temporal=True)
+    cluster = make_cluster(targets, None, Adversary(critic, Opening((0.8, 1.0), (2 / 3, 1.0), (0.0, 0.0))), CPU)
+    losses = dict.fromkeys(cluster.shares, 3.0) | {"statistical": 0.5, MARGINALS: 0.5}
+    found = cluster.weights(losses, outcome, LABELS, torch.Generator())
+    expected = dict(cluster.shares) | {"statistical": 0.0}
+    # Half as many pass the first head as of real units; all pass the second.
+    expected |= {"neural semantic": 0.4 * a_unit(targets), "neural temporal": 0.0}
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_heads_without_weight_are_not_asked() -> None:
     class Deaf:
         def __call__(self, *given: object) -> object:

@@ -6,10 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from common.data.queries import Coded
 from common.models.monitor import BANDS, ranking_quality, score_cells, score_layout
 from server.quality import fit_score
 
 SIZES = (3, 1, 4)
+CHANNELS = (3, 2)
 
 
 def table_of(positive: np.ndarray, bands: np.ndarray) -> np.ndarray:
@@ -101,36 +103,59 @@ def test_noise_does_not_push_the_area_out_of_its_range() -> None:
 # --- scores
 
 
-def synthetic(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def units(bins: np.ndarray, windows: np.ndarray | None = None) -> Coded:
+    return Coded(np.zeros(len(bins), dtype=np.int64), bins, windows)
+
+
+def synthetic(rows: int, seed: int) -> tuple[Coded, np.ndarray]:
     """Bins of three columns, and a label that the last column tells most of."""
     random = np.random.default_rng(seed)
     bins = np.column_stack([random.integers(0, size, rows) for size in SIZES])
-    return bins, random.random(rows) < np.array([0.05, 0.2, 0.5, 0.9])[bins[:, 2]]
+    return units(bins), random.random(rows) < np.array([0.05, 0.2, 0.5, 0.9])[bins[:, 2]]
 
 
-def cells_slowly(bins: np.ndarray, weights: np.ndarray) -> list[int]:
-    edges = sorted(weights[sum(SIZES) :])
+def synthetic_windows(rows: int, seed: int) -> tuple[Coded, np.ndarray]:
+    """Records as above; windows of 2 to 6 steps of two channels, and how often the second is high tells the label."""
+    random = np.random.default_rng(seed)
+    coded, _ = synthetic(rows, seed)
+    positive = random.random(rows) < 0.4
+    high = random.random((rows, 6)) < np.where(positive, 0.7, 0.3)[:, None]
+    windows = np.stack([random.integers(0, CHANNELS[0], (rows, 6)), np.where(high, 1, 0)], axis=2)
+    windows[np.arange(6) >= random.integers(2, 7, rows)[:, None]] = -1
+    return units(coded.records, windows), positive
+
+
+def cells_slowly(coded: Coded, sizes: tuple[int, ...], weights: np.ndarray) -> list[int]:
+    edges = sorted(weights[sum(sizes) :])
+    starts = np.cumsum([0, *sizes])
+    columns = coded.records.shape[1]
     found = []
-    for row in bins:
-        score, start = 0.0, 0
-        for column, size in enumerate(SIZES):
-            score += weights[start + row[column]]
-            start += size
+    for at, row in enumerate(coded.records):
+        score = sum(weights[starts[column] + row[column]] for column in range(columns))
+        steps = [] if coded.windows is None else [step for step in coded.windows[at] if step[0] >= 0]
+        own = sum(weights[starts[columns + place] + one] for step in steps for place, one in enumerate(step))
+        score += own / max(len(steps), 1)
         found.append(sum(edge <= score for edge in edges))
     return found
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(0, 50))
+@given(st.integers(0, 2**32 - 1), st.integers(0, 50), st.booleans())
 @settings(deadline=None, max_examples=100)
-def test_a_record_is_in_the_band_that_a_loop_finds(seed: int, rows: int) -> None:
+def test_a_unit_is_in_the_band_that_a_loop_finds(seed: int, rows: int, has_windows: bool) -> None:
     random = np.random.default_rng(seed)
-    bins = np.column_stack([random.integers(0, size, rows) for size in SIZES])
+    coded = units(np.column_stack([random.integers(0, size, rows) for size in SIZES]))
+    sizes = SIZES
+    if has_windows:
+        windows = np.stack([random.integers(0, size, (rows, 4)) for size in CHANNELS], axis=2)
+        # One, two or four steps: their means are exact, as the ties below need.
+        windows[np.arange(4) >= random.choice([0, 1, 2, 4], rows)[:, None]] = -1
+        coded, sizes = units(coded.records, windows), (*SIZES, *CHANNELS)
     # Whole weights: ties with the edges are exact. The edges come in any order, as a coordinator may send them.
-    weights = random.integers(-3, 4, sum(SIZES) + BANDS - 1).astype(np.float64)
-    cells = score_cells(bins, SIZES, weights)
+    weights = random.integers(-3, 4, sum(sizes) + BANDS - 1).astype(np.float64)
+    cells = score_cells(coded, sizes, weights)
     assert cells.dtype == np.int64
     assert cells.shape == (rows, 1)
-    assert cells[:, 0].tolist() == cells_slowly(bins, weights)
+    assert cells[:, 0].tolist() == cells_slowly(coded, sizes, weights)
     (size,) = score_layout().sizes
     assert ((cells >= 0) & (cells < size)).all()
 
@@ -140,11 +165,24 @@ def test_a_score_learned_from_rows_ranks_others_by_their_label() -> None:
     assert weights.shape == (sum(SIZES) + BANDS - 1,)
     assert weights.dtype == np.float64
     assert (np.diff(weights[sum(SIZES) :]) >= 0).all()
-    bins, positive = synthetic(3000, 2)
-    bands = score_cells(bins, SIZES, weights)[:, 0]
+    coded, positive = synthetic(3000, 2)
+    bands = score_cells(coded, SIZES, weights)[:, 0]
     area, _ = quality(table_of(positive, bands), 1e-9)
-    best = roc_auc_score(positive, bins[:, 2])
+    best = roc_auc_score(positive, coded.records[:, 2])
     assert area == pytest.approx(best, abs=0.02)
+    assert area > 0.8
+
+
+def test_a_score_learned_from_windows_ranks_others_by_what_their_steps_hold() -> None:
+    sizes = (*SIZES, *CHANNELS)
+    weights = fit_score(*synthetic_windows(5000, 1), sizes, seed=0)
+    assert weights.shape == (sum(sizes) + BANDS - 1,)
+    coded, positive = synthetic_windows(3000, 2)
+    assert coded.windows is not None
+    area, _ = quality(table_of(positive, score_cells(coded, sizes, weights)[:, 0]), 1e-9)
+    there = coded.windows[:, :, 1] >= 0
+    share = ((coded.windows[:, :, 1] == 1) & there).sum(axis=1) / there.sum(axis=1)
+    assert area == pytest.approx(roc_auc_score(positive, share), abs=0.02)
     assert area > 0.8
 
 
@@ -153,18 +191,18 @@ def test_bands_are_filled_evenly_by_the_rows_that_they_come_from() -> None:
     sizes = (40, 40)
     bins = np.column_stack([random.integers(0, size, 8000) for size in sizes])
     positive = random.random(8000) < (bins[:, 0] + bins[:, 1]) / 80
-    weights = fit_score(bins, positive, sizes, seed=0)
-    filled = np.bincount(score_cells(bins, sizes, weights)[:, 0], minlength=BANDS)
+    weights = fit_score(units(bins), positive, sizes, seed=0)
+    filled = np.bincount(score_cells(units(bins), sizes, weights)[:, 0], minlength=BANDS)
     assert len(filled) == BANDS
     assert filled.min() > 0.7 * 8000 / BANDS
 
 
 @pytest.mark.parametrize("value", [True, False])
 def test_rows_of_a_single_class_teach_nothing_and_break_nothing(value: bool) -> None:
-    bins, _ = synthetic(100, 1)
-    weights = fit_score(bins, np.full(100, value), SIZES, seed=0)
+    coded, _ = synthetic(100, 1)
+    weights = fit_score(coded, np.full(100, value), SIZES, seed=0)
     assert (weights == 0).all()
-    assert len(set(score_cells(bins, SIZES, weights)[:, 0])) == 1
+    assert len(set(score_cells(coded, SIZES, weights)[:, 0])) == 1
 
 
 def test_the_same_rows_teach_the_same_score() -> None:
