@@ -2,8 +2,8 @@
 
 The Fréchet distance is that between two normal laws with the first two moments of the records, and of the steps of
 windows, as the noised tables say and as the generator says, in a fixed public embedding of each column's and channel's
-groups: position for ordered ones, indicators for the rest. It compares with noised tables, so it does not reach 0; its course over the rounds is what is
-looked at.
+groups: position for ordered ones, indicators for the rest. It compares with noised tables, so it does not reach 0; its
+course over the rounds is what is looked at.
 """
 
 from collections.abc import Sequence

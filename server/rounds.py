@@ -271,9 +271,9 @@ class Coordinator(Conductor[Trained]):
         """Share of held-out units that a site's counts can be compared with; 0 where equal records go together."""
         return self._study.privacy.holdout if self._study.unit.key is not None else 0.0
 
-    @property
-    def _moments_seed(self) -> int:
-        return self._seed(self._study.rounds.count, 2)
+    def _distance(self, learner: "Learner") -> float | None:
+        grids = (*self._grids, *self._channels)
+        return learner.frechet_distance(grids, seed=self._seed(self._study.rounds.count, 2))
 
     def _untrained(self) -> Quality:
         """Of a generator before its first step, by definition: nothing learned, and nothing taught."""
@@ -282,7 +282,7 @@ class Coordinator(Conductor[Trained]):
     def _quality(self, roster: Roster, bins: Bins, learner: "Learner", stage: int) -> Quality:
         """What is known of the generator before a stage is decided: free figures, and what held-out units say."""
         state = self._state
-        distance = learner.frechet_distance((*self._grids, *self._channels), seed=self._moments_seed)
+        distance = self._distance(learner)
         bought = self._validate(roster, bins, learner.targets, learner.averaged, stage)
         return Quality(
             frechet_ratio=distance / state.first_distance if distance is not None and state.first_distance else None,
