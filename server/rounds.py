@@ -138,9 +138,7 @@ class Coordinator(Conductor[Trained]):
         if stage == 0 or self._is_fitted(learner):
             learner.begin()
             if stage == 0:
-                state.first_distance = learner.frechet_distance(
-                    (*self._grids, *self._channels), seed=self._moments_seed
-                )
+                state.first_distance = self._distance(learner)
             # What a run that is resumed within the stage finds.
             state.generator, state.averaged = parameters_of(learner.generator), parameters_of(learner.averaged)
         state.losses = {}

@@ -795,3 +795,9 @@ def test_masks_are_not_for_a_study_in_which_they_would_not_cancel_or_hide_nothin
     assert parse_study({**FULL, **section}, source="test").privacy.noise_trust == "local"
     with pytest.raises(StudyError, match=f"test: {says}"):
         parse_study({**FULL, "privacy": privacy, **section}, source="test")
+
+
+def test_a_temporal_head_needs_windows() -> None:
+    assert parse_study({**FULL, "critic": {"heads": "semantic"}}, source="test").critic.heads == "semantic"
+    with pytest.raises(StudyError, match="test: critic.heads: a temporal one needs `windows`"):
+        parse_study({**FULL, "critic": {"heads": "temporal"}}, source="test")

@@ -19,6 +19,9 @@ from simulations.run import app
 from tests.simulations.test_bad_windows import EVENTS, STUDY, records, series
 
 
+STUDIES = Path(ablation.__file__).parent / "studies"
+
+
 def run(folder: Path, *options: str, study: str = STUDY.replace("WINDOWS", EVENTS)) -> Result:
     (folder / "study.yaml").write_text(study.replace("rounds: 1}", "rounds: 2}"), encoding="utf-8")
     records().to_csv(folder / "table.csv", index=False)
@@ -104,6 +107,35 @@ def test_each_variant_measures_what_it_says_and_spends_the_whole_budget(ablated:
     assert kinds["measured-only-fixed"] == measured
     assert kinds["neural-only-stage"] == {"one_way", "critic", "verdict", "monitor"}
     assert kinds["without-temporal-pid"] == measured - {"couplings", "dynamics"} | {"critic", "verdict"}
+
+
+def test_a_variant_without_a_discriminator_has_no_head_of_it(ablated: tuple[Path, Result]) -> None:
+    heads = {}
+    for variant in ("neural-only-stage", "without-temporal-pid"):
+        lines = map(json.loads, (ablated[0] / "run" / f"{variant}-0" / "rounds.jsonl").read_text().splitlines())
+        (critic,) = (line for line in lines if line["step"] == "critic")
+        heads[variant] = set(critic["heads"])
+    assert heads == {"neural-only-stage": {"semantic", "temporal"}, "without-temporal-pid": {"semantic"}}
+
+
+@pytest.mark.parametrize(
+    ("has_windows", "variant", "neural", "heads"),
+    [
+        (True, "all", 0.2, "both"),
+        (True, "without semantic", 0.2, "temporal"),
+        (True, "without temporal", 0.2, "semantic"),
+        (False, "without temporal", 0.2, "semantic"),
+        # It has no other head.
+        (False, "without semantic", 0.0, "both"),
+    ],
+)
+def test_a_head_goes_with_the_discriminator_that_it_is_a_part_of(
+    has_windows: bool, variant: str, neural: float, heads: str
+) -> None:
+    study = load_study(STUDIES / f"{'icu' if has_windows else 'adult'}.yaml")
+    varied = ablation._varied(study, variant, "fixed")
+    assert (varied.discriminators.neural, varied.critic.heads) == (neural, heads)
+    assert varied.noise.schedule == "fixed"
 
 
 def test_how_far_channels_move_is_asked_with_the_temporal_discriminator_alone(ablated: tuple[Path, Result]) -> None:
