@@ -799,5 +799,5 @@ def test_masks_are_not_for_a_study_in_which_they_would_not_cancel_or_hide_nothin
 
 def test_a_temporal_head_needs_windows() -> None:
     assert parse_study({**FULL, "critic": {"heads": "semantic"}}, source="test").critic.heads == "semantic"
-    with pytest.raises(StudyError, match="test: critic.heads: a temporal one needs `windows`"):
+    with pytest.raises(StudyError, match=r"test: critic\.heads: a temporal one needs `windows`"):
         parse_study({**FULL, "critic": {"heads": "temporal"}}, source="test")

@@ -18,7 +18,6 @@ from simulations import ablation
 from simulations.run import app
 from tests.simulations.test_bad_windows import EVENTS, STUDY, records, series
 
-
 STUDIES = Path(ablation.__file__).parent / "studies"
 
 
