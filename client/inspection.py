@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
+import numpy as np
 import pandas as pd
 
 from client.policy import SiteSettings
 from client.records import check_source, compare_columns, parse_text, read_records_text, read_windows
 from common.data.schema import Column, parse_table
+from common.data.windows import check_filled
 from common.errors import ExitCode, SchemaError
 from common.study import Study
 
@@ -99,15 +101,27 @@ class Inspection:
         text, key = self._texts[0], self._study.unit.key
         return len(text) if key is None else int(text[key].str.strip().nunique())
 
+    @cached_property
+    def _windows(self) -> np.ndarray | None:
+        text, series = self._texts
+        return None if series is None else read_windows(parse_text(text, self._study), series, self._study)[0]
+
     def check_windows(self) -> None:
         """Make every unit's window.
 
         Raises:
             SchemaError: one cannot be made.
         """
-        text, series = self._texts
-        if series is not None:
-            read_windows(parse_text(text, self._study), series, self._study)
+        _ = self._windows
+
+    def check_filled(self) -> None:
+        """See that no part of the windows is empty in all of them.
+
+        Raises:
+            SchemaError: a channel has no value, or no unit reaches the last step.
+        """
+        if self._study.windows is not None and self._windows is not None:
+            check_filled(self._windows, self._study.windows)
 
 
 def _violations(text: pd.Series, rule: Column, markers: tuple[str, ...]) -> Violations:

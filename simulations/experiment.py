@@ -22,7 +22,7 @@ from client.records import parse_text, read_series_text, read_text, read_windows
 from client.simulated_site import SiteFolder, make_site_folder, peers_of
 from common.certificate import Signer, guarantee_statement
 from common.data.units import check_surplus
-from common.data.windows import WindowedTable
+from common.data.windows import WindowedTable, check_filled
 from common.errors import ExitCode, OutputError, PrivShareError, ReleaseError, SchemaError, StudyError
 from common.evaluation.attacks.coordinator_view import Releases
 from common.evaluation.attacks.suite import Target, beyond_ceiling
@@ -409,21 +409,14 @@ def _check_learnable(table: WindowedTable, units: Units, study: Study) -> None:
     for name in study.columns:
         if table.records[name].nunique(dropna=False) < 2:
             raise SchemaError(f"{name}: the column holds one value only; move it to `ignore`", ExitCode.CONSTANT_COLUMN)
-    _check_windows_learnable(table, study)
-
-
-def _check_windows_learnable(table: WindowedTable, study: Study) -> None:
+    if study.windows is None:
+        return
+    check_filled(table.values, study.windows)
     for position, name in enumerate(study.channels):
         found = table.values[:, :, position]
         if len(np.unique(found[~np.isnan(found)])) < 2:
             raise SchemaError(
-                f"{name}: the channel holds one value or none; move it to `windows.ignore`", ExitCode.CONSTANT_COLUMN
-            )
-    if study.windows is not None:
-        reached = np.flatnonzero((~np.isnan(table.values)).any(axis=(0, 2)))
-        if len(reached) == 0 or reached[-1] + 1 < study.windows.length:
-            raise SchemaError(
-                f"windows.length={study.windows.length}: no unit has so many steps", ExitCode.WINDOW_TOO_SHORT
+                f"{name}: the channel holds one value only; move it to `windows.ignore`", ExitCode.CONSTANT_COLUMN
             )
 
 

@@ -68,6 +68,12 @@ def _windows(case: Case) -> str:
     if case.study.windows is None:
         return "the study has none"
     case.data.check_windows()
+    try:
+        case.data.check_filled()
+    except SchemaError as error:
+        # To refuse a request would tell whether one unit more or less has been there.
+        mend = "correct the long table; where other sites have what is missing here, this one can take part as it is"
+        raise FaultError(str(error), error.code, mend=mend) from None
     return f"one of {case.study.windows.length} steps a unit"
 
 

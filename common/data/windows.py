@@ -229,6 +229,31 @@ def make_windows(
     return (_on_grid if windows.layout == "grid" else _in_order)(rows, windows, len(units))
 
 
+def check_filled(values: np.ndarray, windows: Windows) -> None:
+    """Refuse windows of which a part is nobody's: a channel without a value, or last steps that no unit reaches.
+
+    At a site that takes part this may be told to the steward alone: one unit more or less can change the answer.
+    Edge cases: no unit -> nothing is refused.
+
+    Args:
+        values: (units, steps, channels), as in `WindowedTable`.
+        windows: of the study.
+
+    Raises:
+        SchemaError: there is such a part.
+    """
+    there = ~np.isnan(values)
+    if len(there) == 0:
+        return
+    for name, filled in zip(windows.channels, there.any(axis=(0, 1)), strict=True):
+        if not filled:
+            raise SchemaError(
+                f"{name}: no unit has a value in this channel; move it to `windows.ignore`", ExitCode.CONSTANT_COLUMN
+            )
+    if not bool(there[:, -1].any()):
+        raise SchemaError(f"windows.length={windows.length}: no unit has so many steps", ExitCode.WINDOW_TOO_SHORT)
+
+
 @dataclass(frozen=True)
 class _Rows:
     """The long table, sorted by unit and time; each (rows,). `owner` is a position among the units."""

@@ -408,6 +408,26 @@ def unit_of_the_long_table_unknown(patient: Patient) -> None:
         file.write("nobody,1,80,a\n")
 
 
+def write_series(patient: Patient, windows: list[tuple[str, ...]]) -> None:
+    (patient.federation.folder / "long.csv").write_text("\n".join([SERIES, *map(",".join, windows)]) + "\n")
+
+
+@fault("windows", "can take part as it is", ExitCode.CONSTANT_COLUMN, on="windows")
+def channel_without_a_value(patient: Patient) -> None:
+    write_series(patient, [(*row[:2], "", row[3]) for row in make_series(SINGLE)])
+
+
+@fault("windows", "can take part as it is", ExitCode.WINDOW_TOO_SHORT, on="windows")
+def window_that_no_unit_fills(patient: Patient) -> None:
+    write_series(patient, [row for row in make_series(SINGLE) if int(row[1]) < 3 * 7])
+
+
+@fault("enough units", "take part for the sum", ExitCode.TOO_FEW_UNITS, on="windows")
+def no_unit_and_no_window(patient: Patient) -> None:
+    patient.write([])
+    write_series(patient, [])
+
+
 @fault("coordinator", "set `superlink`", ExitCode.NOT_ADMITTED)
 def superlink_missing(patient: Patient) -> None:
     patient.change("site.yaml", superlink=None)

@@ -664,6 +664,14 @@ def test_a_site_without_a_row_answers_like_any_other(tmp_path: Path, study: dict
         assert kind == "describe" or not below_noise(reply, f"run-1/{kind}").any()
 
 
+@pytest.mark.parametrize("kept", [("", "a"), ("80", "a")], ids=["a channel without a value", "a last step of nobody"])
+def test_a_site_answers_although_a_part_of_its_windows_is_nobodys(tmp_path: Path, kept: tuple[str, str]) -> None:
+    # A refusal would tell whether the one unit that fills it is there.
+    home = make_home(tmp_path, SINGLE, study=WINDOWED, series=[(row[0], "0", *kept) for row in SINGLE])
+    for kind in ("describe", "one_way"):
+        assert Reply.decode(home.open().handle(home.ask(kind).encode())).refused is None
+
+
 def test_a_site_that_lost_its_table_or_its_ledger_refuses(home: Home) -> None:
     site = home.open(forbidden())
     table = (home.folder / "table.csv").read_bytes()

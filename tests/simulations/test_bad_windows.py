@@ -113,7 +113,13 @@ CASES = {
         GRID.replace("length: 3", "length: 3, shorter: refuse"),
     ),
     "a channel that is never there": Case(
-        C.CONSTANT_COLUMN, ("rate", "windows.ignore"), lambda table: table.assign(rate="")
+        C.CONSTANT_COLUMN, ("rate", "no unit has a value", "windows.ignore"), lambda table: table.assign(rate="")
+    ),
+    "a channel that is always the same": Case(
+        C.CONSTANT_COLUMN,
+        ("rate", "one value only", "windows.ignore"),
+        lambda table: table.assign(rate="87"),
+        planted="87",
     ),
     "a channel that is missing where it may not be": Case(
         C.MISSING_NOT_ALLOWED,

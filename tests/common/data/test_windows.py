@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from common.data.encoding import make_grids
 from common.data.schema import CategoricalColumn, Column, ContinuousColumn, IntegerColumn
-from common.data.windows import WindowedTable, Windows, encode_windows, long_table, make_windows
+from common.data.windows import WindowedTable, Windows, check_filled, encode_windows, long_table, make_windows
 from common.errors import ExitCode, SchemaError, StudyError
 from common.study import parse_study
 from common.synthesis.tables import as_csv
@@ -557,6 +557,20 @@ def test_a_longer_series_keeps_its_first_or_its_last_steps() -> None:
     assert alike(pulses(layout("grid", longer="first"), ["-1", "0", "1"], list("123")), [2, 3, NAN, NAN])
     # The last steps of a long stay, however long.
     assert alike(pulses(layout("grid", longer="last", step=0.5), ["0", "1e9"], list("12")), [NAN, NAN, NAN, 2])
+
+
+def test_a_part_of_the_windows_that_is_nobodys_is_refused() -> None:
+    windows = layout("events", length=3)
+    values = np.full((2, 3, 3), NAN)
+    values[0, 0], values[1, 2, 0] = 1, 5
+    check_filled(values, windows)
+    with pytest.raises(SchemaError, match=r"^windows\.length=3: no unit has so many steps$") as short:
+        check_filled(values[:1], windows)
+    assert short.value.code == ExitCode.WINDOW_TOO_SHORT
+    with pytest.raises(SchemaError, match=r"^dose: no unit has a value in this channel; ") as empty:
+        check_filled(values[1:], windows)
+    assert empty.value.code == ExitCode.CONSTANT_COLUMN
+    check_filled(values[:0], windows)
 
 
 def test_a_unit_has_as_many_events_as_rows_and_on_a_grid_always_all_steps() -> None:
