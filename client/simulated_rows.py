@@ -100,7 +100,8 @@ def _simulate_series(windows: Windows, units: int, random: np.random.Generator) 
         assert windows.step is not None
         time = windows.starts_at + windows.step * number
     else:
-        apart = np.ones(len(owner)) if windows.gap is None else _gaps(windows, len(owner), random)[source]
+        steady = np.full(len(owner), min(1.0, windows.longest_gap or 1.0))
+        apart = steady if windows.gap is None else _gaps(windows, len(owner), random)[source]
         passed = np.cumsum(np.where(number == 0, 0.0, apart))
         time = passed - np.repeat(passed[number == 0], lengths)
     columns = {windows.time.column: _times(time, windows)}

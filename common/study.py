@@ -403,6 +403,8 @@ class Study(Section):
         if not self.constraints:
             # A study from before there were any has the digest that it had.
             del data["constraints"]
+        if self.windows is not None and self.windows.max_gap is None:
+            del data["windows"]["max_gap"]
         return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
     def digest(self) -> str:

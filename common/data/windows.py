@@ -39,6 +39,9 @@ _DECIMALS: Final = 6
 """Times are told apart to so many decimals of a step."""
 _STAMP: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:?[0-5]\d)?")
 
+_FIFTY_YEARS: Final = 50 * 365.25 * 24 * 60
+"""In minutes. Time stamps of one unit that follow each other at a longer distance were hardly made by one clock."""
+
 _EXACT: Final = 2**53
 """Windows are floats, which hold every whole number up to here."""
 
@@ -82,8 +85,12 @@ class Windows(Section):
     empty: Literal["refuse", "allow"] = "refuse"
     # Rows of a unit that are not in the order of time: refuse the table, or sort them.
     unsorted: Literal["refuse", "sort"] = "refuse"
-    # Events: rows of a unit at one time, whose order is not known: refuse the table, or take the table's order.
+    # Rows of a unit at one time, whose order is not known: refuse the table, or take the table's order. On a grid they
+    # are refused where they differ in a channel of which the first or the last value counts.
     ties: Literal["refuse", "keep"] = "refuse"
+    # The longest time between two rows of a unit that follow each other, in the time's unit; more is refused. What
+    # holds without it, `longest_gap` says.
+    max_gap: Annotated[Number, Field(ge=1e-6, le=_FAR)] | None = None
     # Events: the channel that is not read but computed, the time since the unit's row before.
     gap: Text | None = None
     # Grid: what becomes of several values in one step. Default: the last.
@@ -100,7 +107,6 @@ class Windows(Section):
             ("start", self.start is not None, grid),
             ("combine", bool(self.combine), grid),
             ("gap", self.gap is not None, not grid),
-            ("ties", self.ties != "refuse", not grid),
         ):
             if given and not belongs:
                 raise ValueError(f"{name}: is for the other layout than {self.layout}")
@@ -110,6 +116,8 @@ class Windows(Section):
             raise ValueError("start: with time stamps, say `start: first`, the unit's own first row")
         if grid and self.time.type == "timestamp" and self.start != "first":
             raise ValueError("start: with time stamps, only `first` is possible")
+        if self.max_gap is not None and self.step is not None and self.max_gap < self.step:
+            raise ValueError("max_gap: expected at least `step`, by which the rows of a synthetic table are apart")
         if self.time.column in self.channels:
             raise ValueError("time.column: the time cannot be a channel")
         for name in self.ignore:
@@ -133,6 +141,8 @@ class Windows(Section):
                 raise ValueError(f"gap: {self.gap} is not a numeric channel")
             if not counted.missing:
                 raise ValueError(f"gap: {self.gap} needs `missing: true`, since a unit's first row has none")
+            if self.max_gap is not None:
+                raise ValueError(f"max_gap: the bounds of {self.gap} say it")
 
     @property
     def blocks(self) -> tuple[tuple[int, int], ...]:
@@ -150,6 +160,16 @@ class Windows(Section):
     def columns(self) -> tuple[str, ...]:
         """Columns of the long table beside the unit key: the time and all channels but the computed one."""
         return (self.time.column, *(name for name in self.channels if name != self.gap))
+
+    @property
+    def longest_gap(self) -> float | None:
+        """Most time between two rows of a unit that follow each other; None where nothing but a gap's bounds says it.
+
+        The unit of a number is not known, so time stamps alone have a bound that no study has to state: fifty years.
+        """
+        if self.max_gap is not None or self.gap is not None or self.time.type == "number":
+            return self.max_gap
+        return _FIFTY_YEARS
 
     @property
     def starts_at(self) -> float:
@@ -226,6 +246,7 @@ def make_windows(
         time[order],
         {name: _as_numbers(parsed[name], column)[order] for name, column in read.items()},
     )
+    _check_jumps(rows, windows)
     return (_on_grid if windows.layout == "grid" else _in_order)(rows, windows, len(units))
 
 
@@ -303,10 +324,44 @@ def _parse_stamp(text: str) -> datetime | None:
         return None
 
 
+def _check_jumps(rows: _Rows, windows: Windows) -> None:
+    """Refuse rows of a unit that follow each other at too long a distance, whether its window holds them or not."""
+    longest = windows.longest_gap
+    if longest is None:
+        return
+    apart = np.diff(rows.time)[np.diff(rows.owner) == 0]
+    # 0.4 - 0.3 is a little more than 0.1.
+    if bool((np.round(apart / longest, _DECIMALS) > 1).any()):
+        unit = " minutes" if windows.time.type == "timestamp" else ""
+        raise SchemaError(
+            f"{windows.time.column}: two rows of a unit that follow each other are more than {longest:.12g}{unit} "
+            "apart; correct the times, or widen windows.max_gap from public knowledge",
+            ExitCode.OUT_OF_BOUNDS,
+        )
+
+
+def _check_ties(rows: _Rows, windows: Windows) -> None:
+    """Refuse values of a unit at one time of which a step of the grid would hold one by the order of the table."""
+    for name, values in rows.channels.items():
+        how = windows.combine.get(name, "last")
+        there = ~np.isnan(values)
+        owner, time, found = rows.owner[there], rows.time[there], values[there]
+        tied = (np.diff(owner) == 0) & (np.diff(time) == 0) & (np.diff(found) != 0)
+        if how in ("first", "last") and bool(tied.any()):
+            raise SchemaError(
+                f"{windows.time.column}: two rows of a unit have the same time and different values of {name}, so "
+                f"which is the {how} is not known; set windows.combine to mean, min or max, or windows.ties: keep to "
+                "take the table's order",
+                ExitCode.TIME_REPEATED,
+            )
+
+
 def _on_grid(rows: _Rows, windows: Windows, units: int) -> tuple[np.ndarray, np.ndarray]:
     """The value of each channel in each step: by `combine` where a step has several, NaN where it has none."""
     owner, steps = rows.owner, windows.length
     assert windows.step is not None
+    if windows.ties == "refuse":
+        _check_ties(rows, windows)
     start = np.full(units, windows.starts_at)
     if windows.start == "first":
         start[owner[::-1]] = rows.time[::-1]

@@ -71,6 +71,8 @@ VARIANTS = {
     "events": windowed(layout="events"),
     "events of full length": windowed(layout="events", shorter="refuse"),
     "events, all or none": windowed(layout="events", shorter="refuse", empty="allow"),
+    "events that are never far apart": windowed(layout="events", max_gap=0.1),
+    "a grid whose steps are as far apart as may be": windowed(layout="grid", step=0.1, max_gap=0.1),
     "events with gaps": windowed(layout="events", gap="gap", channels={**CHANNELS, "gap": GAP}),
     "events with whole gaps": windowed(
         layout="events",

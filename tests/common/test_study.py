@@ -558,6 +558,7 @@ OTHER_WINDOWS: list[tuple[dict[str, Any], str, Any]] = [
     (GRID, "ignore", ["note"]),
     (EVENTS, "time", {"column": "hour", "type": "timestamp"}),
     (EVENTS, "ties", "keep"),
+    (GRID, "max_gap", 2),
     (EVENTS, "gap", "rate"),
 ]
 """A value other than the one in that section, for every key of windows."""
@@ -625,6 +626,12 @@ def test_the_digest_differs_with_every_value_of_every_key_of_windows() -> None:
         all_windows.append(changed_windows if key != "layout" else {**changed_windows, "step": None, "length": 6})
     digests = [digest(base), *[digest({**base, "windows": windows}) for windows in all_windows]]
     assert len(set(digests)) == len(digests)
+
+
+def test_a_study_without_a_longest_gap_has_the_digest_from_before_there_was_one() -> None:
+    study = {**FULL, "unit": {"name": "patient", "key": "pid"}, "windows": GRID}
+    assert "max_gap" not in parse_study(study, source="test").canonical()
+    assert digest({**study, "windows": {**GRID, "max_gap": None}}) == digest(study)
 
 
 def test_the_digest_differs_with_the_order_of_columns_and_categories() -> None:

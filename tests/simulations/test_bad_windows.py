@@ -94,6 +94,23 @@ CASES = {
         EVENTS.replace("length: 3", "length: 2"),
     ),
     "two events at one time": Case(C.TIME_REPEATED, ("hour", "ties: keep"), with_cell(4, "hour", "0"), EVENTS),
+    "two values at one time on a grid": Case(
+        C.TIME_REPEATED, ("hour", "rate", "ties: keep", "combine"), with_cell(4, "hour", "0")
+    ),
+    "a clock that jumps ahead between events": Case(
+        C.OUT_OF_BOUNDS,
+        ("hour", "windows.max_gap"),
+        with_cell(5, "hour", "7777"),
+        EVENTS.replace("length: 3", "length: 3, max_gap: 1"),
+        planted="7777",
+    ),
+    "a clock that was reset to 1970": Case(
+        C.OUT_OF_BOUNDS,
+        ("hour", "minutes", "windows.max_gap"),
+        lambda table: with_cell(3, "hour", "1970-01-01 00:00")(stamped(table)),
+        STAMPS,
+        planted="1970",
+    ),
     "a unit without a step": Case(
         C.UNIT_WITHOUT_STEPS, ("hour", "empty: allow"), lambda table: table[table["person"] != "P004"]
     ),
@@ -159,6 +176,10 @@ GOOD = {
     "events": (EVENTS, lambda table: table),
     "units whose rows are mixed": (GRID, lambda table: table.sort_values(["hour", "person"])),
     "rows that may be sorted": (GRID.replace("length: 3", "length: 3, unsorted: sort"), lambda table: table.iloc[::-1]),
+    "two values at one time that may come in any order": (
+        GRID.replace("length: 3", "length: 3, ties: keep"),
+        with_cell(4, "hour", "0"),
+    ),
     "a step without a row": (GRID, lambda table: table.drop(index=4)),
     "events of which a unit has none": (
         EVENTS.replace("length: 3", "length: 3, empty: allow"),

@@ -99,12 +99,15 @@ STAMPS = {"column": TIME, "type": "timestamp"}
     ("base", "keys", "says"),
     [
         (GRID, {"gap": "pulse"}, "windows: gap: is for the other layout"),
-        (GRID, {"ties": "keep"}, "windows: ties: is for the other layout"),
         (EVENTS, {"step": 1}, "windows: step: is for the other layout"),
         (EVENTS, {"start": 0}, "windows: start: is for the other layout"),
         (EVENTS, {"start": "first"}, "windows: start: is for the other layout"),
         (EVENTS, {"combine": {"pulse": "mean"}}, "windows: combine: is for the other layout"),
         (GRID, {"step": None}, "windows: step: a grid needs"),
+        (GRID, {"max_gap": 0.5}, "windows: max_gap: expected at least `step`"),
+        (GRID, {"max_gap": 0}, "windows.max_gap"),
+        (EVENTS, {"max_gap": 1e13}, "windows.max_gap"),
+        (EVENTS, {"max_gap": 5, "gap": "pulse"}, "windows: max_gap: the bounds of pulse say it"),
         (GRID, {"step": 0}, "windows.step"),
         (GRID, {"step": 1e-7}, "windows.step"),
         (GRID, {"step": 1e13}, "windows.step"),
@@ -184,7 +187,9 @@ def test_what_every_window_needs_has_no_default(key: str) -> None:
         (GRID, {"start": -2.5}),
         (GRID, {"time": STAMPS, "start": "first"}),
         (GRID, {"combine": {"ward": "first", "dose": "mean", "pulse": "max"}}),
-        (GRID, {"ties": "refuse"}),
+        (GRID, {"ties": "keep"}),
+        (GRID, {"max_gap": 1}),
+        (EVENTS, {"max_gap": 0.5}),
         (GRID, {"ignore": ["note"]}),
         (GRID, {"length": 256}),
         (GRID, {"length": 2}),
@@ -272,8 +277,20 @@ def combined(found: list[Any], how: str, column: Column) -> Any:
     return round(mean) if isinstance(column, IntegerColumn) else float(mean)
 
 
+def is_tied(rows: list[Row], windows: Windows) -> bool:
+    """Whether a value of the grid would be that of the row which comes first, or last, in the table."""
+    values: dict[tuple[str, Fraction], set[Any]] = {}
+    for row in rows:
+        for name, cell in row.cells.items():
+            if cell is not None and windows.combine.get(name, "last") in ("first", "last"):
+                values.setdefault((name, row.time), set()).add(cell)
+    return any(len(found) > 1 for found in values.values())
+
+
 def grid_slowly(rows: list[Row], windows: Windows) -> tuple[set[ExitCode], Window]:
     codes, length = set(), windows.length
+    if windows.ties == "refuse" and is_tied(rows, windows):
+        codes.add(ExitCode.TIME_REPEATED)
     start = Fraction(windows.starts_at)
     if windows.start == "first" and rows:
         start = rows[0].time
@@ -346,6 +363,10 @@ def slowly(case: Case) -> tuple[set[ExitCode], np.ndarray, list[int]]:
         ordered = sorted(rows, key=lambda row: row.time)
         if windows.unsorted == "refuse" and [row.time for row in rows] != [row.time for row in ordered]:
             codes.add(ExitCode.TIME_UNSORTED)
+        if windows.max_gap is not None and any(
+            after.time - row.time > Fraction(windows.max_gap) for row, after in pairwise(ordered)
+        ):
+            codes.add(ExitCode.OUT_OF_BOUNDS)
         faults, window = (grid_slowly if windows.layout == "grid" else events_slowly)(ordered, windows)
         codes |= faults
         lengths.append(len(window))
@@ -364,7 +385,7 @@ _GAPS: list[dict[str, Any]] = [
     {"type": "continuous", "min": 0, "max": 4},
     {"type": "continuous", "min": 0.5, "max": 3, "decimals": 1, "outside": "clip"},
 ]
-_REFUSING = ("longer", "shorter", "empty", "unsorted", "ties", "outside", "missing")
+_REFUSING = ("longer", "shorter", "empty", "unsorted", "ties", "outside", "missing", "jumps")
 """What a study may refuse."""
 
 
@@ -379,26 +400,31 @@ def windows_of(draw: st.DrawFn, refusing: set[str]) -> Windows:
         "unsorted": "refuse" if "unsorted" in refusing else "sort",
     }
     must = {name: {**rule, "missing": "missing" not in refusing} for name, rule in CHANNELS.items()}
+    keys["ties"] = "refuse" if "ties" in refusing else "keep"
+    max_gap = draw(st.sampled_from([2, 2.25, 4])) if "jumps" in refusing else None
     if draw(st.booleans()):
+        keys["max_gap"] = max_gap
         keys["step"] = draw(st.sampled_from([0.5, 1, 1.5, 2]))
         keys["start"] = draw(st.sampled_from([None, "first", 0, 0.25, -1.5, 2]))
         how = {name: st.sampled_from(["last", "first", "mean", "min", "max"]) for name in ("pulse", "dose")}
         how["ward"] = st.sampled_from(["last", "first"])
         keys["combine"] = draw(st.fixed_dictionaries({}, optional=how))
         return layout("grid", **keys, channels=must)
-    keys["ties"] = "refuse" if "ties" in refusing else "keep"
     if draw(st.booleans()):
         gap = {**draw(st.sampled_from(_GAPS)), "missing": True}
         keys["gap"] = "since"
         must = {"pulse": must["pulse"], "since": gap, "ward": must["ward"]}
         if "outside" not in refusing:
             gap["outside"] = "clip"
-    return layout("events", **keys, channels=must)
+        return layout("events", **keys, channels=must)
+    return layout("events", **keys, max_gap=max_gap, channels=must)
 
 
 @st.composite
-def cases(draw: st.DrawFn, *, strict: bool = False) -> Case:
+def cases(draw: st.DrawFn, *, strict: bool = False, ordered: bool = True) -> Case:
     refusing = draw(st.sets(st.sampled_from(_REFUSING), min_size=1, max_size=2)) if strict else set()
+    if not ordered:
+        refusing = {"ties"}
     windows, units = draw(windows_of(refusing)), draw(st.integers(1, 4))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     number = int(random.integers(0, 25))
@@ -468,6 +494,18 @@ def test_the_rows_of_one_unit_change_no_other_window(case: Case, data: st.DataOb
     assert np.isnan(fewer[gone]).all()
 
 
+@given(cases(ordered=False), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=100)
+def test_where_ties_are_refused_no_order_of_the_rows_changes_a_window_or_a_refusal(case: Case, random: Any) -> None:
+    mixed = replace(case, rows=random.sample(case.rows, len(case.rows)))
+    if slowly(case)[0]:
+        with pytest.raises(SchemaError) as refused:
+            mixed.make()
+        assert refused.value.code == ExitCode.TIME_REPEATED
+    else:
+        np.testing.assert_allclose(mixed.make()[0], case.make()[0], rtol=1e-12)
+
+
 @given(cases(), st.randoms(use_true_random=False))
 @settings(deadline=None, max_examples=50)
 def test_only_the_order_of_the_rows_of_one_unit_among_themselves_matters(case: Case, random: Any) -> None:
@@ -511,9 +549,36 @@ def test_several_rows_in_one_step_become_one_value(how: str | None, expected: fl
 def test_rows_at_one_time_are_taken_in_the_order_of_the_table() -> None:
     times, cells = ["1", "0", "1", "1"], ["5", "1", "3", "4"]
     for how, expected in (("first", 5), ("last", 4)):
-        windows = layout("grid", length=2, unsorted="sort", combine={"pulse": how})
+        windows = layout("grid", length=2, unsorted="sort", ties="keep", combine={"pulse": how})
         assert alike(pulses(windows, times, cells), [1, expected])
     assert alike(pulses(layout("events", ties="keep", unsorted="sort"), times, cells), [1, 5, 3, 4])
+
+
+@pytest.mark.parametrize("how", ["first", "last", None])
+@pytest.mark.parametrize("cells", [["1", "7"], ["7", "1"], ["7", "", "1"], ["7", "7", "1"]])
+def test_values_at_one_time_of_which_the_tables_order_would_choose_are_refused(
+    how: str | None, cells: list[str]
+) -> None:
+    windows = layout("grid", unsorted="sort", combine={"pulse": how} if how else {})
+    with pytest.raises(SchemaError, match=rf"^{TIME}: .* different values of pulse, .* {how or 'last'} ") as refused:
+        pulses(windows, ["0.5"] * len(cells), cells)
+    assert refused.value.code == ExitCode.TIME_REPEATED
+
+
+@pytest.mark.parametrize(
+    ("how", "cells", "expected"),
+    [("mean", "17", 4), ("min", "17", 1), ("max", "17", 7), ("last", "77", 7), ("first", ["", "7"], 7)],
+)
+def test_values_at_one_time_that_no_order_would_change_are_taken(how: str, cells: list[str], expected: int) -> None:
+    windows = layout("grid", combine={"pulse": how})
+    for ordered in (list(cells), list(cells)[::-1]):
+        assert alike(pulses(windows, ["0.5", "0.5"], ordered), [expected, NAN, NAN, NAN])
+
+
+def test_values_at_different_times_of_a_step_are_told_apart_by_time_in_any_order_of_the_table() -> None:
+    windows = layout("grid", unsorted="sort")
+    for times, cells in ((["0.1", "0.9"], ["7", "1"]), (["0.9", "0.1"], ["1", "7"])):
+        assert alike(pulses(windows, times, cells), [1, NAN, NAN, NAN])
 
 
 @pytest.mark.parametrize(
@@ -555,8 +620,32 @@ def test_a_longer_series_keeps_its_first_or_its_last_steps() -> None:
     assert alike(pulses(layout("grid", longer="last"), ["0", "1", "5"], list("123")), [NAN, NAN, NAN, 3])
     assert alike(pulses(layout("grid", longer="last"), ["-1", "0", "1"], list("123")), [2, 3, NAN, NAN])
     assert alike(pulses(layout("grid", longer="first"), ["-1", "0", "1"], list("123")), [2, 3, NAN, NAN])
-    # The last steps of a long stay, however long.
-    assert alike(pulses(layout("grid", longer="last", step=0.5), ["0", "1e9"], list("12")), [NAN, NAN, NAN, 2])
+    # The last steps of a long stay, however long: one late row moves the window away from all others.
+    for max_gap in (None, 1e9):
+        windows = layout("grid", longer="last", step=0.5, max_gap=max_gap)
+        assert alike(pulses(windows, ["0", "1e9"], list("12")), [NAN, NAN, NAN, 2])
+
+
+@pytest.mark.parametrize("name", ["grid", "events"])
+@pytest.mark.parametrize("longer", ["first", "last"])
+@pytest.mark.parametrize(
+    "times", [["0.1", "0.3", "0.8", "1e9"], ["-1e9", "0.1", "0.3", "0.8"], ["1", "3", "5.00001", "7"]]
+)
+def test_rows_of_a_unit_farther_apart_than_max_gap_are_refused_wherever_they_are(
+    name: str, longer: str, times: list[str]
+) -> None:
+    windows = layout(name, longer=longer, max_gap=2)
+    with pytest.raises(SchemaError, match=rf"^{TIME}: .* more than 2 apart; .*windows\.max_gap") as refused:
+        pulses(windows, times, list("1234"))
+    assert refused.value.code == ExitCode.OUT_OF_BOUNDS
+
+
+def test_rows_exactly_as_far_apart_as_max_gap_are_taken_and_units_are_not_compared() -> None:
+    # 0.4 - 0.3 is a little more than 0.1.
+    windows = layout("events", max_gap=0.1)
+    assert pulses(windows, ["0.1", "0.2", "0.3", "0.4"], list("1234")) == [1, 2, 3, 4]
+    text = text_of(**{KEY: ["A", "B"], TIME: ["0", "1e9"]}, pulse=["1", "2"], dose=[""] * 2, ward=[""] * 2)
+    assert made(text, windows, ["A", "B"])[1].tolist() == [1, 1]
 
 
 def test_a_part_of_the_windows_that_is_nobodys_is_refused() -> None:
@@ -674,7 +763,7 @@ def stamped(draw: st.DrawFn) -> tuple[str, Fraction]:
 def test_stamps_of_any_zones_are_moments_in_minutes(rows: list[tuple[str, tuple[str, Fraction]]], grid: bool) -> None:
     keys: dict[str, Any] = {"unsorted": "sort", "longer": "last", "empty": "allow"}
     if grid:
-        windows = layout("grid", step=1.5, start="first", **keys)
+        windows = layout("grid", step=1.5, start="first", ties="keep", **keys)
     else:
         windows = since({"type": "continuous"}, ties="keep", **keys)
     cells = {name: [""] * len(rows) for name in windows.columns[1:]}
@@ -747,6 +836,26 @@ def test_what_is_no_number_or_too_far_away_is_no_time(time: str) -> None:
 @pytest.mark.parametrize("time", ["1e12", "-1e12", "1e-300", "+5", " 5 ", "5.", "-0"])
 def test_a_number_may_be_written_in_several_ways(time: str) -> None:
     assert alike(pulses(layout("events"), [time], ["3"]), [3, NAN, NAN, NAN])
+
+
+@pytest.mark.parametrize("keys", [{"layout": "events"}, {"layout": "grid", "step": 60, "start": "first"}])
+def test_stamps_half_a_century_apart_are_refused_unless_a_study_says_otherwise(keys: dict[str, Any]) -> None:
+    windows = Windows.model_validate({**EVENTS, "time": STAMPS, "longer": "last", **keys})
+    stamps = ["1970-01-01T00:00", "2026-07-31T10:00"]
+    with pytest.raises(SchemaError, match=rf"^{TIME}: .* more than 26298000 minutes apart") as refused:
+        pulses(windows, stamps, ["1", "2"])
+    assert refused.value.code == ExitCode.OUT_OF_BOUNDS
+    wider = Windows.model_validate({**windows.model_dump(exclude_unset=True), "max_gap": 1e8})
+    assert 2 in pulses(wider, stamps, ["1", "2"])
+    assert 2 in pulses(windows, ["1980-01-01T00:00", stamps[1]], ["1", "2"])
+
+
+def test_where_there_is_a_gap_its_bounds_alone_say_how_far_stamps_may_be_apart() -> None:
+    stamps = ["1970-01-01T00:00", "2026-07-31T10:00"]
+    wide = {"type": "continuous", "min": 0, "max": 1e8, "missing": True}
+    assert gaps(Windows.model_validate({**STAMPED, "channels": {"since": wide}}), stamps)[1] == 29_758_200
+    clipping = {**wide, "max": 60, "outside": "clip"}
+    assert gaps(Windows.model_validate({**STAMPED, "channels": {"since": clipping}}), stamps)[1] == 60
 
 
 # --- refusals
@@ -834,8 +943,15 @@ REFUSALS = {
     "a row that is out of order": Refusal(ON_GRID, cell(1, TIME, "0.00001"), ExitCode.TIME_UNSORTED, TIME),
     "an event that is out of order": Refusal(IN_ORDER, cell(7, TIME, "0.07319"), ExitCode.TIME_UNSORTED, TIME),
     "two events at one time": Refusal(IN_ORDER, cell(7, TIME, "0.27319"), ExitCode.TIME_REPEATED, TIME),
+    "two values at one time on a grid": Refusal(layout("grid"), cell(7, TIME, "0.27319"), ExitCode.TIME_REPEATED, TIME),
+    "a jump of the clock on a grid": Refusal(
+        layout("grid", step=0.1, max_gap=0.1, longer="last"), cell(7, TIME, "7319"), ExitCode.OUT_OF_BOUNDS, TIME
+    ),
+    "a jump of the clock between events": Refusal(
+        layout("events", max_gap=0.1), cell(7, TIME, "7319"), ExitCode.OUT_OF_BOUNDS, TIME
+    ),
     "a gap that is too long": Refusal(WITH_GAP, cell(7, TIME, "0.67319"), ExitCode.OUT_OF_BOUNDS, "since"),
-    "a step without a value": Refusal(ON_GRID, cell(2, TIME, "0.17319"), ExitCode.MISSING_NOT_ALLOWED, "pulse"),
+    "a step without a value": Refusal(ON_GRID, cell(2, TIME, "0.18319"), ExitCode.MISSING_NOT_ALLOWED, "pulse"),
     "an empty cell": Refusal(IN_ORDER, cell(2, "dose", ""), ExitCode.MISSING_NOT_ALLOWED, "dose"),
     "a channel that is no number": Refusal(ON_GRID, cell(2, "pulse", "SECRET-7319"), ExitCode.NOT_A_NUMBER, "pulse"),
     "a channel outside its bounds": Refusal(ON_GRID, cell(2, "pulse", "7319"), ExitCode.OUT_OF_BOUNDS, "pulse"),
