@@ -8,6 +8,8 @@ import http.client
 import json
 import os
 import re
+import resource
+import select
 import shutil
 import signal
 import socket
@@ -15,7 +17,7 @@ import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -319,8 +321,42 @@ def test_who_is_slow_is_cut_off(begun: str, start_proxy: Callable[..., Proxy], s
 def slow_proxy(start_proxy: Callable[..., Proxy]) -> Proxy:
     """A proxy with the shipped waits, each a second."""
     return start_proxy(
-        {"client_header_timeout 10s": "client_header_timeout 1s", "client_body_timeout 20s": "client_body_timeout 1s"}
+        {"client_header_timeout 5s": "client_header_timeout 1s", "client_body_timeout 20s": "client_body_timeout 1s"}
     )
+
+
+def test_half_handshakes_of_strangers_leave_room_for_a_site(start_proxy: Callable[..., Proxy]) -> None:
+    with _open_files(1024):  # as a service begins
+        # The shipped proxy ends them after five seconds; here they stay, however slow the machine is.
+        patient = start_proxy({"client_header_timeout 5s": "client_header_timeout 600s"})
+    with _open_files(8192), contextlib.ExitStack() as stack:
+        halves = []
+        for _ in range(3000):
+            halves.append(stack.enter_context(socket.create_connection(("127.0.0.1", patient.port), timeout=5)))
+            halves[-1].sendall(b"\x16\x03\x01\x02\x00")
+        assert [patient.ask() for _ in range(6)] == [200] * 6
+        assert not _readable(halves)  # none was closed to make room
+
+
+@contextlib.contextmanager
+def _open_files(count: int) -> Iterator[None]:
+    """So many, to this process and what it starts; the test is skipped where the proxy's 8192 are not allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 8192:
+        pytest.skip(f"the hard limit of open files is {hard}; 8192 are needed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _readable(connections: list[socket.socket]) -> list[tuple[int, int]]:
+    """Those on which something came, or that were closed."""
+    polled = select.poll()
+    for connection in connections:
+        polled.register(connection, select.POLLIN)
+    return polled.poll(0)
 
 
 def _ends(connection: socket.socket) -> bool:
