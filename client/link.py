@@ -37,10 +37,8 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -51,8 +49,7 @@ from client.keys import transport_key
 from client.policy import SiteSettings
 from client.tls import tls_context
 from common.errors import ExitCode, ProtocolError, UnreachableError
-from common.wire.messages import MAX_BODY
-from common.wire.parcels import pack_body, unpack_body
+from common.wire.parcels import gather, pack_body, unpack_body
 
 TESTED: tuple[str, ...] = ("1.41",)
 """Releases of Flower that tests ran this file with."""
@@ -64,7 +61,6 @@ _MOST_ANSWER = 16 * 1024 * 1024
 _LONGEST_ANSWER = 300.0
 """Seconds that one answer's body may take, however steadily it comes."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 20.0
-_MOST_OBJECTS = 2 * MAX_BODY // (5 * 1024 * 1024)
 _BUSY = frozenset({408, 429, 502, 503, 504})
 _REFUSED = frozenset({400, 401, 404, 409})
 _NOT_RUNNING = 403
@@ -196,20 +192,11 @@ class Link:
             )
 
     def _inflate(self, run: int, identity: str, tree: ObjectTree) -> Parcel:
-        names = [one.object_id for one in iterate_object_tree(tree)]
-        if len(names) > _MOST_OBJECTS:
-            raise ProtocolError("message: larger than the limit")
-        contents = {name: self._pull_object(run, name) for name in names}
+        message = gather(tree, lambda name: self._pull_object(run, name))
         self._call(
             self._client.ConfirmMessageReceived,
             ConfirmMessageReceivedRequest(node=self._node, run_id=run, message_object_id=identity),
         )
-        try:
-            message = inflate_object_from_contents(identity, contents)
-        except (DecodeError, ValueError, KeyError, TypeError):
-            raise ProtocolError("message: not one of Flower") from None
-        if not isinstance(message, Message):
-            raise ProtocolError("message: not one of Flower")
         message.metadata.__dict__["_message_id"] = identity
         return Parcel(unpack_body(message.content) if message.has_content() else b"", message)
 

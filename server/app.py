@@ -1,19 +1,31 @@
 """The coordinator as a Flower ServerApp: an exchange over a Flower grid, and nothing else of Flower."""
 
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from flwr.app import Context, Message, MessageType
+from flwr.app import Context, Error, Message, MessageType, Metadata, RecordDict
+from flwr.app.message import make_message
+from flwr.common.constant import ErrorCode
+from flwr.common.serde_utils import metadata_from_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_objects
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.superlink.grid import HttpGrid
 
-from common.wire.parcels import pack_body, unpack_body
+from common.errors import ProtocolError
+from common.wire.parcels import gather, pack_body, unpack_body
 from server.exchange import Exchange
 from server.live import conduct as conduct_live
 from server.live import credentials_of
 from server.run_folder import read_start
 
+_LOG = logging.getLogger(__name__)
 _POLL = 0.2
 _PAUSE = 2.0
 """Seconds before a node that failed is asked again."""
@@ -21,10 +33,58 @@ _SILENT = 300.0
 """Seconds before a node that says nothing is asked again: a process that was started anew knows of no message."""
 
 
+class BoundedGrid:
+    """The grid of a SuperLink; Flower's own takes replies of any size, and a malformed one ends the run.
+
+    Guarantees: of a reply no more is pulled than a message may be; one that is larger, or malformed, is there without
+    content; a reply is to the message that the SuperLink says, whatever it says itself.
+    """
+
+    def __init__(self, grid: HttpGrid) -> None:
+        """Pulls for it; the rest it does itself."""
+        self._grid = grid
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Of nodes that are connected."""
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Identities of the messages that were sent."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """What came in reply to messages, one after the other, so that only one is held with its parts."""
+        found = self._client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+        for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            yield self._reply(metadata_from_proto(head.metadata), tree)
+
+    @property
+    def _client(self) -> RuntimeHttpClient:
+        return self._grid._runtime_client  # noqa: SLF001 (no public part of it pulls an object)
+
+    def _reply(self, head: Metadata, tree: ObjectTree) -> Message:
+        node, run = self._grid.node, self._grid.run.run_id
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, node, run)
+        try:
+            reply = gather(tree, lambda name: pull_objects([name], pull)[name])
+        except ObjectPullError:  # its node was cut off, and did not send it all in time
+            return make_message(head, error=Error(ErrorCode.MESSAGE_UNAVAILABLE))
+        except ProtocolError as fault:
+            _LOG.warning("node=%d event=malformed reason=%s", head.src_node_id, fault)
+            reply = make_message(head, content=RecordDict())
+        self._client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=tree.object_id)
+        )
+        reply.metadata.__dict__["_reply_to_message_id"] = head.reply_to_message_id
+        return reply
+
+
 class GridExchange:
     """Carries envelopes over a Flower grid; an address is a node id."""
 
-    def __init__(self, grid: Grid, *, nodes: int, patience: float, timeout: float, is_lasting: bool) -> None:
+    def __init__(
+        self, grid: Grid | BoundedGrid, *, nodes: int, patience: float, timeout: float, is_lasting: bool
+    ) -> None:
         """Wait for nodes, then carry.
 
         Args:
@@ -49,6 +109,8 @@ class GridExchange:
 
     def ask(self, bodies: Mapping[str, bytes]) -> dict[str, bytes]:
         """Send and wait; a node that fails has no entry, or is asked again until time is up.
+
+        What is no body of ours, or a larger one than is taken, is an answer too, and empty.
 
         A site may be gone for a minute, its process started anew or its network down. It answers what it answered
         before, so asking again costs nothing.
@@ -82,7 +144,7 @@ class GridExchange:
         replies = self._grid.pull_messages(waiting) if waiting else []
         return {
             # Not by its source: where a node is gone, Flower answers in its name.
-            reply.metadata.reply_to_message_id: None if reply.has_error() else unpack_body(reply.content) or None
+            reply.metadata.reply_to_message_id: None if reply.has_error() else unpack_body(reply.content)
             for reply in replies
         }
 
@@ -115,11 +177,12 @@ def _make_live_app() -> ServerApp:
 
     @live.main()
     def main(grid: Grid, context: Context) -> None:
+        assert isinstance(grid, HttpGrid)  # of a SuperLink
         folder = Path(str(context.run_config["run"]))
         start = read_start(folder)
         credentials = credentials_of(start.home)
         exchange = GridExchange(
-            grid,
+            BoundedGrid(grid),
             nodes=len(credentials.sites),
             patience=start.patience,
             timeout=start.timeout,

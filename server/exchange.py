@@ -18,7 +18,10 @@ class Exchange(Protocol):
         ...
 
     def ask(self, bodies: Mapping[str, bytes]) -> dict[str, bytes]:
-        """Send each address its envelope; the envelopes of those that answered, by address."""
+        """Send each address its envelope; the envelopes of those that answered, by address.
+
+        Empty where what came was no envelope, or larger than one may be.
+        """
         ...
 
 

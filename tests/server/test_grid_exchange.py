@@ -1,18 +1,28 @@
 """Envelopes over a Flower grid: who is asked again, whose reply counts, and when it is over."""
 
 import itertools
-from collections.abc import Callable, Iterable
+import tracemalloc
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, Error, Metadata, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
+from flwr.common.serde import message_to_proto
+from flwr.proto.message_pb2 import PullObjectResponse
+from flwr.proto.runtime_pb2 import PullAppMessagesResponse
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid
 
+from common.wire import parcels
 from common.wire.parcels import pack_body, unpack_body
 from server import app
-from server.app import GridExchange
+from server.app import BoundedGrid, GridExchange
 
 SUPERLINK = 1
 """The node in whose name Flower answers for nodes that are gone."""
@@ -87,7 +97,7 @@ class FakeGrid:
 
 def reply_to(identity: str, reply: Reply) -> Any:
     """What Flower hands out; its source never says which node it is about."""
-    content = reply.content or pack_body(reply.body or b"")
+    content = reply.content if reply.content is not None else pack_body(reply.body or b"")
     return SimpleNamespace(
         metadata=SimpleNamespace(reply_to_message_id=identity, src_node_id=SUPERLINK),
         has_error=lambda: reply.body is None,
@@ -120,9 +130,8 @@ def test_replies_count_for_the_message_that_they_answer_whatever_their_source(cl
     assert exchange(grid, is_lasting=False).ask(BODIES) == {"20": b"well"}
 
 
-@pytest.mark.parametrize("body", [None, b""])
-def test_a_node_that_fails_is_asked_again_until_it_answers(clock: Clock, body: bytes | None) -> None:
-    grid = FakeGrid(clock, lambda node, number: [Reply(body if node == 3 and number < 3 else b"well")])
+def test_a_node_that_fails_is_asked_again_until_it_answers(clock: Clock) -> None:
+    grid = FakeGrid(clock, lambda node, number: [Reply(None if node == 3 and number < 3 else b"well")])
     assert exchange(grid).ask(BODIES) == {"3": b"well", "20": b"well"}
     assert len(grid.times(20)) == 1
     # Not at once: a pause lies between.
@@ -131,19 +140,20 @@ def test_a_node_that_fails_is_asked_again_until_it_answers(clock: Clock, body: b
     assert {sent for _, node, sent in grid.sent if node == 3} == {b"for 3"}
 
 
-@pytest.mark.parametrize("body", [None, b""])
-def test_a_node_that_fails_and_will_not_be_there_again_is_asked_once(clock: Clock, body: bytes | None) -> None:
-    grid = FakeGrid(clock, lambda node, _: [Reply(body if node == 3 else b"well")])
+def test_a_node_that_fails_and_will_not_be_there_again_is_asked_once(clock: Clock) -> None:
+    grid = FakeGrid(clock, lambda node, _: [Reply(None if node == 3 else b"well")])
     assert exchange(grid, is_lasting=False).ask(BODIES) == {"20": b"well"}
     assert len(grid.sent) == 2
     assert clock.now < 1001
 
 
-def test_a_reply_that_holds_no_body_of_ours_counts_as_a_failure(clock: Clock) -> None:
-    other = RecordDict({"privshare": ArrayRecord()})
-    grid = FakeGrid(clock, lambda node, number: [Reply(b"x", content=other if number == 0 else None)])
-    assert exchange(grid).ask({"3": b"for 3"}) == {"3": b"x"}
-    assert grid.times(3) == [0.0, 2.0]
+@pytest.mark.parametrize("content", [RecordDict(), RecordDict({"privshare": ArrayRecord()}), pack_body(b"")])
+def test_a_reply_that_holds_no_body_of_ours_is_an_empty_answer_and_nobody_is_asked_again(
+    clock: Clock, content: RecordDict
+) -> None:
+    grid = FakeGrid(clock, lambda *_: [Reply(b"x", content=content)])
+    assert exchange(grid).ask({"3": b"for 3"}) == {"3": b""}
+    assert grid.times(3) == [0.0]
 
 
 def test_a_node_that_says_nothing_is_asked_again_after_a_while(clock: Clock) -> None:
@@ -213,3 +223,112 @@ def test_sites_are_waited_for_and_those_that_came_in_time_are_there(clock: Clock
     late.get_node_ids = lambda: iter([7] if clock.now < 1014 else [7, 5, 6])  # type: ignore[method-assign]
     assert exchange(late).sites() == ["5", "6", "7"]
     assert clock.now < 1015
+
+
+# --- replies of any size
+
+MIB = 1024 * 1024
+
+
+@dataclass
+class Runtime:
+    """What a SuperLink says to a program of a run.
+
+    heads: what it says of each reply. parts: by identity; empty where one has not come.
+    """
+
+    heads: list[Any] = field(default_factory=list)
+    trees: list[Any] = field(default_factory=list)
+    parts: dict[str, bytes] = field(default_factory=dict)
+    confirmed: list[str] = field(default_factory=list)
+    pulled: int = 0
+
+    def reply(self, asked: str, content: RecordDict | Error, *, says: str | None = None) -> None:
+        """Comes of node 7 to a message; `says` is what stands in its own parts."""
+        body: Any = {"error" if isinstance(content, Error) else "content": content}
+        message = make_message(head_of(says or asked), **body)
+        self.heads.append(message_to_proto(remove_content_from_message(make_message(head_of(asked), **body))))
+        self.trees.append(get_object_tree(message))
+        self.parts |= {name: one.deflate() for name, one in get_all_nested_objects(message).items()}
+
+    def PullMessages(self, asked: Any) -> PullAppMessagesResponse:  # noqa: N802
+        assert list(asked.message_ids)
+        heads, trees, self.heads, self.trees = self.heads, self.trees, [], []
+        return PullAppMessagesResponse(messages_list=heads, message_object_trees=trees)
+
+    def PullObject(self, asked: Any) -> PullObjectResponse:  # noqa: N802
+        assert asked.run_id == 5
+        part = self.parts.get(asked.object_id)
+        self.pulled += len(part or b"")
+        return PullObjectResponse(
+            object_found=part is not None, object_available=bool(part), object_content=part or b""
+        )
+
+    def ConfirmMessageReceived(self, asked: Any) -> None:  # noqa: N802
+        self.confirmed.append(asked.message_object_id)
+
+
+def head_of(asked: str) -> Metadata:
+    return Metadata(5, "", 7, 1, asked, "", 0.0, 60.0, "query")
+
+
+@pytest.fixture
+def runtime() -> Runtime:
+    return Runtime()
+
+
+def pull(runtime: Runtime, *waiting: str) -> Mapping[str, bytes | None]:
+    """What an exchange over a SuperLink's grid makes of what it says."""
+    grid = HttpGrid(token="of the run")
+    grid.set_run(Run.create_empty(5))
+    grid._client = runtime  # type: ignore[assignment]
+    return GridExchange(BoundedGrid(grid), nodes=1, patience=1, timeout=1, is_lasting=True)._pull(list(waiting))
+
+
+@pytest.mark.parametrize("size", [1, 4 * MIB, 9 * MIB])
+def test_replies_are_pulled_from_a_superlink_part_by_part_and_confirmed(runtime: Runtime, size: int) -> None:
+    body = np.random.default_rng(0).bytes(size)
+    runtime.reply("m1", pack_body(body))
+    runtime.reply("m2", pack_body(b"other"))
+    runtime.reply("m3", Error(code=3))
+    heads = [tree.object_id for tree in runtime.trees]
+    assert pull(runtime, "m1", "m2", "m3") == {"m1": body, "m2": b"other", "m3": None}
+    assert runtime.confirmed == heads
+
+
+def test_a_reply_without_end_is_given_up_at_the_limit_and_is_an_empty_answer(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parcels, "MAX_BODY", 8 * MIB)
+    runtime.reply("m1", pack_body(np.random.default_rng(0).bytes(12 * MIB)))
+    runtime.reply("m2", pack_body(b"other"))
+    heads = [tree.object_id for tree in runtime.trees]
+    tracemalloc.start()
+    try:
+        found = pull(runtime, "m1", "m2")
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == {"m1": b"", "m2": b"other"}
+    assert runtime.pulled < 8 * MIB + 6 * MIB
+    assert taken < 8 * MIB + 2 * 6 * MIB  # the part over it is there twice, in its answer and out of it
+    assert runtime.confirmed == heads
+
+
+def test_a_malformed_reply_is_an_empty_answer(runtime: Runtime) -> None:
+    runtime.reply("m1", RecordDict({"privshare": ArrayRecord({"body": parcels.Array(np.zeros(3))})}))
+    runtime.parts = {name: part.replace(b"[0]", b"[9]") for name, part in runtime.parts.items()}
+    runtime.reply("m2", pack_body(b"other"))
+    assert pull(runtime, "m1", "m2") == {"m1": b"", "m2": b"other"}
+
+
+def test_a_reply_answers_what_the_superlink_says_and_not_what_it_says_itself(runtime: Runtime) -> None:
+    runtime.reply("m1", pack_body(b"mine"), says="m2")
+    assert pull(runtime, "m1", "m2") == {"m1": b"mine"}
+
+
+def test_a_reply_whose_parts_never_came_is_a_failure_of_its_node(runtime: Runtime) -> None:
+    runtime.reply("m1", pack_body(b"mine"))
+    runtime.reply("m2", pack_body(b"other"))
+    del runtime.parts[runtime.trees[0].object_id]
+    assert pull(runtime, "m1", "m2") == {"m1": None, "m2": b"other"}
