@@ -177,7 +177,8 @@ class Rounds(Section):
     # move out of the range of the others; among honest sites it is no worse (docs/results/bad-peers.md). Of fewer than
     # three it is the mean.
     aggregation: Literal["mean", "median"] = "median"
-    # No site has more units than this, as everybody knows: one that states more is not believed.
+    # No site has more units than this, as everybody knows: one that states more is not believed. There is no default,
+    # since it depends on the sites and no rows may say it; `privshare check` says what is missing.
     site_units: Annotated[Whole, Field(ge=1)] | None = None
 
 
@@ -280,6 +281,8 @@ def _check_masks(study: "Study") -> None:
         return
     if study.rounds.quorum is not None:
         raise ValueError("rounds.quorum: masks cancel over all sites alone; leave it out, or privacy.noise_trust")
+    if study.rounds.site_units is not None:
+        raise ValueError("rounds.site_units: masks hide what a site states; leave it out, or privacy.noise_trust")
     if study.discriminators.scope == "local":
         raise ValueError(
             "discriminators.scope: local sends generators that show what one site measured; it goes with "

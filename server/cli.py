@@ -16,6 +16,7 @@ from common.study import load_study
 from common.wire.membership import WARN_DAYS, Enrolment, fingerprints, spaced
 from server.checkpoints import write_file
 from server.drafts import draft_study
+from server.plausibility import units_allowed
 from server.provision import (
     LOCAL_PORT,
     Roster,
@@ -153,6 +154,7 @@ def provision(
     show(facts, title="to read over the telephone")
     for name in kits:
         typer.echo(f"send {out / name}.zip to {name}")
+    typer.echo(f"units that a site may state: {units_allowed(load_study(study))}")
     typer.echo(f"back up {home}, apart from this machine: ca.key and coordinator.pem cannot be made again")
     typer.echo("when all have been admitted, start these, each of which goes on until it is stopped:")
     typer.echo(typed(superlink_command(home)))

@@ -40,6 +40,9 @@ label:
 privacy:
   epsilon: 1.0
   delta: 1.0e-6 # below 1 / number of units
+# rounds:
+#   site_units: 50000 # between institutions: no site has more units, as everybody knows. Without it a site may state
+#                     # any number, and outweigh all others
 """
 
 

@@ -13,6 +13,7 @@ from common.models.releases import one_way_layout
 from common.study import STEPS, Study
 from common.wire.agenda import planned_tables
 from server.noise_controller import share_plan
+from server.plausibility import units_allowed
 
 ONE_WAY: Final = "one_way"
 _BINS: Final = 8
@@ -69,6 +70,7 @@ def plan_of(study: Study, sites: int) -> dict[str, str | int | float]:
         "columns_beside_the_label": len(study.features),
         "channels": len(study.channels),
         "fine_cells": layout.n_cells,
+        "units_that_a_site_may_state": units_allowed(study),
         "noise_of_a_one_way_count_at_a_site": one_way.stddev,
     }
     if units := _units_to_see_numbers(study, one_way.summed(sites)):

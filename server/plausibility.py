@@ -30,6 +30,7 @@ import numpy as np
 from common.data.tables import TableLayout
 from common.errors import ProtocolError
 from common.privacy.events import GaussianEvent
+from common.study import Study
 
 DEVIATIONS = 10.0
 """How far anything may be from what a rule allows, in standard deviations of its noise."""
@@ -161,6 +162,15 @@ def check_counts(site: str, counts: np.ndarray, event: GaussianEvent, form: Form
         _check_held_out(site, values, event, form, units)
     elif form.whole:
         _check_totals(site, values, event, form, units)
+
+
+def units_allowed(study: Study) -> str:
+    """How many units a site may state, in words for those who agree on a study; no rows say what nobody may exceed."""
+    if study.privacy.noise_trust != "local":
+        return "any number, since masks hide it: one site can make of every sum what it likes"
+    if study.rounds.site_units is None:
+        return "any number, so one can outweigh all others: agree on rounds.site_units"
+    return f"at most {study.rounds.site_units}"
 
 
 def check_units(site: str, units: Units, *, most: int | None) -> None:

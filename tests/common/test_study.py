@@ -791,6 +791,7 @@ def test_exit_codes_are_distinct_and_avoid_those_of_flower() -> None:
     ("section", "says"),
     [
         ({"rounds": {"quorum": 2}}, "rounds.quorum: masks cancel over all sites alone"),
+        ({"rounds": {"site_units": 500}}, "rounds.site_units: masks hide what a site states"),
         ({"discriminators": {"scope": "local"}}, "discriminators.scope: local sends generators"),
     ],
 )

@@ -332,6 +332,23 @@ def plan(path: Path, *options: str) -> dict[str, object]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("", "any number, so one can outweigh all others: agree on rounds.site_units"),
+        ("rounds: {site_units: 5000}\n", "at most 5000"),
+    ],
+)
+def test_check_says_how_many_units_a_site_may_state(tmp_path: Path, more: str, says: str) -> None:
+    assert plan(written(STUDY + more, tmp_path))["units_that_a_site_may_state"] == says
+
+
+def test_check_says_that_masks_hide_how_many_units_a_site_states(tmp_path: Path) -> None:
+    masked = STUDY.replace("one_way_share: 0.25", "noise_trust: masked")
+    says = "any number, since masks hide it: one site can make of every sum what it likes"
+    assert plan(written(masked, tmp_path))["units_that_a_site_may_state"] == says
+
+
 def test_a_good_study_has_a_plan_in_json(tmp_path: Path) -> None:
     path = written(STUDY, tmp_path)
     found = plan(path, "--sites", "9")

@@ -476,6 +476,7 @@ def test_provision_prints_what_to_read_over_the_telephone_and_what_to_start(tmp_
     ca = read_ca(Path(home, "ca.crt").read_bytes())
     for part in (coordinator_key(Path(home)).public, fingerprint(ca), fed.roster.study):
         assert spaced(part) in result.stdout
+    assert "units that a site may state: any number, so one can outweigh all others" in result.stdout
     superlink, superexec, proxy, nginx, start = result.stdout.splitlines()[-5:]
     assert superlink == typed(superlink_command(Path(home)))
     assert superexec == typed(superexec_command(Path(home)))
