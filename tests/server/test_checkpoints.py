@@ -10,7 +10,15 @@ import pytest
 from safetensors.numpy import save
 
 from common.errors import CheckpointError, ExitCode, OutputError
-from server.checkpoints import CHECKPOINT_SCHEMA, Checkpoint, load_latest, save_checkpoint, write_file, write_json
+from server.checkpoints import (
+    CHECKPOINT_SCHEMA,
+    Checkpoint,
+    latest_facts,
+    load_latest,
+    save_checkpoint,
+    write_file,
+    write_json,
+)
 
 FACTS: dict[str, Any] = {"run": "r-1", "seed": 7, "monitor": None, "history": [{"loss": 0.1, "trainers": ["a"]}]}
 ARRAYS = {
@@ -20,6 +28,9 @@ ARRAYS = {
     "none": np.zeros((0, 3)),
     "scalar": np.array(2.5),
 }
+
+
+NONE = "no checkpoint is whole"
 
 
 class CrashError(BaseException):
@@ -89,34 +100,61 @@ def test_the_same_step_again_replaces_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 50, 0.5, 0.9, -1])
-def test_a_truncated_checkpoint_is_refused(tmp_path: Path, keep: float) -> None:
+def test_in_place_of_a_truncated_checkpoint_the_one_before_is_loaded_and_the_log_says_so(
+    tmp_path: Path, keep: float, caplog: pytest.LogCaptureFixture
+) -> None:
     save_checkpoint(tmp_path, 1, Checkpoint({"older": True}, {}))
-    save_checkpoint(tmp_path, 2, Checkpoint(FACTS, ARRAYS))
-    path = tmp_path / "step-00002.safetensors"
-    body = path.read_bytes()
-    path.write_bytes(body[: int(keep * len(body)) if isinstance(keep, float) else keep])
-    assert "step-00002.safetensors: the checkpoint is damaged; delete it to go on from the one before" in refuse(
-        tmp_path
-    )
-    path.unlink()
+    for step in (2, 3):
+        save_checkpoint(tmp_path, step, Checkpoint(FACTS, ARRAYS))
+        path = tmp_path / f"step-{step:05d}.safetensors"
+        body = path.read_bytes()
+        path.write_bytes(body[: int(keep * len(body)) if isinstance(keep, float) else keep])
     assert latest(tmp_path).facts == {"older": True}
+    assert [record.message.split("/")[-1] for record in caplog.records] == [
+        "step-00003.safetensors",
+        "step-00002.safetensors",
+    ]
+    save_checkpoint(tmp_path, 2, Checkpoint({"anew": True}, {}))
+    assert latest(tmp_path).facts == {"anew": True}
+
+
+def test_where_no_checkpoint_is_whole_the_line_says_what_to_do(tmp_path: Path) -> None:
+    for step in (1, 2):
+        (tmp_path / f"step-{step:05d}.safetensors").write_bytes(b"")
+    assert refuse(tmp_path) == (
+        f"{tmp_path}: no checkpoint is whole; delete them to begin again, which charges nothing twice"
+    )
+
+
+def test_what_is_looked_at_is_of_the_newest_checkpoint_that_has_a_header(tmp_path: Path) -> None:
+    assert latest_facts(tmp_path) is None
+    save_checkpoint(tmp_path, 1, Checkpoint({"step": 1}, {}))
+    save_checkpoint(tmp_path, 2, Checkpoint({"step": 2}, {}))
+    (tmp_path / "step-00002.safetensors").write_bytes(b"half")
+    found = latest_facts(tmp_path)
+    assert found is not None
+    assert found["step"] == 1
+    (tmp_path / "step-00001.safetensors").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+        latest_facts(tmp_path)
 
 
 @pytest.mark.parametrize("body", [b"not a checkpoint", b"\x80\x05K\x01.", b"\xff" * 100, b"{}", b"\0" * 16])
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, body: bytes) -> None:
     (tmp_path / "step-00001.safetensors").write_bytes(body)
-    assert "damaged" in refuse(tmp_path)
+    assert NONE in refuse(tmp_path)
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"other": "{}"}, {"privshare": "{"}, {"privshare": ""}])
 def test_a_file_without_our_header_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     (tmp_path / "step-00001.safetensors").write_bytes(save({"counts": np.ones(3)}, metadata=metadata))
-    assert "damaged" in refuse(tmp_path)
+    assert NONE in refuse(tmp_path)
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
     body = save({"counts": np.ones(3)}, metadata={"privshare": json.dumps({"schema": "privshare.checkpoint/2"})})
-    (tmp_path / "step-00001.safetensors").write_bytes(body)
+    save_checkpoint(tmp_path, 1, Checkpoint({}, {}))  # which is not what whoever wrote the other one wants
+    (tmp_path / "step-00002.safetensors").write_bytes(body)
     assert CHECKPOINT_SCHEMA in refuse(tmp_path)
 
 
@@ -126,7 +164,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
 def test_a_header_without_a_version_or_a_digest_is_refused(tmp_path: Path, header: Any) -> None:
     body = save({"counts": np.ones(3)}, metadata={"privshare": json.dumps(header)})
     (tmp_path / "step-00001.safetensors").write_bytes(body)
-    assert "damaged" in refuse(tmp_path)
+    assert NONE in refuse(tmp_path)
 
 
 def test_a_flipped_bit_in_an_array_or_a_changed_fact_is_refused(tmp_path: Path) -> None:
@@ -136,7 +174,7 @@ def test_a_flipped_bit_in_an_array_or_a_changed_fact_is_refused(tmp_path: Path) 
     for damaged in (whole[:-3] + bytes([whole[-3] ^ 64]) + whole[-2:], whole.replace(b'seed\\": 1', b'seed\\": 2')):
         assert damaged != whole
         path.write_bytes(damaged)
-        assert "damaged" in refuse(tmp_path)
+        assert NONE in refuse(tmp_path)
 
 
 def test_none_of_200_flipped_bits_goes_unseen(tmp_path: Path) -> None:
@@ -164,9 +202,10 @@ def test_a_part_of_nothing_but_zeros_is_refused(tmp_path: Path, start: int) -> N
     refuse(tmp_path)
 
 
-def test_a_folder_under_the_name_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "step-00001.safetensors").mkdir()
-    refuse(tmp_path)
+def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, Checkpoint({}, {}))
+    (tmp_path / "step-00002.safetensors").mkdir()
+    assert refuse(tmp_path) == f"{tmp_path / 'step-00002.safetensors'}: cannot be read"
 
 
 def test_it_is_safetensors_with_a_json_header_and_no_pickle(tmp_path: Path) -> None:
