@@ -34,7 +34,7 @@ from common.study import load_study
 from server.checkpoints import write_file, write_json
 from server.journal import read_journal
 from server.provision import Roster, read_roster
-from server.run_folder import START_SCHEMA, asked, read_outcome, read_start, take_back
+from server.run_folder import START_SCHEMA, asked, forget_outcome, read_outcome, read_start, take_back
 
 DEPLOY: Final = Path(__file__).parents[1] / "deploy"
 BUNDLE: Final = DEPLOY / "flower-app"
@@ -180,7 +180,7 @@ def prepare(
         "timeout": timeout,
     }
     write_json(folder / "start.json", start)
-    (folder / "outcome.json").unlink(missing_ok=True)  # a failure that was mended, or nothing
+    forget_outcome(folder)
     if asked(folder) == "stop":  # it was, and whoever starts it again wants it to go on
         take_back(folder)
 

@@ -16,9 +16,8 @@ from pydantic import Field, ValidationError
 
 from common.data.schema import Number, Section, Text, Whole
 from common.errors import CheckpointError, ExitCode, OutputError, StoppedError
-from common.files import sync_folder
 from common.study import explain
-from server.checkpoints import write_json
+from server.checkpoints import remove_file, write_json
 from server.journal import JOURNAL, Journal
 
 START_SCHEMA: Final = "privshare.start/1"
@@ -27,9 +26,10 @@ REQUEST_SCHEMA: Final = "privshare.request/1"
 LOCK: Final = "running"
 """The file that whoever conducts a run holds locked."""
 _REQUEST: Final = "request.json"
+_OUTCOME: Final = "outcome.json"
 FILES: Final = (
     "start.json",
-    "outcome.json",
+    _OUTCOME,
     _REQUEST,
     LOCK,
     JOURNAL,
@@ -92,14 +92,23 @@ def read_start(folder: Path) -> Start:
 def read_outcome(folder: Path) -> Outcome | None:
     """How a run ended; None while it has not."""
     try:
-        return Outcome.model_validate(json.loads((folder / "outcome.json").read_bytes()))
+        return Outcome.model_validate(json.loads((folder / _OUTCOME).read_bytes()))
     except (OSError, ValueError):
         return None
 
 
 def write_outcome(folder: Path, code: ExitCode, message: str) -> None:
     """Write down how a run ended."""
-    write_json(folder / "outcome.json", {"schema": OUTCOME_SCHEMA, "code": int(code), "message": message})
+    write_json(folder / _OUTCOME, {"schema": OUTCOME_SCHEMA, "code": int(code), "message": message})
+
+
+def forget_outcome(folder: Path) -> None:
+    """Let a run go on that has ended: a failure that was mended, or nothing.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    remove_file(folder / _OUTCOME)
 
 
 @contextmanager
@@ -162,11 +171,7 @@ def take_back(folder: Path) -> Wish | None:
         OutputError: the folder cannot be written.
     """
     wish = asked(folder)
-    try:
-        (folder / _REQUEST).unlink(missing_ok=True)
-        sync_folder(folder)
-    except OSError as error:
-        raise OutputError(f"{folder / _REQUEST}: cannot be removed ({error.strerror})") from None
+    remove_file(folder / _REQUEST)
     return wish
 
 

@@ -38,7 +38,7 @@ from common.synthesis.latents import whole_shares
 from server.checkpoints import write_file, write_json
 from server.gates import gates_of
 from server.publish import publish
-from server.run_folder import asked, hold, take_back, write_outcome
+from server.run_folder import asked, forget_outcome, hold, take_back, write_outcome
 from server.run_state import RunState
 from simulations.baselines.released import evaluate_classifier
 from simulations.federation import Engine, credentials_of
@@ -240,7 +240,7 @@ def execute(
     divided = divide(run)
     open_folder(run)
     with hold(run.folder):
-        (run.folder / "outcome.json").unlink(missing_ok=True)
+        forget_outcome(run.folder)
         try:
             results = _execute(run, divided, engine, device, on_step, level=level, gated=gated, staged=staged)
         except ReleaseError as error:
