@@ -95,6 +95,7 @@ class Conductor(ABC, Generic[_Outcome]):
         """
         state = self._state
         self._journal.note("opened", run=state.run, study=state.study, steps=len(state.history))
+        self._write_history()
         heed(self._folder, self._journal)
         roster = self._call_roll(exchange)
         self._pass_on(roster)
@@ -420,11 +421,16 @@ class Conductor(ABC, Generic[_Outcome]):
         line["budget_used"] = state.budget_used
         state.history.append(line)
         save_checkpoint(self._folder / "checkpoints", len(state.history), checkpoint_of(state))
-        lines = "".join(json.dumps(one, allow_nan=False) + "\n" for one in state.history)
-        write_file(self._folder / "rounds.jsonl", lines.encode())
+        self._write_history()
         self._journal.note("step", step=line["step"], number=len(state.history), budget_used=line["budget_used"])
         self._on_step(line)
         heed(self._folder, self._journal)
+
+    def _write_history(self) -> None:
+        """rounds.jsonl; also of a run that is taken up, which may have ended between a checkpoint and its line."""
+        lines = "".join(json.dumps(one, allow_nan=False) + "\n" for one in self._state.history)
+        if lines:
+            write_file(self._folder / "rounds.jsonl", lines.encode())
 
     def _request(
         self,

@@ -349,6 +349,11 @@ class Buffered:
         self.flush()
         return int(self._raw.seek(offset, whence))
 
+    def tell(self) -> int:
+        """Where it is."""
+        self.flush()
+        return int(self._raw.tell())
+
     def read(self) -> bytes:
         """From here to the end."""
         return bytes(self._raw.readall())
