@@ -5,38 +5,26 @@ Agent bring the order to a Site with a ledger. Waits are shortened alike on both
 seconds.
 """
 
-import shutil
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 
-import numpy as np
 import pytest
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.servicer.fleet import fleet_handlers
-from flwr.supernode import fleet_http_client
 
-from client import agent, link
-from client.agent import Agent
 from client.door import Door
-from client.health import Part
 from client.keys import make_transport_key
-from client.link import Link
-from client.policy import SiteSettings, load_site_settings
-from common.privacy.noise import SeededNoise
 from common.wire.envelopes import Answer, Order
 from common.wire.messages import Reply
-from server import app
 from server.app import GridExchange
 from simulations.faulty_wire import End, Fault, Way, Wire, wire_to
 from tests.client.homes import COORDINATOR, IDENTITY, Home, make_home
 from tests.members import Federation, make_members
+from tests.network.sites import PATIENCE, CountedNoise, Serving, hurried, settings_of, wait_for
 from tests.network.superlinks import StateGrid, SuperLink, superlink
 
 pytestmark = [
@@ -44,12 +32,8 @@ pytestmark = [
     # Of what serves Flower's interface.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-CALL, HEARTBEAT = 1.5, 1.5
-"""Seconds of a call, and between heartbeats."""
 LONG = 3.5
 """Seconds that a fault lasts: longer than a site's patience, so that its connection is lost if it can be."""
-PATIENCE = 45.0
-"""Seconds after which something hangs."""
 UP, DOWN = frozenset({Way.UP}), frozenset({Way.DOWN})
 FAULTS = {
     "latency": Fault(delay=0.1, jitter=0.1),
@@ -87,51 +71,6 @@ CASES = [
 ]
 
 
-class CountedNoise(SeededNoise):
-    """Seeded, and remembers for what it was drawn."""
-
-    def __init__(self) -> None:
-        """Of no draw yet."""
-        super().__init__(b"seed")
-        self.draws: Counter[str] = Counter()
-
-    def draw(self, size: int, *, noise_stddev: float, context: str) -> np.ndarray:
-        """As the source it is of."""
-        self.draws[context] += 1
-        return super().draw(size, noise_stddev=noise_stddev, context=context)
-
-
-class InThisProcess:
-    """A worker whose site is in this process; `after` is called once an answer is there."""
-
-    def __init__(self, door: Door, after: Callable[[], None]) -> None:
-        """Of an open site."""
-        self._door, self._after = door, after
-
-    def start(self) -> None:
-        """It is open."""
-
-    def stop(self) -> None:
-        """It has nothing to end."""
-
-    def answer(self, envelope: bytes) -> bytes:
-        """The site's."""
-        found = self._door.answer(envelope)
-        self._after()
-        return found
-
-
-@dataclass
-class Told:
-    """Health of a site."""
-
-    last: dict[Part, str] = field(default_factory=dict)
-
-    def tell(self, part: Part, state: str) -> None:
-        """As the health that anybody may ask for."""
-        self.last[part] = state
-
-
 @dataclass
 class Outcome:
     """What a fault came to.
@@ -159,33 +98,9 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def hurried() -> Iterator[None]:
-    """All waits shortened, of both sides alike."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(link, "_CALL_TIMEOUT", CALL)
-        patch.setattr(link, "HEARTBEAT", HEARTBEAT)
-        patch.setattr(link, "_FIRST_PAUSE", 0.1)
-        patch.setattr(link, "_LONGEST_PAUSE", 0.5)
-        patch.setattr(agent, "_QUICK", 0.3)
-        patch.setattr(agent, "_IDLE", 0.4)
-        patch.setattr(fleet_http_client, "HEARTBEAT_CALL_TIMEOUT", CALL)
-        patch.setattr(fleet_handlers, "HEARTBEAT_MIN_INTERVAL", HEARTBEAT)
-        patch.setattr(app, "_POLL", 0.25)
-        patch.setattr(app, "_PAUSE", 0.3)
-        patch.setattr(app, "_SILENT", 4.0)
-        for part in ("task_id", "run_id", "node_id"):  # a Message asks who is speaking when it is made
-            patch.setattr(TaskIdentity, f"_{part}", 1)
+def no_long_waits() -> Iterator[None]:
+    with hurried():
         yield
-
-
-def settings_of(home: Home, federation: Federation, port: int) -> SiteSettings:
-    """Of a site with a key of its own for Flower, and the certificate of a member."""
-    joined = federation.settings("north")
-    for name in ("tls.crt", "tls.key"):
-        shutil.copy2(joined.state / name, home.folder / "state" / name)
-    make_transport_key(home.folder / "state")
-    changes = {"superlink": f"127.0.0.1:{port}", "ca": joined.ca}
-    return load_site_settings(home.folder / "site.yaml").model_copy(update=changes)
 
 
 def try_fault(home: Home, server: SuperLink, federation: Federation, fault: Fault, step: str) -> Outcome:
@@ -203,21 +118,11 @@ def try_fault(home: Home, server: SuperLink, federation: Federation, fault: Faul
         call = CALLS.get(step, step)
         public = public_key_to_bytes(make_transport_key(settings.state).public_key())
         node = server.admit(public, lambda path, is_full: bite() if path == call and needed(path, is_full) else None)
-        noise, is_stopping = CountedNoise(), threading.Event()
+        noise = CountedNoise()
         door = Door(home.open(noise))
-        worker = InThisProcess(door, lambda: bite() if step == "before the answer is pushed" else None)
-        serving_site = Agent(
-            lambda: Link(settings, is_stopping=is_stopping),
-            worker,  # type: ignore[arg-type]
-            Told(),  # type: ignore[arg-type]
-            site="north",
-            is_stopping=is_stopping,
-        )
         if step == "before registering":
             bite()
-        faults: list[BaseException] = []
-        site = threading.Thread(target=run, args=(serving_site, faults), daemon=True)
-        site.start()
+        site = Serving(settings, door, after=lambda: bite() if step == "before the answer is pushed" else None)
         if step not in ("before registering", "registered", "send-node-heartbeat"):
             wait_for(lambda: node in server.state.get_nodes(server.run))
         body = home.ask("one_way").encode()
@@ -239,15 +144,14 @@ def try_fault(home: Home, server: SuperLink, federation: Federation, fault: Faul
                 bodies.append(Answer.open(found, public=IDENTITY.public, order=order)[1])
         if is_armed.is_set():
             mender.join()
-        is_stopping.set()
-        site.join(PATIENCE)
+        site.stop()
         return Outcome(
             bodies,
             home.charged,
             max(noise.draws.values(), default=0),
             wire.has_bitten.is_set(),
-            not site.is_alive(),
-            faults[0] if faults else None,
+            site.is_over,
+            site.fault,
         )
 
 
@@ -256,26 +160,11 @@ def needed(path: str, is_full: bool) -> bool:
     return is_full or path != "pull-messages"
 
 
-def run(serving_site: Agent, faults: list[BaseException]) -> None:
-    try:
-        serving_site.run()
-    except BaseException as fault:  # noqa: BLE001 (the test looks at it)
-        faults.append(fault)
-
-
 def mend(wire: Wire) -> None:
     """Some time after its fault met something."""
     wire.has_bitten.wait(PATIENCE)
     time.sleep(LONG)
     wire.mend()
-
-
-def wait_for(is_so: Callable[[], bool]) -> None:
-    """Until it is so."""
-    deadline = time.monotonic() + PATIENCE
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
