@@ -42,11 +42,11 @@ class SuperLink:
     port: of the Fleet interface.
     """
 
-    def __init__(self) -> None:
-        """With nobody in it."""
+    def __init__(self, database: Path | None = None) -> None:
+        """With whoever is in its database; by default it is in memory, and nobody is."""
         config: Any = SimpleNamespace(
             simulation=False,
-            database=FLWR_IN_MEMORY_DB_NAME,
+            database=FLWR_IN_MEMORY_DB_NAME if database is None else str(database),
             superexec_auth_secret=None,
             artifact_provider=None,
             fleet_api_type=TRANSPORT_TYPE_GRPC_RERE,
@@ -157,16 +157,16 @@ class StateGrid:
 
 
 @contextmanager
-def superlink(home: Path) -> Iterator[SuperLink]:
-    """One that shows a coordinator's certificate, and asks for one of its sites'."""
-    made = SuperLink()
+def superlink(home: Path, *, database: Path | None = None, is_open: bool = False) -> Iterator[SuperLink]:
+    """One that shows a coordinator's certificate, and asks for one of its sites' unless it is open to all."""
+    made = SuperLink(database)
     config = uvicorn.Config(
         made,
         host="127.0.0.1",
         ssl_certfile=str(home / "server.crt"),
         ssl_keyfile=str(home / "server.key"),
         ssl_ca_certs=str(home / "ca.crt"),
-        ssl_cert_reqs=ssl.CERT_REQUIRED,
+        ssl_cert_reqs=ssl.CERT_NONE if is_open else ssl.CERT_REQUIRED,
         log_config=None,
         ws="none",  # the library that speaks it warns when it is imported
         timeout_graceful_shutdown=1,
