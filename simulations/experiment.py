@@ -34,7 +34,7 @@ from common.evaluation.report import Level, Subject, draws_of, evaluate, rows_ta
 from common.privacy import budget
 from common.privacy.signatures import SigningKey
 from common.study import Study, load_study
-from common.synthesis.latents import whole_shares
+from common.synthesis.draws import whole_shares
 from server.checkpoints import write_file, write_json
 from server.gates import gates_of
 from server.publish import publish

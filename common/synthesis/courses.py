@@ -8,8 +8,8 @@ import torch
 from common.data.binning import Binning
 from common.data.constraints import allowed_moves, directions
 from common.models.sequences import Courses
+from common.synthesis.draws import draw_rows
 from common.synthesis.release import Release
-from common.synthesis.structure import draw_rows
 
 _AT_ONCE: Final = 1024
 _SLIGHT: Final = 1e-9

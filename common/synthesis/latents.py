@@ -15,8 +15,9 @@ import torch
 
 from common.data.binning import Binning
 from common.data.selection import Selection, everything
+from common.synthesis.draws import draw_rows, resample
 from common.synthesis.release import Release
-from common.synthesis.structure import Structure, draw_rows, parts_of, powers_of
+from common.synthesis.structure import Structure, parts_of, powers_of
 
 _AT_ONCE: Final = 4096
 _Key = tuple[Literal["asked", "tied", "bins"], str, int]
@@ -264,22 +265,3 @@ def effective(weights: np.ndarray) -> float:
     """
     total = float(weights.sum())
     return total**2 / float((weights**2).sum()) if total > 0 else 0.0
-
-
-def resample(weights: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
-    """Positions drawn by weight, (size,), each as often as its share says or once more or less; in rising order.
-
-    Source: Carpenter et al. 1999 (systematic resampling).
-    """
-    edges = np.cumsum(weights / weights.sum())
-    points = (np.arange(size) + random.random()) / size
-    return np.minimum(np.searchsorted(edges, points, side="right"), int(np.flatnonzero(weights)[-1]))
-
-
-def whole_shares(counts: np.ndarray, rows: int) -> np.ndarray:
-    """Whole rows of each of some shares, by largest remainder; (shares,) int64."""
-    exact = counts / counts.sum() * rows
-    whole = np.floor(exact).astype(np.int64)
-    most = np.argsort(-(exact - whole), kind="stable")[: rows - int(whole.sum())]
-    whole[most] += 1
-    return np.asarray(whole)

@@ -18,7 +18,8 @@ from scipy.sparse import csr_array
 from common.data.selection import Selection
 from common.errors import ConditionError, ExitCode
 from common.synthesis.balance import Balance, fits
-from common.synthesis.latents import Drawn, Latents, effective, whole_shares
+from common.synthesis.draws import whole_shares
+from common.synthesis.latents import Drawn, Latents, effective
 from common.synthesis.match import match_ratio
 from common.synthesis.release import Release
 from common.synthesis.request import Request

@@ -12,7 +12,7 @@ from common.data.windows import WindowedTable, long_table
 from common.models.generator import cut_windows, draw_bins
 from common.study import Study
 from common.synthesis.courses import draw_courses
-from common.synthesis.latents import whole_shares
+from common.synthesis.draws import whole_shares
 from common.synthesis.plan import Plan, free_plan
 from common.synthesis.release import Release
 from common.synthesis.structure import parts_of, values_of

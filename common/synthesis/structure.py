@@ -20,6 +20,7 @@ from common.data.encoding import Grid
 from common.data.schema import CategoricalColumn, WholeColumn
 from common.data.selection import Piece, Selection, marks_of, starts_of
 from common.errors import ConditionError, ExitCode
+from common.synthesis.draws import draw_rows
 from common.synthesis.release import Release
 
 _AT_ONCE: Final = 2**22
@@ -298,16 +299,6 @@ def _forward(
         piece = draw_rows(own * weights[labels, state] * after[rows[:, None], moves[state]], random)
         drawn[name], state = piece, moves[state, piece]
     return drawn
-
-
-def draw_rows(weights: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A position in each row, by its weights, (rows,) int64; weights: (rows, positions), some above 0 in each."""
-    total = np.cumsum(weights, axis=1)
-    point = random.random(len(weights)) * total[:, -1]
-    found = (point[:, None] >= total).sum(axis=1)
-    # Rounding may put a point at the very end, beyond the last position with a weight.
-    last = weights.shape[1] - 1 - (weights[:, ::-1] > 0).argmax(axis=1)
-    return np.asarray(np.minimum(found, last))
 
 
 def parts_of(binning: Binning, selection: Selection) -> np.ndarray:

@@ -22,7 +22,7 @@ from common.models.releases import Bins
 from common.models.training import Stretch
 from common.study import Study
 from common.synthesis.decoder import Decoder
-from common.synthesis.latents import whole_shares
+from common.synthesis.draws import whole_shares
 from common.wire.messages import Reply, Request
 from common.wire.packing import CRITIC, GENERATOR, pack, pack_bins, shape_of
 from server.aggregation import REACH

@@ -12,7 +12,8 @@ import torch
 
 from common.data.windows import WindowedTable
 from common.errors import ConditionError, ExitCode
-from common.synthesis.latents import Latents, effective, resample, whole_shares
+from common.synthesis.draws import resample, whole_shares
+from common.synthesis.latents import Latents, effective
 from common.synthesis.plan import FLOOR, make_plan
 from common.synthesis.release import Release
 from common.synthesis.request import parse_request
