@@ -2,7 +2,8 @@
 
 A bin holds several fine cells. Drawing one anew in each step would make a trajectory jitter inside its bins. So a cell
 is drawn by the released shares of its bin, tilted towards the channel's last cell, and the strength of the tilt is the
-one with which the moves of the synthetic windows come nearest to the released ones. While a channel stays in a bin, its
+one with which the moves of trial windows come nearest to the released ones. It is chosen once for a release: the few
+windows of a request, or those of some units alone, would say something else. While a channel stays in a bin, its
 cells follow the released shares whatever the tilt. All of it is post-processing.
 """
 
@@ -17,11 +18,38 @@ from common.data.encoding import Grid
 from common.data.schema import CategoricalColumn
 
 _WIDTHS: Final = (np.inf, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.25)
-"""Candidates: over so many cells the tilt falls by a factor e; infinity is no tilt."""
-_TRIAL: Final = 2000
-"""Units on which the candidates are tried."""
+"""Candidates."""
 _ITERATIONS: Final = 50
 _LEAST: Final = 1e-300
+
+
+def choose_width(
+    path: np.ndarray,
+    labels: np.ndarray,
+    grid: Grid,
+    binning: Binning,
+    released: np.ndarray,
+    generator: np.random.Generator,
+) -> float:
+    """How smooth a channel is inside of bins: over so many cells the tilt falls by a factor e; infinity is no tilt.
+
+    Args:
+        path: (units, steps) int64 bins of trial units, with the classes in the shares that were released.
+        labels: (units,) int64.
+        grid: of the channel.
+        binning: of the channel.
+        released: (classes, buckets), its noised table of moves.
+        generator: of the draws.
+    """
+    if not grid.is_ordered:
+        return np.inf
+    candidates = []
+    for width in _WIDTHS:
+        cells = _draw_cells(path, labels, grid, binning, width=width, generator=generator)
+        _, buckets, number = moves(cells, grid)
+        shares = np.bincount(buckets, weights=1 / number, minlength=BUCKETS)
+        candidates.append(shares / max(shares.sum(), 1.0))
+    return float(_WIDTHS[smoothness(released.sum(axis=0), candidates)])
 
 
 def decode_windows(
@@ -29,7 +57,7 @@ def decode_windows(
     labels: np.ndarray,
     grids: Sequence[Grid],
     binnings: Sequence[Binning],
-    released: np.ndarray,
+    widths: Sequence[float],
     generator: np.random.Generator,
     *,
     cells: Mapping[int, np.ndarray] | None = None,
@@ -41,19 +69,16 @@ def decode_windows(
         labels: (units,) int64.
         grids: of the channels.
         binnings: of the channels.
-        released: (channels, classes, buckets), the noised tables of moves.
+        widths: of the channels, from `choose_width`.
         generator: of everything that is drawn.
         cells: (units, steps) of channels whose cells are drawn already, by their position.
     """
     values = np.full(bins.shape, np.nan)
-    for position, (grid, binning) in enumerate(zip(grids, binnings, strict=True)):
+    for position, (grid, binning, width) in enumerate(zip(grids, binnings, widths, strict=True)):
         path = bins[:, :, position]
         if cells is not None and position in cells:
             own = np.where(path >= 0, cells[position], -1)
         else:
-            width = np.inf
-            if grid.is_ordered:
-                width = _choose_width(path[:_TRIAL], labels[:_TRIAL], grid, binning, released[position], generator)
             own = _draw_cells(path, labels, grid, binning, width=width, generator=generator)
         there = own >= 0
         values[:, :, position][there] = _to_numbers(own[there], grid, generator)
@@ -79,23 +104,6 @@ def _to_numbers(cells: np.ndarray, grid: Grid, generator: np.random.Generator) -
     if isinstance(grid.column, CategoricalColumn):
         return np.where(cells < grid.n_values, cells.astype(np.float64), np.nan)
     return grid.column.to_numbers(decoded)
-
-
-def _choose_width(
-    path: np.ndarray,
-    labels: np.ndarray,
-    grid: Grid,
-    binning: Binning,
-    released: np.ndarray,
-    generator: np.random.Generator,
-) -> float:
-    candidates = []
-    for width in _WIDTHS:
-        cells = _draw_cells(path, labels, grid, binning, width=width, generator=generator)
-        _, buckets, number = moves(cells, grid)
-        shares = np.bincount(buckets, weights=1 / number, minlength=BUCKETS)
-        candidates.append(shares / max(shares.sum(), 1.0))
-    return float(_WIDTHS[smoothness(released.sum(axis=0), candidates)])
 
 
 def _draw_cells(

@@ -198,24 +198,28 @@ def draw_bins(
     """
     random = torch.Generator(device=device).manual_seed(seed)
     shape = generator.shape
-    starts = np.concatenate([[0], np.cumsum(shape.sizes)])
     records = [np.empty((0, len(shape.sizes)), dtype=np.int64)]
     windows = []
     for begin in range(0, len(labels), chunk):
         classes = torch.from_numpy(np.ascontiguousarray(labels[begin : begin + chunk])).to(device)
         noise = torch.randn(len(classes), shape.noise, generator=random, device=device)
         outcome = generator(noise, classes)
-        drawn = [
-            torch.multinomial(outcome.records[:, start:end], 1, generator=random)[:, 0]
-            for start, end in pairwise(starts)
-        ]
-        records.append(torch.stack(drawn, dim=1).cpu().numpy())
+        records.append(draw_records(outcome, random))
         if outcome.courses is not None:
             windows.append(outcome.courses.draw(random).cpu().numpy())
     if shape.sequence is None:
         return np.concatenate(records), None
     empty = np.empty((0, shape.sequence.steps, len(shape.sequence.sizes)), dtype=np.int64)
     return np.concatenate(records), cut_windows(np.concatenate([empty, *windows]), np.concatenate(records), shape)
+
+
+def draw_records(outcome: Outcome, random: torch.Generator) -> np.ndarray:
+    """One categorical draw a column, (rows, columns) int64."""
+    starts = np.concatenate([[0], np.cumsum(outcome.shape.sizes)])
+    drawn = [
+        torch.multinomial(outcome.records[:, start:end], 1, generator=random)[:, 0] for start, end in pairwise(starts)
+    ]
+    return np.asarray(torch.stack(drawn, dim=1).cpu().numpy())
 
 
 def cut_windows(windows: np.ndarray, records: np.ndarray, shape: GeneratorShape) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Windows that violate no constraint on a channel: drawn step by step, each step knowing what the later ones allow."""
 
+from collections.abc import Sequence
+from copy import deepcopy
 from typing import Final
 
 import numpy as np
@@ -7,22 +9,32 @@ import torch
 
 from common.data.binning import Binning
 from common.data.constraints import allowed_moves, directions
+from common.models.generator import Generator, cut_windows, draw_records
 from common.models.sequences import Courses
+from common.study import Study
 from common.synthesis.draws import draw_rows
-from common.synthesis.release import Release
 
 _AT_ONCE: Final = 1024
 _SLIGHT: Final = 1e-9
 """Chance of any value beside what a course says of a step."""
 
 
+_TRIAL_SEED: Final = 0
+
+
 def draw_courses(
-    release: Release, courses: Courses, labels: np.ndarray, generator: torch.Generator, random: np.random.Generator
+    study: Study,
+    binnings: Sequence[Binning],
+    courses: Courses,
+    labels: np.ndarray,
+    generator: torch.Generator,
+    random: np.random.Generator,
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """Bins of windows, whether they last or not; and cells of the channels in which categories must follow one another.
 
     Args:
-        release: of the generator.
+        study: names the channels.
+        binnings: of the measured columns, then of the channels.
         courses: a distribution over windows for each row.
         labels: (rows,) int64.
         generator: of the bins.
@@ -31,15 +43,14 @@ def draw_courses(
     Returns:
         bins (rows, steps, channels) int64; by position of a channel, cells (rows, steps) int64.
     """
-    study = release.study
     moves, signs = allowed_moves(study.constraints, study.channels), directions(study.constraints, study.channels)
     if not moves and not signs:
         return courses.draw(generator).cpu().numpy(), {}
     settled = courses.settled(generator)  # (rows, steps, channels, widest + 1)
     bins = courses.shape.drawn(settled, generator).cpu().numpy()
     cells: dict[int, np.ndarray] = {}
-    binnings = release.binnings[len(study.measured) :]
-    for at, (name, values, binning) in enumerate(zip(study.channels, courses.shape.values, binnings, strict=True)):
+    own = binnings[len(study.measured) :]
+    for at, (name, values, binning) in enumerate(zip(study.channels, courses.shape.values, own, strict=True)):
         chances = settled[:, :, at].double().cpu().numpy()[:, :, [*range(values), -1]]
         if name in signs:
             rising = np.triu(np.ones((values, values), dtype=bool))
@@ -49,6 +60,29 @@ def draw_courses(
             cells[at] = _draw_chain(of_cells, moves[name], random)
             bins[:, :, at] = binning.bin_of[cells[at]]
     return bins, cells
+
+
+@torch.no_grad()
+def draw_trial(study: Study, binnings: Sequence[Binning], generator: Generator, labels: np.ndarray) -> np.ndarray:
+    """Bins of the windows of one unit for each label, the same whenever and wherever they are drawn.
+
+    Constraints on columns are left aside: a window knows of them by its latent alone.
+
+    Args:
+        study: with windows.
+        binnings: of the measured columns, then of the channels.
+        generator: on any device; it stays there.
+        labels: (units,) int64.
+
+    Returns:
+        (units, steps, channels) int64, -1 beyond a unit's last step.
+    """
+    generator, random = deepcopy(generator).cpu(), torch.Generator().manual_seed(_TRIAL_SEED)
+    noise = torch.randn(len(labels), generator.shape.noise, generator=random)
+    outcome = generator(noise, torch.from_numpy(labels))
+    chains = np.random.default_rng(_TRIAL_SEED)
+    windows, _ = draw_courses(study, binnings, outcome.courses, labels, random, chains)
+    return cut_windows(windows, draw_records(outcome, random), generator.shape)
 
 
 def _chances_of_cells(chances: np.ndarray, binning: Binning, labels: np.ndarray, values: int) -> np.ndarray:

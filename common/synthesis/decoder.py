@@ -1,7 +1,8 @@
 """Synthetic units from bins, in the study's column order and dtypes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,14 @@ import pandas as pd
 from common.data.binning import Binning, decode_table
 from common.data.constraints import add_sums, directions
 from common.data.encoding import make_grids
-from common.data.trajectories import decode_windows, keep_direction
+from common.data.trajectories import choose_width, decode_windows, keep_direction
 from common.data.windows import WindowedTable
 from common.study import Study
+from common.synthesis.draws import whole_shares
+
+_TRIAL: Final = 2000
+"""Units on which it is tried how smooth channels are to be."""
+_TRIAL_SEED: Final = 0
 
 
 @dataclass(frozen=True)
@@ -20,12 +26,12 @@ class Decoder:
 
     study: names the columns and channels.
     binnings: of the measured columns, then of the channels.
-    moves: (channels, classes, buckets), the noised tables of moves.
+    widths: of the channels, how smooth they are inside of bins.
     """
 
     study: Study
     binnings: Sequence[Binning]
-    moves: np.ndarray
+    widths: Sequence[float]
 
     def decode(
         self, records: np.ndarray, windows: np.ndarray | None, labels: np.ndarray, random: np.random.Generator
@@ -68,7 +74,36 @@ class Decoder:
             return WindowedTable.without_windows(table)
         binnings = self.binnings[len(study.measured) :]
         grids = make_grids(study.channels)
-        values = decode_windows(windows, labels, grids, binnings, self.moves, random, cells=cells)
+        values = decode_windows(windows, labels, grids, binnings, self.widths, random, cells=cells)
         signs = directions(study.constraints, study.channels)
         values = keep_direction(values, {list(study.channels).index(name): sign for name, sign in signs.items()})
         return WindowedTable(table, values, (windows[:, :, 0] >= 0).sum(axis=1))
+
+
+def fit_decoder(
+    study: Study,
+    binnings: Sequence[Binning],
+    *,
+    moves: np.ndarray,
+    label_counts: np.ndarray,
+    draw: Callable[[np.ndarray], np.ndarray],
+) -> Decoder:
+    """The one decoder of a generator: how smooth its channels are hangs on nothing that is asked of it later.
+
+    Args:
+        study: names the columns and channels.
+        binnings: of the measured columns, then of the channels.
+        moves: (channels, classes, buckets), the noised tables of moves.
+        label_counts: (classes,), the classes' shares as released, in any unit.
+        draw: bins of windows, (units, steps, channels) int64, of trial units by their labels, (units,) int64.
+    """
+    if not study.channels:
+        return Decoder(study, binnings, ())
+    labels = np.repeat(np.arange(len(label_counts)), whole_shares(label_counts, _TRIAL))
+    windows, random = draw(labels), np.random.default_rng(_TRIAL_SEED)
+    channels = zip(make_grids(study.channels), binnings[len(study.measured) :], moves, strict=True)
+    widths = [
+        choose_width(windows[:, :, at], labels, grid, binning, released, random)
+        for at, (grid, binning, released) in enumerate(channels)
+    ]
+    return Decoder(study, binnings, widths)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,8 @@ from common.errors import ReleaseFileError
 from common.models.generator import Generator, initialise
 from common.models.training import load_parameters, parameters_of
 from common.study import Study, parse_study
-from common.synthesis.decoder import Decoder
+from common.synthesis.courses import draw_trial
+from common.synthesis.decoder import Decoder, fit_decoder
 from common.wire.packing import shape_of
 
 GENERATOR_SCHEMA: Final = "privshare.generator/2"
@@ -68,10 +70,16 @@ class Release:
         """The noised count of units that it learned from."""
         return float(self.label_counts.sum())
 
-    @property
+    @cached_property
     def decoder(self) -> Decoder:
-        """What makes values of bins."""
-        return Decoder(self.study, self.binnings, self.moves)
+        """What makes values of bins; fitted at the first request, and the same for all of them."""
+        return fit_decoder(
+            self.study,
+            self.binnings,
+            moves=self.moves,
+            label_counts=self.label_counts,
+            draw=partial(draw_trial, self.study, self.binnings, self.generator),
+        )
 
     def files(self) -> dict[str, bytes]:
         """The files, by their names in the folder of a release."""

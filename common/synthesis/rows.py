@@ -122,7 +122,9 @@ class _Draft:
         windows, cells = None, None
         if outcome.courses is not None:
             bins = np.column_stack(list(drawn.values()))
-            windows, cells = draw_courses(release, outcome.courses, labels, self._generator, random)
+            windows, cells = draw_courses(
+                release.study, release.binnings, outcome.courses, labels, self._generator, random
+            )
             windows = cut_windows(windows, bins, self._shape)
         return release.decoder.complete(pd.DataFrame(columns), windows, labels, random, cells=cells)
 

@@ -9,6 +9,7 @@ Sources: Rasouli et al. 2020 (FedGAN), algorithm 1; paper section 4.3.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +22,7 @@ from common.errors import CheckpointError, PolicyError, ProtocolError
 from common.models.releases import Bins
 from common.models.training import Stretch
 from common.study import Study
-from common.synthesis.decoder import Decoder
+from common.synthesis.decoder import Decoder, fit_decoder
 from common.synthesis.draws import whole_shares
 from common.wire.messages import Reply, Request
 from common.wire.packing import CRITIC, GENERATOR, pack, pack_bins, shape_of
@@ -135,7 +136,22 @@ class TrainedGan:
         counts = self.label_counts if label_counts is None else label_counts
         labels = random.permutation(np.repeat(np.arange(len(counts)), whole_shares(counts, rows)))
         records, windows = draw(self.generator, labels, seed=seed, device=self.device)
-        return Decoder(self.study, self.bins.binnings, self.bins.moves).decode(records, windows, labels, random)
+        return self._decoder.decode(records, windows, labels, random)
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return fit_decoder(
+            self.study,
+            self.bins.binnings,
+            moves=self.bins.moves,
+            label_counts=self.label_counts,
+            draw=self._draw_trial,
+        )
+
+    def _draw_trial(self, labels: np.ndarray) -> np.ndarray:
+        _, windows = draw(self.generator, labels, seed=0, device=self.device)
+        assert windows is not None
+        return windows
 
 
 class GanCoordinator(Conductor[TrainedGan]):

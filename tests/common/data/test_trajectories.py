@@ -14,7 +14,7 @@ from common.data.binning import Binning
 from common.data.changes import BUCKETS, moves
 from common.data.encoding import Grid, make_grid
 from common.data.schema import Column
-from common.data.trajectories import decode_windows
+from common.data.trajectories import choose_width, decode_windows
 from common.data.windows import encode_windows
 
 CLASSES = 2
@@ -72,9 +72,18 @@ def decoded(
 ) -> np.ndarray:
     """Cells of one decoded channel, (units, steps), -1 beyond the end."""
     labels = np.zeros(len(bins), dtype=np.int64) if labels is None else labels
-    generator = np.random.default_rng(seed)
-    values = decode_windows(bins[:, :, None], labels, [one], [binning], released, generator)
+    widths = widths_of(bins[:, :, None], labels, [one], [binning], released)
+    values = decode_windows(bins[:, :, None], labels, [one], [binning], widths, np.random.default_rng(seed))
     return encode_windows(values, (bins >= 0).sum(axis=1), [one])[:, :, 0]
+
+
+def widths_of(
+    bins: np.ndarray, labels: np.ndarray, grids: list[Grid], binnings: list[Binning], released: np.ndarray
+) -> list[float]:
+    """Of each channel, tried on the units themselves."""
+    random = np.random.default_rng(0)
+    channels = enumerate(zip(grids, binnings, released, strict=True))
+    return [choose_width(bins[:, :, at], labels, one, own, table, random) for at, (one, own, table) in channels]
 
 
 # --- bins and ends are kept
@@ -107,7 +116,8 @@ def test_decoded_values_have_the_bins_that_they_were_decoded_from(
     case: tuple[list[Grid], list[Binning], np.ndarray, np.ndarray, np.ndarray], seed: int
 ) -> None:
     grids, binnings, bins, labels, released = case
-    values = decode_windows(bins, labels, grids, binnings, released, np.random.default_rng(seed))
+    widths = widths_of(bins, labels, grids, binnings, released)
+    values = decode_windows(bins, labels, grids, binnings, widths, np.random.default_rng(seed))
     assert values.dtype == np.float64
     assert values.shape == bins.shape
     cells = encode_windows(values, (bins[:, :, 0] >= 0).sum(axis=1), grids)
@@ -128,7 +138,8 @@ def test_values_are_of_their_column(
     case: tuple[list[Grid], list[Binning], np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
     grids, binnings, bins, labels, released = case
-    values = decode_windows(bins, labels, grids, binnings, released, np.random.default_rng(0))
+    widths = widths_of(bins, labels, grids, binnings, released)
+    values = decode_windows(bins, labels, grids, binnings, widths, np.random.default_rng(0))
     for channel, one in enumerate(grids):
         held = values[:, :, channel][~np.isnan(values[:, :, channel])]
         if one.column.type == "categorical":
@@ -139,13 +150,14 @@ def test_values_are_of_their_column(
                 assert np.array_equal(np.round(held * one.column.steps) / one.column.steps, held)
 
 
-def test_no_units_give_no_values() -> None:
+@pytest.mark.parametrize("width", [np.inf, 0.25])
+def test_no_units_give_no_values(width: float) -> None:
     values = decode_windows(
         np.empty((0, 4, 1), dtype=np.int64),
         np.empty(0, dtype=np.int64),
         [FLAT],
         [binning_of(FLAT, [8])],
-        none_released(1),
+        [width],
         np.random.default_rng(0),
     )
     assert values.shape == (0, 4, 1)
@@ -259,15 +271,10 @@ def test_each_channel_moves_by_its_own_table(smooth: int) -> None:
     tables = none_released(2)
     tables[smooth, :, 7] = 100.0
     tables[1 - smooth, :, [0, 14]] = 100.0
-    one_bin = binning_of(FLAT, [])
-    values = decode_windows(
-        np.zeros((500, 8, 2), dtype=np.int64),
-        np.zeros(500, dtype=np.int64),
-        [FLAT, FLAT],
-        [one_bin, one_bin],
-        tables,
-        np.random.default_rng(0),
-    )
+    bins, labels, grids = np.zeros((500, 8, 2), dtype=np.int64), np.zeros(500, dtype=np.int64), [FLAT, FLAT]
+    binnings = [binning_of(FLAT, [])] * 2
+    widths = widths_of(bins, labels, grids, binnings, tables)
+    values = decode_windows(bins, labels, grids, binnings, widths, np.random.default_rng(0))
     apart = np.abs(np.diff(values, axis=1)).mean(axis=(0, 1))
     assert apart[smooth] < 0.5
     assert apart[1 - smooth] > 10
@@ -348,7 +355,7 @@ def test_values_inside_a_wide_cell_are_drawn_too() -> None:
         np.zeros(200, dtype=np.int64),
         [one],
         [binning_of(one, [1])],
-        none_released(1),
+        [np.inf],
         np.random.default_rng(0),
     )
     assert len(set(values.ravel())) == 200
