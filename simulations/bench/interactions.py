@@ -59,6 +59,8 @@ def main(
     epsilon: Annotated[float, typer.Option(help="What each run may spend.")] = 3.0,
     sites: Annotated[int, typer.Option(min=1, help="Number of sites.")] = 4,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each kind of discriminator.")] = 5,
+    rounds: Annotated[int, typer.Option(min=2, help="Of training in each run; it measures at most as often.")] = 20,
+    only: Annotated[list[str] | None, typer.Option(help="Some kinds, as the table names them; repeat it.")] = None,
 ) -> None:
     """Compare discriminators where no pair of columns says anything."""
     data = out / f"table-{units}.csv"
@@ -68,7 +70,7 @@ def main(
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror})") from None
     table = Table("discriminators", "runs", "AUC of boosting", "real rows", "pairs: mean total variation")
-    for name, weights in _VARIANTS.items():
+    for name in only or _VARIANTS:
         found = []
         for seed in range(seeds):
             run = choose(
@@ -80,9 +82,13 @@ def main(
                 sites=sites,
                 epsilon=epsilon,
                 seed=seed,
-                out=out / f"{name.replace(', ', '-')}-{units}-{epsilon:g}-{seed}",
+                out=out / f"{name.replace(', ', '-')}-{units}-{epsilon:g}-{rounds}-{seed}",
             )
-            study = run.study.with_overrides(discriminators={"statistical": 1.0, "semantic": 0.0, **weights})
+            study = run.study.with_overrides(
+                discriminators={"statistical": 1.0, "semantic": 0.0, **_VARIANTS[name]},
+                noise={"rounds": min(run.study.noise.rounds, rounds)},
+                rounds={"count": rounds},
+            )
             found.append(_evaluation(replace(run, study=study)))
         auc, real = (_over(found, learner) for learner in ("tstr", "trtr"))
         pairs = over_seeds([one["fidelity"]["synthetic_vs_holdout"]["two_way_mean"] for one in found])

@@ -87,8 +87,7 @@ def _summary(found: list[_Found], rows: int) -> list[str]:
         f"{exact} of {len(made)}, each share to a row of {rows}",
         str(len(found) - len(made)),
         str(len(both)),
-        f"{fmean(ours for ours, _ in both):.4f}",
-        f"{fmean(theirs for _, theirs in both):.4f}",
+        *([f"{fmean(own):.4f}" for own in zip(*both, strict=True)] or ["", ""]),
         f"{apart.value:+.4f} ± {apart.high - apart.value:.4f}" if apart.value is not None and apart.high else "",
         f"{sum(ours > theirs for ours, theirs in both)}",
     ]

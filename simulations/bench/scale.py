@@ -432,6 +432,8 @@ def draw(found: Mapping[str, Row], path: Path) -> None:
         canvas = Figure(figsize=(9, 3), layout="constrained")
         for axes, (curve, laws) in zip(canvas.subplots(1, len(LAWS)), LAWS.items(), strict=True):
             sizes, rows = _curve(curve, found)
+            if not rows:  # of an empty one there is no logarithm
+                continue
             for law in laws:
                 if law.columns[0] not in ("memory", "cells"):
                     axes.plot(sizes, [_cost(law, row) for row in rows], marker="o", markersize=3, label=law.cost)
