@@ -12,6 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from common.commands import Commands
+from common.models.generator import Generator
+from common.models.training import train
 from simulations.bench import (
     bad_peers,
     critic_step,
@@ -91,10 +93,19 @@ def test_rows_on_demand_are_shown_beside_rejection(
 # --- of random numbers
 
 
-def test_a_generator_is_stepped_with_every_kind_of_window() -> None:
+def test_a_generator_is_stepped_with_every_kind_of_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    stepped: list[str | None] = []
+
+    def noted(generator: Generator, *rest: Any) -> float:
+        sequence = generator.shape.sequence
+        stepped.append(None if sequence is None else sequence.kind)
+        return train(generator, *rest)
+
+    monkeypatch.setattr(generator_step, "train", noted)
     small = ("--batch", 8, "--columns", 3, "--bins", 3, "--channels", 2, "--channel-bins", 3, "--steps", 4)
     found = table(generator_step.app, *small, "--repeats", 1)
     assert [line[0] for line in found] == ["records", "records and grids", "records and events"]
+    assert list(dict.fromkeys(stepped)) == [None, "paths", "states"]
     assert all(len(line) == 5 and are_numbers(line[1:]) for line in found)
 
 
