@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy.exc import DatabaseError
 
 from client.link import Link
+from common.errors import ExitCode, UnreachableError
 from server import launch
 from simulations.bench.faults import lose
 from tests.members import Federation, make_members
@@ -97,11 +98,13 @@ def log_of(database: Path) -> Path:
 
 
 def mistake(path: Path) -> None:
-    """One bit of a member's key, which the database cannot tell from any other key."""
+    """One bit of each member's key, in its table and in the index, which the database cannot tell from other keys."""
     connection = sqlite3.connect(path)
-    ((key,),) = connection.execute("select public_key from node order by node_id limit 1").fetchall()
+    keys = [key for (key,) in connection.execute("select public_key from node").fetchall()]
     connection.close()
-    flip(*(place + 9 for place in places(path.read_bytes(), key)))(path)
+    assert len(keys) == len(MEMBERS)
+    body = path.read_bytes()
+    flip(*(place + 40 for key in keys for place in places(body, key)))(path)
 
 
 def places(body: bytes, part: bytes) -> list[int]:
@@ -111,7 +114,6 @@ def places(body: bytes, part: bytes) -> list[int]:
 FORGETS: dict[str, Callable[[Path], object]] = {
     "nothing is left": folded(lambda path: path.write_bytes(b"")),
     "nothing but its log": lambda path: path.write_bytes(b""),
-    "a bit of a member's key": folded(mistake),
     "a log of garbage": lambda path: log_of(path).write_bytes(os.urandom(32_768)),
 }
 ENDS: dict[str, Callable[[Path], object]] = {
@@ -148,6 +150,20 @@ def test_a_superlink_whose_database_is_damaged_ends_with_an_error_that_the_runbo
         SuperLink(database)
     runbook = (Path(__file__).parents[2] / "deploy" / "RUNBOOK.md").read_text()
     assert f"sqlalchemy.exc.{type(error.value).__name__}" in runbook
+
+
+def test_what_the_database_does_not_notice_shuts_a_member_out_in_one_line_if_it_does(
+    federation: Federation, database: Path
+) -> None:
+    folded(mistake)(database)
+    refused = None
+    try:
+        let_in(federation, database)
+    except UnreachableError as error:
+        refused = error
+    assert refused is None or (refused.code == ExitCode.NOT_ADMITTED and str(refused).isprintable())
+    lose(database)
+    let_in(federation, database)
 
 
 def test_without_the_damaged_files_the_members_are_let_in_anew(federation: Federation, database: Path) -> None:
