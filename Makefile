@@ -17,7 +17,7 @@ live-demo: .venv/run.stamp ## Set up, then four sites as processes of their own 
 	./deploy/proxy/install.sh
 	$(BIN)/python simulations/live.py --sites 4
 
-peers: .venv/run.stamp .venv-peers/dpmm.stamp .venv-peers/mostlyai.stamp ## Set up, then privshare beside synthesizers of others: make peers DATA=folder
+peers: .venv/run.stamp .venv-peers/dpmm.stamp .venv-peers/mostlyai.stamp .venv-peers/smartnoise.stamp ## Set up, then privshare beside synthesizers of others: make peers DATA=folder
 	$(BIN)/python -m simulations.peers.compare $(DATA)
 
 test: .venv/dev.stamp ## Set up, then all tests

@@ -68,6 +68,8 @@ PEERS: Final[Mapping[str, Peer]] = {
     "mst": Peer("dpmm", "MST (dpmm)"),
     "privbayes": Peer("dpmm", "PrivBayes (dpmm)"),
     "tabularargn": Peer("mostlyai", "TabularARGN, private (MOSTLY AI)"),
+    "mst-smartnoise": Peer("smartnoise", "MST (SmartNoise)"),
+    "dpctgan": Peer("smartnoise", "DP-CTGAN (SmartNoise)"),
 }
 
 

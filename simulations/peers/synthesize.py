@@ -47,11 +47,34 @@ def autoregressive(table: pd.DataFrame, _: dict[str, int], asked: argparse.Names
     return drawn.astype(int)
 
 
+def smartnoise(synthesizer: str, style: str) -> Fit:
+    """A synthesizer of SmartNoise, by its name there; it takes no seed.
+
+    style: of its encoding, which hears what codes there are from a table without a real row.
+    """
+
+    def fit(table: pd.DataFrame, sizes: dict[str, int], asked: argparse.Namespace) -> pd.DataFrame:
+        from snsynth import Synthesizer  # noqa: PLC0415 (each environment has its own peer alone)
+        from snsynth.transform import TableTransformer  # noqa: PLC0415
+
+        codes = pd.DataFrame({name: [row % size for row in range(max(sizes.values()))] for name, size in sizes.items()})
+        encoding = TableTransformer.create(codes, style=style, categorical_columns=list(sizes))
+        encoding.fit(codes)
+        made = Synthesizer.create(synthesizer, epsilon=asked.epsilon, delta=asked.delta)
+        made.fit(table[list(sizes)], transformer=encoding)
+        drawn: pd.DataFrame = made.sample(asked.rows)
+        return drawn
+
+    return fit
+
+
 PEERS: Final[Mapping[str, Fit]] = {
     "aim": graphical("AIMPipeline", max_model_size=4, gen_kwargs={"n_iters": 200, "rounds": 60}),
     "mst": graphical("MSTPipeline"),
     "privbayes": graphical("PrivBayesPipeline"),
     "tabularargn": autoregressive,
+    "mst-smartnoise": smartnoise("mst", "cube"),
+    "dpctgan": smartnoise("dpctgan", "gan"),
 }
 """By name. AIM as it comes, 80 MB of model and 16 rounds a column, takes hours a table."""
 

@@ -1,8 +1,12 @@
 """The comparison with synthesizers of others: what they get, what comes back, and what the table says."""
 
+import argparse
 import json
 import stat
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +15,7 @@ from typer.testing import CliRunner
 
 from common.data.windows import WindowedTable
 from common.study import load_study
-from simulations.peers import compare
+from simulations.peers import compare, synthesize
 from simulations.peers.compare import Peer
 from simulations.public import Source
 
@@ -169,3 +173,55 @@ def test_the_table_says_mean_and_interval_over_seeds(places: Path) -> None:
     assert "| **privshare**, 4 sites | 3 | 0.800 ± 0.248 | 0.500 ± 0.000 | 0.250 ± 0.000 | 9 |" in compare.table_of(
         places / "out"
     )
+
+
+def test_every_peer_has_a_model_and_an_environment_that_make_peers_makes() -> None:
+    assert list(compare.PEERS) == list(synthesize.PEERS)
+    made = next(
+        line for line in (STUDIES.parents[1] / "Makefile").read_text().splitlines() if line.startswith("peers:")
+    )
+    for peer in compare.PEERS.values():
+        assert (STUDIES.parent / "peers" / f"{peer.environment}.txt").exists()
+        assert f".venv-peers/{peer.environment}.stamp" in made
+
+
+class Encoding:
+    """What SmartNoise learns its codes with: keeps what it was fitted to."""
+
+    fitted: pd.DataFrame
+
+    @classmethod
+    def create(cls, _: pd.DataFrame, **__: Any) -> "Encoding":
+        return cls()
+
+    def fit(self, table: pd.DataFrame) -> None:
+        self.fitted = table
+
+
+def test_smartnoise_learns_its_codes_from_their_public_sizes_and_its_budget_from_the_study(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Any] = []
+
+    class Copier:
+        def __init__(self, *of: str, **budget: float) -> None:
+            self.of, self.budget = of, budget
+
+        def fit(self, table: pd.DataFrame, transformer: Encoding) -> None:
+            self.table, self.encoding = table, transformer
+            made.append(self)
+
+        def sample(self, rows: int) -> pd.DataFrame:
+            return self.table.head(rows)
+
+    for name, holds in (("snsynth", {"Synthesizer": SimpleNamespace(create=Copier)}), ("snsynth.transform", {})):
+        module = ModuleType(name)
+        vars(module).update(holds, TableTransformer=Encoding)
+        monkeypatch.setitem(sys.modules, name, module)
+    table = pd.DataFrame({"a": [1, 1, 1], "b": [0, 0, 0]})
+    asked = argparse.Namespace(epsilon=1.0, delta=1e-5, rows=2, seed=0)
+    drawn = synthesize.PEERS["dpctgan"](table, {"a": 3, "b": 2}, asked)
+    # No column of the table holds all its codes; the encoding knows them.
+    assert {name: sorted(set(made[0].encoding.fitted[name])) for name in table} == {"a": [0, 1, 2], "b": [0, 1]}
+    assert (made[0].of, made[0].budget) == (("dpctgan",), {"epsilon": 1.0, "delta": 1e-5})
+    assert len(drawn) == 2
