@@ -33,7 +33,7 @@ from common.evaluation.utility import predict
 from common.study import Study
 from common.synthesis.synthesizer import Synthesizer
 from server.checkpoints import write_file, write_json
-from simulations.experiment import Divided, Scenario, choose, divide
+from simulations.experiment import Scenario, choose, divide
 from simulations.public import SOURCES, Files, prepare
 
 app = Commands()
@@ -43,7 +43,7 @@ _SITES: Final = 4
 _CELLS: Final = 32
 """Of a numeric column as a peer sees it, special values and missing beside them: evenly on the study's scale."""
 _CLASSIFIERS: Final = ("gradient_boosting", "logistic_regression")
-_REAL: Final = "real"
+REAL: Final = "real"
 _OURS: Final = "privshare"
 _NONE: Final = "none"
 _CHILD: Final = """
@@ -88,6 +88,12 @@ class Cell:
     peak: int | None = None
 
 
+Asked = tuple[list[str], Callable[[], pd.DataFrame]]
+"""A command, and its rows when it is done."""
+Method = Callable[[Path, "Task"], Asked]
+"""What makes rows for a task, with files of its own in a folder."""
+
+
 @app.command()
 def main(
     data: Annotated[Path, typer.Argument(help="Folder with a folder of each data set.")],
@@ -102,13 +108,12 @@ def main(
     limit: Annotated[int, typer.Option(min=1, help="Seconds after which a command is given up.")] = 3600,
 ) -> None:
     """Make every cell that is not there, then the table of all that are."""
-    places = _Places(data, out, environments)
     try:
-        sources, peers = _named("source", source, SOURCES), _named("peer", peer, PEERS)
-        _check_environments(peers, environments)
+        sources, peers = named("source", source, SOURCES), chosen_peers(peer, environments)
+        methods = {_OURS: federated(), **{name: alone(name, environments) for name in peers}}
         for seed in range(seeds):
             for name in sources:
-                _make(name, seed, peers, places, limit)
+                make(name, seed, methods, data=data, folder=out / name / str(seed), limit=limit)
         text = table_of(out)
         write_file(out / "peers.md", text.encode())
     except PrivShareError as error:
@@ -116,57 +121,49 @@ def main(
     typer.echo(text)
 
 
-def _named(option: str, given: Sequence[str] | None, known: Mapping[str, object]) -> list[str]:
+def named(option: str, given: Sequence[str] | None, known: Mapping[str, object]) -> list[str]:
     """What an option names; all there are where it is not given.
 
     Raises:
         StudyError: one is not known.
     """
     for name in given or ():
-        if name not in known and name != _NONE:
+        if name not in known:
             raise StudyError(f"{option}={name}: expected one of {', '.join(known)}", ExitCode.USAGE)
-    return [name for name in given or known if name != _NONE]
+    return list(given or known)
 
 
-def _check_environments(peers: Sequence[str], environments: Path) -> None:
-    """Refuse to begin hours of work at whose end a peer is found to be absent.
+def chosen_peers(given: Sequence[str] | None, environments: Path) -> list[str]:
+    """Peers that an option names, `none` for none; hours of work do not begin at whose end one is found to be absent.
 
     Raises:
-        StudyError: a peer's environment is not there.
+        StudyError: one is not known, or its environment is not there.
     """
+    peers = [] if given == [_NONE] else named("peer", given, PEERS)
     for name in peers:
         if not _python_of(name, environments).exists():
             raise StudyError(f"{environments / PEERS[name].environment}: no such environment; `make peers` makes it")
+    return peers
 
 
 def _python_of(peer: str, environments: Path) -> Path:
     return environments / PEERS[peer].environment / "bin" / "python"
 
 
-@dataclass(frozen=True)
-class _Places:
-    data: Path
-    out: Path
-    environments: Path
-
-
-def _make(name: str, seed: int, peers: Sequence[str], places: _Places, limit: int) -> None:
-    """The cells of one data set and seed."""
-    folder = places.out / name / str(seed)
-    missing = [one for one in (_REAL, _OURS, *peers) if not (folder / f"{one}.json").exists()]
+def make(name: str, seed: int, methods: Mapping[str, Method], *, data: Path, folder: Path, limit: int) -> None:
+    """The cells of one data set and seed that are not in a folder yet: of real rows, and of each method."""
+    missing = [one for one in (REAL, *methods) if not (folder / f"{one}.json").exists()]
     if not missing:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    given = _given(name, places, folder)
-    run = choose(scenario=Scenario.BANK, **asdict(given), units=None, sites=_SITES, seed=seed)
-    task = _Task(run.study, divide(run), seed)
+    task = Task(_given(name, data, folder), seed)
     for method in missing:
         say_aside(f"{name}, seed {seed}: {method}")
         path = folder / f"{method}.json"
-        if method == _REAL:
+        if method == REAL:
             write_json(path, asdict(Cell(*task.score(task.taught))))
             continue
-        command, made = _ours(given, folder, task) if method == _OURS else task.ask(method, folder, places.environments)
+        command, made = methods[method](folder, task)
         used = _run(command, folder / "used.json", limit, folder / f"{method}.log")
         if used is None:
             say_aside(f"{name}, seed {seed}: {method} failed or took longer than {limit} s")
@@ -174,14 +171,20 @@ def _make(name: str, seed: int, peers: Sequence[str], places: _Places, limit: in
         write_json(path, asdict(Cell(*task.score(made()), *used)))
 
 
-def _given(name: str, places: _Places, folder: Path) -> Files:
+def _given(name: str, data: Path, folder: Path) -> Files:
     """The study with one record a unit, for all methods alike: a peer promises what it does of a record."""
-    files = prepare(name, places.data, folder)
-    document = yaml.safe_load(files.study.read_text())
-    document["unit"]["max_records"] = 1
-    study = folder / "study.yaml"
-    write_file(study, yaml.safe_dump(document, sort_keys=False).encode())
-    return replace(files, study=study)
+    files = prepare(name, data, folder)
+    return replace(files, study=_restated(files.study, folder, unit={"max_records": 1}))
+
+
+def _restated(study: Path, folder: Path, **sections: Mapping[str, object]) -> Path:
+    """A study file in a folder, with other values in some of its sections."""
+    document = yaml.safe_load(study.read_text())
+    for name, values in sections.items():
+        document[name] = {**document.get(name, {}), **values}
+    path = folder / "study.yaml"
+    write_file(path, yaml.safe_dump(document, sort_keys=False).encode())
+    return path
 
 
 def _run(command: Sequence[str], used: Path, limit: int, log: Path) -> tuple[float, int] | None:
@@ -203,26 +206,46 @@ def _run(command: Sequence[str], used: Path, limit: int, log: Path) -> tuple[flo
     return float(found["seconds"]), int(found["peak"])
 
 
-def _ours(given: Files, folder: Path, task: "_Task") -> tuple[list[str], Callable[[], pd.DataFrame]]:
-    """The command of a whole federation, and its rows when it is done."""
-    run = folder / "run"
-    shutil.rmtree(run, ignore_errors=True)  # one that was broken off
-    command = [sys.executable, str(_HERE.parent / "run.py"), "--sites", str(_SITES), "--study", str(given.study)]
-    for option, paths in (("--data", given.data), ("--series", given.series or [])):
-        for path in paths:
-            command += [option, str(path)]
-    command += ["--seed", str(task.seed), "--threads", "1", "--out", str(run)]
-    return command, lambda: flat(Synthesizer.load(run).sample_units(len(task.taught), seed=task.seed), task.source)
+def federated(rounds: int | None = None) -> Method:
+    """A whole federation; rounds: of training, instead of the study's."""
+
+    def method(folder: Path, task: Task) -> Asked:
+        given, run = task.given, folder / "run"
+        shutil.rmtree(run, ignore_errors=True)  # one that was broken off
+        study = given.study
+        if rounds is not None:
+            (folder / "rounds").mkdir(exist_ok=True)
+            study = _restated(study, folder / "rounds", rounds={"count": rounds})
+        command = [sys.executable, str(_HERE.parent / "run.py"), "--sites", str(_SITES), "--study", str(study)]
+        for option, paths in (("--data", given.data), ("--series", given.series or [])):
+            for path in paths:
+                command += [option, str(path)]
+        command += ["--seed", str(task.seed), "--threads", "1", "--out", str(run)]
+        return command, lambda: flat(Synthesizer.load(run).sample_units(len(task.taught), seed=task.seed), task.source)
+
+    return method
 
 
-class _Task:
+def alone(peer: str, environments: Path, *options: str) -> Method:
+    """A peer that sees all rows in one place; options: of `synthesize.py`, that are its own."""
+
+    def method(folder: Path, task: Task) -> Asked:
+        return task.ask(peer, folder, environments, options)
+
+    return method
+
+
+class Task:
     """One data set, divided once: what all methods get, and are measured on.
 
+    given: its files.
     taught: records that teach, one a unit; windows as columns beside them.
     """
 
-    def __init__(self, study: Study, divided: Divided, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, given: Files, seed: int) -> None:
+        self.given, self.seed = given, seed
+        run = choose(scenario=Scenario.BANK, **asdict(given), units=None, sites=_SITES, seed=seed)
+        study, divided = run.study, divide(run)
         self.source, self._study = study, flatten(study)
         members = divided.members.table
         bounded = bound_units(
@@ -240,7 +263,7 @@ class _Task:
         assert two_way is not None
         return {name: area for name, area in areas.items() if area is not None}, two_way
 
-    def ask(self, peer: str, folder: Path, environments: Path) -> tuple[list[str], Callable[[], pd.DataFrame]]:
+    def ask(self, peer: str, folder: Path, environments: Path, options: Sequence[str]) -> Asked:
         """The command that asks a peer, and its rows when it is done."""
         table, sizes, made = folder / "codes.csv", folder / "sizes.json", folder / f"{peer}.csv"
         names = [grid.name for grid in self._grids]
@@ -256,7 +279,7 @@ class _Task:
             str(made),
         ]
         command += ["--epsilon", str(privacy.epsilon), "--delta", str(privacy.delta)]
-        command += ["--rows", str(len(self.taught)), "--seed", str(self.seed)]
+        command += ["--rows", str(len(self.taught)), "--seed", str(self.seed), *options]
         return command, lambda: self._decode(pd.read_csv(made))
 
     def _decode(self, codes: pd.DataFrame) -> pd.DataFrame:
@@ -319,20 +342,21 @@ def table_of(out: Path) -> str:
     """Everything that is there, as Markdown."""
     parts = [_NOTE]
     for name in SOURCES:
-        found = {method: _cells(out, name, method) for method in (_REAL, _OURS, *PEERS)}
+        found = {method: cells_of(out / name, method) for method in (REAL, _OURS, *PEERS)}
         found = {method: cells for method, cells in found.items() if cells}
         if found:
             parts.append(_section(name, found))
     return "\n".join(parts)
 
 
-def _cells(out: Path, name: str, method: str) -> list[Cell]:
-    paths = sorted((out / name).glob(f"*/{method}.json"), key=lambda path: int(path.parent.name))
+def cells_of(folder: Path, method: str) -> list[Cell]:
+    """What a method made of the data set of a folder, seed by seed, as far as it is there."""
+    paths = sorted(folder.glob(f"*/{method}.json"), key=lambda path: int(path.parent.name))
     return [Cell(**json.loads(path.read_bytes())) for path in paths]
 
 
 def _section(name: str, found: Mapping[str, Sequence[Cell]]) -> str:
-    titles = {_REAL: "real rows", _OURS: f"**privshare**, {_SITES} sites"}
+    titles = {REAL: "real rows", _OURS: f"**privshare**, {_SITES} sites"}
     lines = [
         f"## {name}\n",
         "| method | seeds | boosting | logistic regression | distance | CPU s | MiB |",
@@ -340,17 +364,17 @@ def _section(name: str, found: Mapping[str, Sequence[Cell]]) -> str:
     ]
     for method, cells in found.items():
         title = titles.get(method) or PEERS[method].title
-        auc = [_said([cell.auc[one] for cell in cells if one in cell.auc]) for one in _CLASSIFIERS]
+        auc = [said([cell.auc[one] for cell in cells if one in cell.auc]) for one in _CLASSIFIERS]
         seconds = [cell.seconds for cell in cells if cell.seconds is not None]
         peaks = [cell.peak for cell in cells if cell.peak is not None]
         cost = [f"{np.mean(seconds):,.0f}" if seconds else "", f"{max(peaks) / 2**20:,.0f}" if peaks else ""]
-        row = [title, str(len(cells)), *auc, _said([cell.two_way for cell in cells]), *cost]
+        row = [title, str(len(cells)), *auc, said([cell.two_way for cell in cells]), *cost]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 
-def _said(values: list[float]) -> str:
-    """Mean and half width; nothing where there is none."""
+def said(values: list[float]) -> str:
+    """Mean and half width of its 95 % t-interval; nothing where there is none."""
     figure = over_seeds(values)
     if figure.value is None:
         return ""

@@ -47,6 +47,12 @@ def autoregressive(table: pd.DataFrame, _: dict[str, int], asked: argparse.Names
     return drawn.astype(int)
 
 
+def adaptive(table: pd.DataFrame, sizes: dict[str, int], asked: argparse.Namespace) -> pd.DataFrame:
+    """AIM with a model and rounds as asked. As it comes, 80 MB and 16 rounds a column, it takes hours a table."""
+    options = {"n_iters": 200, "rounds": asked.aim_rounds}
+    return graphical("AIMPipeline", max_model_size=asked.aim_size, gen_kwargs=options)(table, sizes, asked)
+
+
 def smartnoise(synthesizer: str, style: str) -> Fit:
     """A synthesizer of SmartNoise, by its name there; it takes no seed.
 
@@ -69,14 +75,14 @@ def smartnoise(synthesizer: str, style: str) -> Fit:
 
 
 PEERS: Final[Mapping[str, Fit]] = {
-    "aim": graphical("AIMPipeline", max_model_size=4, gen_kwargs={"n_iters": 200, "rounds": 60}),
+    "aim": adaptive,
     "mst": graphical("MSTPipeline"),
     "privbayes": graphical("PrivBayesPipeline"),
     "tabularargn": autoregressive,
     "mst-smartnoise": smartnoise("mst", "cube"),
     "dpctgan": smartnoise("dpctgan", "gan"),
 }
-"""By name. AIM as it comes, 80 MB of model and 16 rounds a column, takes hours a table."""
+"""By name."""
 
 
 def main() -> None:
@@ -90,6 +96,8 @@ def main() -> None:
     parser.add_argument("--delta", type=float, required=True)
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--aim-size", type=float, default=4, help="MB of AIM's model at most")
+    parser.add_argument("--aim-rounds", type=int, default=60, help="how many tables AIM measures")
     asked = parser.parse_args()
     sizes = json.loads(asked.sizes.read_text())
     drawn = PEERS[asked.peer](pd.read_csv(asked.table), sizes, asked)

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from common.data.windows import WindowedTable
 from common.study import load_study
 from simulations.peers import compare, synthesize
 from simulations.peers.compare import Peer
-from simulations.public import Source
+from simulations.public import Files, Source
 
 STUDIES = Path(compare.__file__).parents[1] / "studies"
 STUDY = """\
@@ -120,6 +121,7 @@ def test_what_is_there_is_not_made_again_and_a_failure_leaves_no_cell(places: Pa
     ("options", "said"),
     [
         (("--source", "toys"), "source=toys: expected one of toy"),
+        (("--source", "none"), "source=none: expected one of toy"),
         (("--peer", "copier"), "peer=copier: expected one of copy, fail"),
         (("--environments", "nowhere"), "nowhere/copier: no such environment"),
     ],
@@ -225,3 +227,59 @@ def test_smartnoise_learns_its_codes_from_their_public_sizes_and_its_budget_from
     assert {name: sorted(set(made[0].encoding.fitted[name])) for name in table} == {"a": [0, 1, 2], "b": [0, 1]}
     assert (made[0].of, made[0].budget) == (("dpctgan",), {"epsilon": 1.0, "delta": 1e-5})
     assert len(drawn) == 2
+
+
+def test_a_federation_with_other_rounds_is_of_the_same_study_but_for_them(tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(f"{STUDY}rounds: {{count: 10, local_steps: 3}}\n")
+    task: Any = SimpleNamespace(given=Files(study, [tmp_path / "toy.csv"], None), seed=4)
+    asked = {}
+    for rounds in (None, 2):
+        command, _ = compare.federated(rounds)(tmp_path, task)
+        asked[rounds] = yaml.safe_load(Path(command[command.index("--study") + 1]).read_text())
+        assert command[command.index("--seed") + 1] == "4"
+    assert asked[None] == yaml.safe_load(study.read_text())
+    assert asked[2] == {**asked[None], "rounds": {"count": 2, "local_steps": 3}}
+
+
+def test_options_of_a_peer_reach_it(places: Path) -> None:
+    folder = places / "out" / "toy" / "0"
+    real = json.dumps({"auc": {}, "two_way": 0.0})
+    (folder / "real.json").write_text(real)
+    method = compare.alone("copy", places / "peers", "--aim-size", "1")
+    compare.make("toy", 0, {"copy": method}, data=places / "data", folder=folder, limit=60)
+    assert (folder / "asked").read_text().endswith("--seed 0 --aim-size 1\n")
+    assert (folder / "real.json").read_text() == real
+    assert (folder / "copy.json").exists()
+
+
+def test_aim_gets_the_model_and_the_rounds_that_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+
+    class Copier:
+        def __init__(self, **options: Any) -> None:
+            made.append(options)
+
+        def fit(self, table: pd.DataFrame, **_: Any) -> None:
+            self.table = table
+
+        def generate(self, n_records: int, **_: Any) -> pd.DataFrame:
+            return self.table.head(n_records)
+
+    for name, holds in (("dpmm", {}), ("dpmm.pipelines", {"AIMPipeline": Copier})):
+        module = ModuleType(name)
+        vars(module).update(holds)
+        monkeypatch.setitem(sys.modules, name, module)
+    vars(sys.modules["dpmm"])["pipelines"] = sys.modules["dpmm.pipelines"]
+    (tmp_path / "codes.csv").write_text("a\n0\n1\n")
+    (tmp_path / "sizes.json").write_text('{"a": 2}')
+    files = [str(tmp_path / name) for name in ("codes.csv", "sizes.json", "made.csv")]
+    words = ["--epsilon", "1", "--delta", "1e-5", "--rows", "2", "--seed", "0"]
+    for options in ([], ["--aim-size", "0.5", "--aim-rounds", "15"]):
+        monkeypatch.setattr(sys, "argv", ["synthesize.py", "aim", *files, *words, *options])
+        synthesize.main()
+    assert [one["max_model_size"] for one in made] == [4, 0.5]
+    assert [one["gen_kwargs"]["rounds"] for one in made] == [60, 15]
+    assert (tmp_path / "made.csv").read_text() == "a\n0\n1\n"
