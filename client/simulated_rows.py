@@ -6,7 +6,6 @@ a table.
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Final
 
 import numpy as np
@@ -20,13 +19,12 @@ from common.data.schema import (
     NumericColumn,
     WholeColumn,
 )
-from common.data.windows import Windows
+from common.data.windows import Windows, stamps_of, write_stamps
 from common.errors import StudyError
 from common.study import Study
 
 _RARE: Final = 0.1
 """Share of values that are missing where they may be, and of those with a meaning of their own where there are any."""
-_FIRST_MOMENT: Final = datetime(2020, 1, 1)  # noqa: DTZ001 (a stamp without a zone, like every other that is written)
 _FILLER: Final = "0"
 """In columns that the study ignores and the file has all the same."""
 _INSIDE: Final = 1e-6
@@ -64,7 +62,7 @@ def simulate_rows(study: Study, *, units: int, seed: int) -> SimulatedRows:
     """Rows of so many units, drawn from the schema alone. With another number of units all of them are others.
 
     Raises:
-        StudyError: the windows are such that no time between two events, or no time stamp, can be drawn.
+        StudyError: the windows are such that no time between two events can be drawn.
     """
     random = np.random.default_rng(seed)
     keys = np.array([f"u{unit:07d}" for unit in range(units)], dtype=object)
@@ -136,11 +134,7 @@ def _gaps(windows: Windows, steps: int, random: np.random.Generator) -> np.ndarr
 def _times(time: np.ndarray, windows: Windows) -> np.ndarray:
     if windows.time.type == "number":
         return np.array([repr(int(one) if one == int(one) else float(one)) for one in time], dtype=object)
-    try:
-        moments = [_FIRST_MOMENT + timedelta(minutes=float(one)) for one in time]
-    except OverflowError:
-        raise StudyError("windows.step: reaches beyond the year 9999, where time stamps end") from None
-    return np.array([moment.isoformat(timespec="microseconds") for moment in moments], dtype=object)
+    return write_stamps(stamps_of(time)).to_numpy(dtype=object)
 
 
 def _draw(column: Column, rows: int, random: np.random.Generator) -> np.ndarray:

@@ -33,6 +33,11 @@ from common.errors import ExitCode, SchemaError
 
 MAX_STEPS: Final = 256
 _MINUTE: Final = 60.0
+_EPOCH: Final = np.datetime64("1970-01-01T00:00:00", "us")
+_MICROSECONDS: Final = 60_000_000
+"""In a minute."""
+_LAST_MINUTE: Final = int((np.datetime64("9999-12-31T23:59") - _EPOCH) // np.timedelta64(1, "m"))
+"""Minutes from the epoch to the last minute that a time stamp has."""
 _FAR: Final = 1e12
 """No time lies further from zero than this many of its units: beyond, a float no longer tells minutes apart."""
 _DECIMALS: Final = 6
@@ -124,7 +129,18 @@ class Windows(Section):
             if name in self.columns:
                 raise ValueError(f"ignore: {name} is used")
         self._check_channels()
+        if self.time.type == "timestamp" and self._reach > _LAST_MINUTE:
+            longest = "step" if grid else f"channels.{self.gap}.max"
+            raise ValueError(f"{longest}: {self.length} of them reach from 1970 beyond the year 9999")
         return self
+
+    @property
+    def _reach(self) -> float:
+        """How far from its epoch a synthetic long table may come, in the time's unit."""
+        if self.step is not None:
+            return self.length * self.step
+        counted = self.channels.get(self.gap or "")
+        return self.length * (float(counted.max) if isinstance(counted, IntegerColumn | ContinuousColumn) else 1.0)
 
     def _check_channels(self) -> None:
         for name, column in self.channels.items():
@@ -504,7 +520,8 @@ def long_table(
     """The long table of windows: a row a step, in the schema's dtypes, joined to the first table by the unit key.
 
     The time is that at which a step of the grid begins (from 0 where the study says `first`); for events it is the sum
-    of the gaps so far where the study has them, and otherwise the row's number, from 0.
+    of the gaps so far where the study has them, and otherwise the row's number, from 0. Where times are time stamps it
+    is a datetime64[us], as many minutes after the beginning of 1970: a date that nobody had.
     """
     there = np.arange(windows.length) < lengths[:, None]  # (units, steps)
     number = np.broadcast_to(np.arange(windows.length, dtype=np.float64), there.shape)
@@ -512,23 +529,38 @@ def long_table(
         assert windows.step is not None
         time = windows.starts_at + windows.step * number
     elif windows.gap is not None:
-        apart = values[:, :, list(windows.channels).index(windows.gap)].copy()
-        apart[:, 0] = 0.0
+        apart = values[:, :, list(windows.channels).index(windows.gap)]
         time = np.cumsum(np.nan_to_num(apart), axis=1)
     else:
         time = number
     column: dict[str, pd.Series] = {
         unit_key: pd.Series(np.repeat(np.asarray(units, dtype=object), lengths), dtype="str"),
-        windows.time.column: _whole_where_possible(time[there]),
+        windows.time.column: _as_times(time[there], windows.time),
     }
     for position, (name, rule) in enumerate(windows.channels.items()):
         column[name] = _in_dtype(values[:, :, position][there], make_grid(name, rule))
     return pd.DataFrame(column)
 
 
-def _whole_where_possible(time: np.ndarray) -> pd.Series:
+def _as_times(time: np.ndarray, column: TimeColumn) -> pd.Series:
+    if column.type == "timestamp":
+        return pd.Series(stamps_of(time))
     whole = bool((time == np.floor(time)).all())
     return pd.Series(time.astype(np.int64) if whole else time)
+
+
+def stamps_of(minutes: np.ndarray) -> np.ndarray:
+    """Moments that so many minutes, (rows,), are from the beginning of 1970, where a read time stamp counts from.
+
+    Returns:
+        (rows,) datetime64[us], rounded to the nearest.
+    """
+    return np.asarray(_EPOCH + np.rint(_MICROSECONDS * minutes).astype("timedelta64[us]"))
+
+
+def write_stamps(moments: np.ndarray) -> pd.Series:
+    """Text of moments, (rows,) datetime64[us], that is read as a time stamp of the same moment, without a zone."""
+    return pd.Series(np.datetime_as_string(moments, unit="us"), dtype="str").str.removesuffix(".000000")
 
 
 def _in_dtype(values: np.ndarray, grid: Grid) -> pd.Series:

@@ -123,8 +123,9 @@ def make_croissant(release: Release, tables: Mapping[str, bytes]) -> dict[str, A
     schema = study.columns | study.channels
     # The only other columns are the unit's key, a text, and the time.
     kinds = {name: _data_type(column) for name, column in schema.items()}
-    if study.windows is not None and study.windows.time.type == "number":
-        kinds[study.windows.time.column] = "sc:Float"
+    if study.windows is not None:
+        time = study.windows.time
+        kinds[time.column] = "sc:Float" if time.type == "number" else "sc:DateTime"
     return {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",

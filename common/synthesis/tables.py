@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.data.schema import Column, DatetimeColumn, defused
+from common.data.windows import write_stamps
 from common.errors import OutputError
 
 ENDINGS: Final = (".csv", ".parquet")
@@ -95,4 +96,6 @@ def as_csv(table: pd.DataFrame, columns: Mapping[str, Column], *, header: bool =
             changed[name] = values.cat.rename_categories([defused(text) for text in values.cat.categories])
         elif isinstance(column, DatetimeColumn):
             changed[name] = column.write(values)
+        elif pd.api.types.is_datetime64_dtype(values.dtype):
+            changed[name] = write_stamps(values.to_numpy()).set_axis(values.index)
     return table.assign(**changed).to_csv(index=False, header=header, lineterminator="\n")

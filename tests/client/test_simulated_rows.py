@@ -171,10 +171,6 @@ def test_values_with_a_meaning_and_missing_ones_are_met() -> None:
             ),
             "windows.channels.gap",
         ),
-        (
-            windowed(layout="grid", step=1e12, start="first", time={"column": "at", "type": "timestamp"}),
-            "windows.step",
-        ),
     ],
 )
 def test_windows_that_cannot_be_drawn_are_refused(study: Study, says: str) -> None:

@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 
 from common.data.encoding import make_grids
 from common.data.schema import CategoricalColumn, Column, ContinuousColumn, IntegerColumn
-from common.data.windows import WindowedTable, Windows, check_filled, encode_windows, long_table, make_windows
+from common.data.windows import (
+    WindowedTable,
+    Windows,
+    check_filled,
+    encode_windows,
+    long_table,
+    make_windows,
+    stamps_of,
+    write_stamps,
+)
 from common.errors import ExitCode, SchemaError, StudyError
 from common.study import parse_study
 from common.synthesis.tables import as_csv
@@ -1018,6 +1027,8 @@ def filled(draw: st.DrawFn) -> tuple[Windows, np.ndarray, np.ndarray]:
     elif not events:
         keys["step"] = draw(st.sampled_from([1, 0.25, 15]))
         keys["start"] = draw(st.sampled_from([None, "first", 0, -7.5, 100]))
+    if (events or keys["start"] == "first") and draw(st.booleans()):
+        keys["time"] = STAMPS
     windows = layout("events" if events else "grid", **keys)
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     units = draw(st.integers(0, 4))
@@ -1066,7 +1077,7 @@ def test_the_long_table_is_read_back_as_the_same_windows(case: tuple[Windows, np
     windows, values, lengths = case
     units = [f"unit {number}" for number in range(len(lengths))]
     table = long_table(values, lengths, windows, unit_key=KEY, units=units)
-    written = io.StringIO(table.to_csv(index=False))
+    written = io.StringIO(as_csv(table, windows.channels))
     text = pd.read_csv(written, dtype=str, keep_default_na=False).fillna("")
     found, found_lengths = made(text, windows, units)
     np.testing.assert_array_equal(found, values)
@@ -1102,19 +1113,55 @@ def test_the_long_table_has_a_row_a_step_in_the_dtypes_of_the_schema(
             elif step:
                 time += windows.step or 1
             expected.append(time)
-    assert table[TIME].tolist() == expected
-    assert table[TIME].dtype == ("int64" if all(time == int(time) for time in expected) else "float64")
+    if windows.time.type == "timestamp":
+        assert table[TIME].dtype == "datetime64[us]"
+        assert table[TIME].tolist() == [pd.Timestamp(1970, 1, 1) + pd.Timedelta(minutes=time) for time in expected]
+    else:
+        assert table[TIME].tolist() == expected
+        assert table[TIME].dtype == ("int64" if all(time == int(time) for time in expected) else "float64")
+
+
+@pytest.mark.parametrize(
+    ("minutes", "text"),
+    [
+        (0, "1970-01-01T00:00:00"),
+        (90, "1970-01-01T01:30:00"),
+        (1440, "1970-01-02T00:00:00"),
+        (0.25, "1970-01-01T00:00:15"),
+        (1 / 3, "1970-01-01T00:00:20"),
+        (0.001, "1970-01-01T00:00:00.060000"),
+        (4223371679, "9999-12-31T23:59:00"),
+        (-60, "1969-12-31T23:00:00"),
+    ],
+)
+def test_a_stamp_is_written_as_it_is_read(minutes: float, text: str) -> None:
+    assert write_stamps(stamps_of(np.array([minutes]))).tolist() == [text]
+    windows = layout("events", ties="keep", time=STAMPS, gap="since", channels=BY_MINUTES.model_dump()["channels"])
+    if 0 <= minutes <= 1e6:
+        assert gaps(windows, ["1970-01-01T00:00", text])[1] == pytest.approx(minutes, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("keys", "longest"),
+    [
+        ({"layout": "grid", "step": 1.06e9, "start": "first"}, "step"),
+        ({**STAMPED, "channels": {"since": {**PULSE, "max": 1_060_000_000}}}, "channels.since.max"),
+    ],
+)
+def test_a_window_that_could_pass_the_last_time_stamp_is_refused(keys: dict[str, Any], longest: str) -> None:
+    keys = {"length": 4, "channels": CHANNELS, **keys, "time": STAMPS}
+    with pytest.raises(StudyError, match=rf"windows: {longest}: 4 of them reach from 1970 beyond the year 9999$"):
+        parsed(keys)
+    assert parsed({**keys, "length": 3}).length == 3
 
 
 def test_a_gap_that_is_missing_does_not_move_the_time() -> None:
-    windows = layout("events", gap="since", channels={"since": {**PULSE, "max": 100}})
-    values = np.array([[[NAN], [5], [NAN], [2]], [[7], [3], [NAN], [NAN]]])
-    table = long_table(values, np.array([4, 2]), windows, unit_key=KEY, units=["A", "B"])
-    assert table[TIME].tolist() == [0, 5, 5, 7, 0, 3]
-    # The gap before a unit's first step is kept as a value, though the time begins at 0.
-    assert table["since"].tolist()[4] == 7
-    # What was handed in is not changed.
-    assert values[1, 0, 0] == 7
+    windows = layout("events", gap="since", longer="last", channels={"since": {**PULSE, "max": 100}})
+    values = np.array([[[NAN], [5], [NAN], [2]], [[7], [3], [1], [2]]])
+    table = long_table(values, np.array([4, 4]), windows, unit_key=KEY, units=["A", "B"])
+    # A window that begins later than its unit is dated from the row before it.
+    assert table[TIME].tolist() == [0, 5, 5, 7, 7, 10, 11, 13]
+    assert table["since"].tolist()[4:] == [7, 3, 1, 2]
 
 
 # --- units with their windows

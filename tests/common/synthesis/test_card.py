@@ -89,5 +89,10 @@ def test_croissant_describes_each_table_as_it_is() -> None:
         "ill": "sc:Text",
     }  # fmt: skip
     assert fields["synthetic-windows"] == {"person": "sc:Text", "hour": "sc:Float", "pulse": "sc:Integer"}
+    stamped = WINDOWS | {"time": {"column": "hour", "type": "timestamp"}, "start": "first"}
+    release = make_release(study_of(windows=stamped))
+    metadata = make_croissant(release, published(release))
+    (series,) = (one for one in metadata["recordSet"] if one["@id"] == "synthetic-windows")
+    assert {field["name"]: field["dataType"] for field in series["field"]}["hour"] == "sc:DateTime"
     sources = {field["source"]["fileObject"]["@id"] for one in metadata["recordSet"] for field in one["field"]}
     assert sources == set(tables)
