@@ -50,7 +50,7 @@ class GeneratorShape:
 
     def as_dict(self) -> dict[str, object]:
         """For generator.json."""
-        return asdict(self)
+        return asdict(self) | {"sequence": self.sequence and self.sequence.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,16 @@ def draw_records(outcome: Outcome, random: torch.Generator) -> np.ndarray:
 
 
 def cut_windows(windows: np.ndarray, records: np.ndarray, shape: GeneratorShape) -> np.ndarray:
-    """-1 beyond the number of steps that the record says."""
-    if shape.length_column is not None:
-        lengths = records[:, shape.length_column] + shape.fewest
-        windows[np.arange(windows.shape[1]) >= lengths[:, None]] = -1
+    """-1 beyond the number of steps that the record says, and no gap before a window that holds all that its unit has.
+
+    The gap is taken away here alone: whether it was there is a matter of the window's length, which expected tables
+    do not tell apart from what the first step holds.
+    """
+    sequence = shape.sequence
+    if sequence is None or shape.length_column is None:
+        return windows
+    lengths = records[:, shape.length_column] + shape.fewest
+    if sequence.gap is not None:
+        windows[lengths < sequence.steps, 0, sequence.gap] = sequence.values[sequence.gap]
+    windows[np.arange(windows.shape[1]) >= lengths[:, None]] = -1
     return windows

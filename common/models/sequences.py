@@ -26,11 +26,13 @@ FEWEST_SLOTS: Final = 16
 
 @dataclass(frozen=True)
 class SequenceShape:
-    """What fixes a sequence head's parameters.
+    """What fixes a sequence head's parameters, and what no window of it holds.
 
     kind: which head. sizes: bins of each channel, the missing bin included where `missing` says so. ordered: whether
     neighbouring bins are neighbouring values. blocks: first step and the one after the last, of each part of the
-    window. states: hidden states of the head of that name.
+    window. states: hidden states of the head of that name. gap: which channel of events holds the time since the step
+    before, missing in a unit's first step and in no later one. late: whether a window of all steps may begin after its
+    unit's first, and so with a value of that channel.
     """
 
     kind: Literal["paths", "states"]
@@ -40,6 +42,8 @@ class SequenceShape:
     missing: tuple[bool, ...]
     ordered: tuple[bool, ...]
     states: int
+    gap: int | None = None
+    late: bool = False
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -62,8 +66,8 @@ class SequenceShape:
         return np.concatenate(places).astype(np.int64)
 
     def as_dict(self) -> dict[str, object]:
-        """For generator.json."""
-        return asdict(self)
+        """For generator.json: what fixes the parameters; the rest follows from the study."""
+        return {name: value for name, value in asdict(self).items() if name not in ("gap", "late")}
 
     def drawn(self, chances: Tensor, random: torch.Generator) -> Tensor:
         """Bins, (...) int64, from the chances of slots, missing last; (..., channels, widest + 1)."""

@@ -37,6 +37,8 @@ def shape_of(study: Study, sizes: Sequence[int]) -> GeneratorShape:
             missing=tuple(rule.missing for rule in rules),
             ordered=tuple(not isinstance(rule, CategoricalColumn) for rule in rules),
             states=model.states,
+            gap=None if windows.gap is None else list(windows.channels).index(windows.gap),
+            late=windows.gap is not None and windows.longer == "last",
         )
     steps = columns.get(STEPS)
     return GeneratorShape(

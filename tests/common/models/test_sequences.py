@@ -44,7 +44,8 @@ class Toy:
     """A head's output over few enough paths to list them all.
 
     channels: value bins of each, and whether it has a missing one. sizes: bins of each column of the record. single:
-    whether a window of events may have one step.
+    whether a window of events may have one step. gap: which channel is the time since the step before. late: whether a
+    window may begin after its unit's first step.
     """
 
     kind: Kind
@@ -53,6 +54,8 @@ class Toy:
     sizes: tuple[int, ...] = (2,)
     states: int = 2
     single: bool = True
+    gap: int | None = None
+    late: bool = False
     seed: int = 0
 
     @property
@@ -63,6 +66,8 @@ class Toy:
         }
         grid = self.kind == "paths"
         keys: dict[str, Any] = {"step": 1} if grid else {}
+        if self.gap is not None:
+            keys |= {"gap": f"c{self.gap}", "longer": "last" if self.late else "refuse"}
         return Windows.model_validate(
             {
                 "layout": "grid" if grid else "events",
@@ -83,6 +88,8 @@ class Toy:
             missing=tuple(missing for _, missing in self.channels),
             ordered=(True,) * len(self.channels),
             states=self.states,
+            gap=self.gap,
+            late=self.late,
         )
 
     @property
@@ -105,6 +112,10 @@ STATES = (
     Toy("states", 5, ((3, False),), states=2),
     Toy("states", 4, ((2, True), (1, False)), states=3, single=False),
     Toy("states", 5, ((3, False),), single=False),
+    Toy("states", 3, ((2, True), (3, False)), sizes=(2, 3), gap=0),
+    Toy("states", 4, ((1, False), (2, True)), states=3, gap=1),
+    Toy("states", 3, ((1, True), (3, True), (2, False)), gap=1, late=True),
+    Toy("states", 2, ((2, True),), states=3, gap=0),
 )
 TOYS = PATHS + STATES
 
@@ -117,7 +128,7 @@ def shares(random: np.random.Generator, *shape: int, among: np.ndarray | None = 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Of all latents of a toy, (rows, ...) each: the first three of `Paths`, then three of `States`."""
+    """Of all latents of a toy, (rows, ...) each: the first three of `Paths`, then four of `States`."""
 
     values: np.ndarray
     seen_start: np.ndarray
@@ -125,6 +136,7 @@ class Parameters:
     start: np.ndarray
     move: np.ndarray
     emit: np.ndarray
+    opening: np.ndarray
     lengths: np.ndarray
     records: np.ndarray
 
@@ -138,6 +150,10 @@ def parameters(toy: Toy) -> Parameters:
     open_slots = np.concatenate([open_values, ~always[:, None]], axis=1)
     full = np.eye(toy.steps + 1)[[toy.steps] * rows]
     some = np.array([length != 1 or toy.single for length in range(toy.steps + 1)])
+    at_first = open_slots[toy.gap or 0].copy()
+    if toy.gap is not None:
+        open_slots[toy.gap, -1] = False
+        at_first[:-1] &= toy.late
     return Parameters(
         values=shares(random, rows, toy.steps, channels, widest, among=open_values),
         seen_start=np.where(always, 1.0, random.random((rows, channels))),
@@ -145,6 +161,7 @@ def parameters(toy: Toy) -> Parameters:
         start=shares(random, rows, toy.states),
         move=shares(random, rows, toy.states, toy.states),
         emit=shares(random, rows, toy.states, channels, widest + 1, among=open_slots),
+        opening=shares(random, rows, toy.states, widest + 1, among=at_first),
         lengths=full if toy.kind == "paths" else shares(random, rows, toy.steps + 1, among=some),
         records=np.concatenate([shares(random, rows, size) for size in toy.sizes], axis=1),
     )
@@ -157,6 +174,8 @@ def courses_of(toy: Toy, given: Parameters, dtype: torch.dtype = torch.float64) 
 def leaves(toy: Toy, given: Parameters) -> dict[str, Tensor]:
     """What the toy's courses are made from, zero entries of closed slots included."""
     used = ("values", "seen_start", "seen_moves") if toy.kind == "paths" else ("start", "move", "emit")
+    if toy.gap is not None:
+        used = (*used, "opening")
     return {name: torch.from_numpy(getattr(given, name)).clone() for name in (*used, "lengths")}
 
 
@@ -201,7 +220,9 @@ def state_paths(toy: Toy, given: Parameters, row: int, paths: np.ndarray) -> np.
         for step, state in enumerate(states):
             likely *= given.move[row, states[step - 1], state] if step else 1.0
             for channel in range(len(values)):
-                likely *= given.emit[row, state, channel, slots[:, step, channel]]
+                opens = channel == toy.gap and not step
+                chances = given.opening[row, state] if opens else given.emit[row, state, channel]
+                likely *= chances[slots[:, step, channel]]
         total += likely
     return total
 
@@ -421,6 +442,7 @@ def test_a_channel_among_wider_and_narrower_ones_is_what_it_is_alone(toy: Toy) -
             start=given.start,
             move=given.move,
             emit=given.emit[:, :, one][..., slots],
+            opening=given.opening,
             lengths=given.lengths,
             records=given.records,
         )
@@ -517,6 +539,7 @@ SMALL = (
     Toy("paths", 3, ((1, True), (3, False))),
     Toy("states", 3, ((2, True), (1, False)), states=3),
     Toy("states", 3, ((1, True), (3, False)), states=2),
+    Toy("states", 3, ((1, False), (2, True)), states=3, gap=1, late=True),
 )
 
 
@@ -530,7 +553,7 @@ def test_draws_follow_the_chances_of_paths(toy: Toy) -> None:
     assert often.sum() > 8
     pooled = [np.append(part[often], part[~often].sum()) for part in (found, units * chance)]
     kept = pooled[1] > 0
-    # A false alarm in 10^5 seeds for each of the four, and the seed is fixed.
+    # A false alarm in 10^5 seeds for each of the five, and the seed is fixed.
     assert chisquare(pooled[0][kept], pooled[1][kept]).pvalue > 1e-5
 
 
@@ -585,7 +608,7 @@ def test_a_straight_through_draw_has_the_gradient_of_its_chances() -> None:
 # --- gradients
 
 
-@pytest.mark.parametrize("toy", [PATHS[0], PATHS[2], STATES[0], STATES[2]], ids=str)
+@pytest.mark.parametrize("toy", [PATHS[0], PATHS[2], STATES[0], STATES[2], STATES[6], STATES[8]], ids=str)
 def test_each_table_has_the_gradient_that_small_changes_show(toy: Toy) -> None:
     given = solved(toy)[0]
     random = np.random.default_rng(1)

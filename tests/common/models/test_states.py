@@ -48,6 +48,26 @@ def test_a_state_is_left_and_emits_as_its_own_parameters_say() -> None:
     torch.testing.assert_close(after._emit[:, 2, [0, 2]], before._emit[:, 2, [0, 2]])
 
 
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
+def test_a_time_since_the_step_before_is_missing_at_first_and_never_later(scale: float, late: bool) -> None:
+    made = head_of("states", gap=2, late=late)
+    assert isinstance(made, StateHead)
+    levels = states_of(made, 7, scale=scale).levels[:, :, -2:]  # (rows, steps, one value and missing)
+    torch.testing.assert_close(levels.sum(dim=2), torch.ones(7, 4))
+    assert (levels[:, 1:, 1] == 0).all()
+    if late:
+        assert (levels[:, 0] > 0).all() or scale > 1
+    else:
+        assert (levels[:, 0, 0] == 0).all()
+    # Nothing else is what it would not be without.
+    plain = head_of("states")
+    assert isinstance(plain, StateHead)
+    torch.testing.assert_close(
+        states_of(plain, 7, scale=scale).levels[..., :-2], states_of(made, 7, scale=scale).levels[..., :-2]
+    )
+
+
 def test_states_need_no_noise_of_their_own() -> None:
     made = head()
     assert noise_of(5, made.shape).shape == (5, 0)

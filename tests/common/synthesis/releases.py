@@ -34,6 +34,19 @@ WINDOWS: dict[str, Any] = {
     "channels": {"pulse": {"type": "integer", "min": 40, "max": 200, "cells": 12, "missing": True}},
 }
 
+EVENTS: dict[str, Any] = {
+    "layout": "events",
+    "length": 5,
+    "time": {"column": "minute"},
+    "ties": "keep",
+    "gap": "since",
+    "channels": {
+        "stage": {"type": "categorical", "categories": ["one", "two", "three"], "missing": True},
+        "since": {"type": "integer", "min": 0, "max": 90, "cells": 12, "missing": True},
+        "pulse": {"type": "integer", "min": 40, "max": 200, "cells": 12, "missing": True},
+    },
+}
+
 
 def study_of(**more: Any) -> Study:
     return parse_study(PLAIN | more, source="test")

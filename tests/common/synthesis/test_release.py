@@ -15,7 +15,7 @@ from common.errors import ConditionError, ExitCode, PrivShareError
 from common.synthesis.release import FACTS, WEIGHTS, Release, load_release
 from common.synthesis.rows import draw_units
 from common.synthesis.synthesizer import Synthesizer
-from tests.common.synthesis.releases import WINDOWS, make_release, study_of
+from tests.common.synthesis.releases import EVENTS, WINDOWS, make_release, study_of
 
 
 def written(release: Release, folder: Path) -> Path:
@@ -25,7 +25,7 @@ def written(release: Release, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("windows", [None, WINDOWS])
+@pytest.mark.parametrize("windows", [None, WINDOWS, EVENTS])
 def test_a_release_comes_back_as_it_was(windows: Any, tmp_path: Path) -> None:
     release = make_release(study_of(windows=windows))
     again = load_release(written(release, tmp_path))
@@ -34,6 +34,11 @@ def test_a_release_comes_back_as_it_was(windows: Any, tmp_path: Path) -> None:
     units, same = (draw_units(one, rows=50, seed=1, device=torch.device("cpu")) for one in (release, again))
     pd.testing.assert_frame_equal(units.records, same.records)
     assert np.array_equal(units.values, same.values, equal_nan=True)
+
+
+def test_a_release_says_of_its_windows_what_fixes_parameters_as_it_did_before_gaps_were_known(tmp_path: Path) -> None:
+    facts = json.loads((written(make_release(study_of(windows=EVENTS)), tmp_path) / FACTS).read_text())
+    assert set(facts["shape"]["sequence"]) == {"kind", "steps", "blocks", "sizes", "missing", "ordered", "states"}
 
 
 def change_facts(how: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
