@@ -110,7 +110,7 @@ def read_series_text(path: Path, study: Study) -> pd.DataFrame:
     """
     assert study.windows is not None
     layout = study.table.model_copy(update={"header": None})
-    return _read_file(path, layout, _series_columns_of(study), study.windows.ignore)
+    return _read_file(path, layout, _series_columns_of(study), _ignored_in_series(study))
 
 
 def _texts(
@@ -130,7 +130,7 @@ def _entities(settings: SourceSettings, study: Study) -> Iterator[tuple[Entity, 
     yield _entity(settings.table), _columns_of(study), study.ignore
     if study.windows is not None:
         assert settings.series is not None  # the policy has seen to it
-        yield _entity(settings.series), _series_columns_of(study), study.windows.ignore
+        yield _entity(settings.series), _series_columns_of(study), _ignored_in_series(study)
 
 
 def _entity(named: Path | Entity) -> Entity:
@@ -145,6 +145,13 @@ def _series_columns_of(study: Study) -> list[str]:
     assert study.windows is not None
     assert study.unit.key is not None
     return [study.unit.key, *study.windows.columns]
+
+
+def _ignored_in_series(study: Study) -> tuple[str, ...]:
+    """Columns that the long table may have: those that the study names, and the computed one, as synthetic ones do."""
+    assert study.windows is not None
+    computed = () if study.windows.gap is None else (study.windows.gap,)
+    return tuple(dict.fromkeys((*study.windows.ignore, *computed)))
 
 
 def _pieces(

@@ -8,16 +8,20 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from client.records import parse_text, read_text
+from client.records import parse_text, read_series_text, read_text, read_windows
 from common.data.schema import CategoricalColumn, DatetimeColumn, defused
 from common.errors import ExitCode, SchemaError
 from common.study import Study, parse_study
+from common.synthesis.rows import draw_units, tables_of
 from common.synthesis.tables import TableFile, as_csv
 from tests.common.data.columns import moment_column, moment_columns
+from tests.common.synthesis.releases import EVENTS, WINDOWS, make_release
+from tests.common.synthesis.releases import study_of as study_with
 
 # What a category may be made of, least of all harmless.
 AWKWARD = [
@@ -232,3 +236,44 @@ def test_a_column_that_the_schema_does_not_know_is_written_as_it_is() -> None:
     moments = rule.from_whole(np.array([0, 1]), np.array([False, True]))
     table = pd.DataFrame({"unit": ["=a", "b"], "when": moments})
     assert as_csv(table, {"when": rule}) == "unit,when\n=a,2020-01-01\nb,\n"
+
+
+STAMPS = {"time": {"column": "when", "type": "timestamp"}}
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+@pytest.mark.parametrize(
+    "windows",
+    [
+        WINDOWS,
+        WINDOWS | STAMPS | {"start": "first", "step": 7.5},
+        WINDOWS | STAMPS | {"start": "first", "step": 1440},
+        EVENTS,
+        EVENTS | STAMPS,
+        EVENTS | {"ignore": ["since"]},
+        {name: value for name, value in EVENTS.items() if name != "gap"} | STAMPS,
+    ],
+    ids=[
+        "grid",
+        "grid of stamps",
+        "grid of days",
+        "gaps",
+        "gaps of stamps",
+        "gaps that are ignored",
+        "stamps without gaps",
+    ],
+)
+def test_a_synthetic_long_table_is_read_by_its_own_study(windows: dict[str, Any], ending: str, tmp_path: Path) -> None:
+    study = study_with(windows=windows)
+    units = draw_units(make_release(study), rows=60, seed=0, device=torch.device("cpu"))
+    paths = []
+    for name, table in tables_of(units, study).items():
+        paths.append((tmp_path / name).with_suffix(ending))
+        with TableFile(paths[-1], study.columns | study.channels) as file:
+            file.write(table[:40])
+            file.write(table[40:])
+    series = read_series_text(paths[1], study)
+    assert series.columns.is_unique
+    values, lengths = read_windows(parse_text(read_text(paths[0], study), study), series, study)
+    np.testing.assert_array_equal(values, units.values)
+    assert np.array_equal(lengths, units.lengths)
