@@ -129,10 +129,13 @@ class Windows(Section):
             if name in self.columns:
                 raise ValueError(f"ignore: {name} is used")
         self._check_channels()
-        if self.time.type == "timestamp" and self._reach > _LAST_MINUTE:
-            longest = "step" if grid else f"channels.{self.gap}.max"
-            raise ValueError(f"{longest}: {self.length} of them reach from 1970 beyond the year 9999")
+        self._check_reach()
         return self
+
+    def _check_reach(self) -> None:
+        if self.time.type == "timestamp" and self._reach > _LAST_MINUTE:
+            longest = "step" if self.layout == "grid" else f"channels.{self.gap}.max"
+            raise ValueError(f"{longest}: {self.length} of them reach from 1970 beyond the year 9999")
 
     @property
     def _reach(self) -> float:

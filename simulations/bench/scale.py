@@ -231,6 +231,7 @@ def main(
         say_aside(f"{point.name} ...")
         found[point.name] = _flat(run_point(point))
         _write(kept, found)
+    found = _read(kept)
     draw(found, out / "scale.svg")
     fill(out / "scale.md", f"{tables(found)}\n\n{stages(found)}\n\n{engines(found)}")
 
