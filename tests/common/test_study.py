@@ -488,7 +488,15 @@ OTHERWISE: dict[str, dict[str, Any]] = {
         "noise_trust": "masked",
     },
     "discriminators": {"statistical": 2, "temporal": 2, "semantic": 1, "neural": 1, "scope": "local"},
-    "critic": {"width": 8, "steps": 9, "learning_rate": 0.0123, "sampling": 0.5, "clip_norm": 2, "strength": 2},
+    "critic": {
+        "heads": "semantic",
+        "width": 8,
+        "steps": 9,
+        "learning_rate": 0.0123,
+        "sampling": 0.5,
+        "clip_norm": 2,
+        "strength": 2,
+    },
     "noise": {
         "schedule": "fixed",
         "rounds": 2,

@@ -737,8 +737,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def newest(folder: Path) -> Path:
-    return max((folder / "checkpoints").glob("step-*"))
+def last_left(folder: Path) -> Path:
+    """The newest checkpoint, all others taken away: a run would go on from the one before."""
+    *earlier, newest = sorted((folder / "checkpoints").glob("step-*"))
+    for path in earlier:
+        path.unlink()
+    return newest
 
 
 def body_of(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -765,48 +769,52 @@ def option(name: str, value: object) -> Callable[[Path], None]:
 
 DAMAGES = {
     "a checkpoint that is cut": Damage(
-        C.RESUME_IMPOSSIBLE, ("step-", "damaged"), lambda run: body_of(newest(run), lambda body: body[:-30])
+        C.RESUME_IMPOSSIBLE,
+        ("checkpoints", "no checkpoint is whole"),
+        lambda run: body_of(last_left(run), lambda body: body[:-30]),
     ),
     "a checkpoint that is empty": Damage(
-        C.RESUME_IMPOSSIBLE, ("step-", "damaged"), lambda run: newest(run).write_bytes(b"")
+        C.RESUME_IMPOSSIBLE, ("checkpoints", "no checkpoint is whole"), lambda run: last_left(run).write_bytes(b"")
     ),
     "a checkpoint that is text": Damage(
-        C.RESUME_IMPOSSIBLE, ("step-", "damaged"), lambda run: newest(run).write_text("no checkpoint" * 40)
+        C.RESUME_IMPOSSIBLE,
+        ("checkpoints", "no checkpoint is whole"),
+        lambda run: last_left(run).write_text("no checkpoint" * 40),
     ),
     "a checkpoint with a flipped bit": Damage(
         C.RESUME_IMPOSSIBLE,
-        ("step-", "damaged"),
-        lambda run: body_of(newest(run), lambda body: body[:-3] + bytes([body[-3] ^ 64]) + body[-2:]),
+        ("checkpoints", "no checkpoint is whole"),
+        lambda run: body_of(last_left(run), lambda body: body[:-3] + bytes([body[-3] ^ 64]) + body[-2:]),
     ),
     "a checkpoint of another version": Damage(
         C.RESUME_IMPOSSIBLE,
         ("step-", "privshare.checkpoint/3"),
-        lambda run: remade(newest(run), lambda facts: {**facts, "schema": "privshare.checkpoint/2"}),
+        lambda run: remade(last_left(run), lambda facts: {**facts, "schema": "privshare.checkpoint/2"}),
     ),
     "a checkpoint without facts": Damage(
         C.RESUME_IMPOSSIBLE,
-        ("step-", "damaged"),
-        lambda run: remade(newest(run), lambda facts: []),
+        ("checkpoints", "no checkpoint is whole"),
+        lambda run: remade(last_left(run), lambda facts: []),
     ),
     "a checkpoint that lacks a fact": Damage(
         C.RESUME_IMPOSSIBLE,
         ("checkpoint",),
-        lambda run: remade(newest(run), lambda facts: {name: facts[name] for name in facts if name != "accounts"}),
+        lambda run: remade(last_left(run), lambda facts: {name: facts[name] for name in facts if name != "accounts"}),
     ),
     "a checkpoint that lacks an array": Damage(
         C.RESUME_IMPOSSIBLE,
         ("checkpoint",),
-        lambda run: remade(newest(run), lambda facts: facts, drop="pairs-1"),
+        lambda run: remade(last_left(run), lambda facts: facts, drop="pairs-1"),
     ),
     "a checkpoint of another generator": Damage(
         C.RESUME_IMPOSSIBLE,
         ("checkpoint",),
-        lambda run: remade(newest(run), lambda facts: facts, drop="heads"),
+        lambda run: remade(last_left(run), lambda facts: facts, drop="heads"),
     ),
     "a checkpoint of another study": Damage(
         C.RESUME_IMPOSSIBLE,
         ("checkpoint",),
-        lambda run: remade(newest(run), lambda facts: {**facts, "study": "0" * 64}),
+        lambda run: remade(last_left(run), lambda facts: {**facts, "study": "0" * 64}),
     ),
     "a study that was changed": Damage(
         C.RESUME_IMPOSSIBLE,
