@@ -20,7 +20,6 @@ from common.data.schema import (
     WholeColumn,
 )
 from common.data.windows import Windows, stamps_of, write_stamps
-from common.errors import StudyError
 from common.study import Study
 
 _RARE: Final = 0.1
@@ -59,11 +58,7 @@ class SimulatedRows:
 
 
 def simulate_rows(study: Study, *, units: int, seed: int) -> SimulatedRows:
-    """Rows of so many units, drawn from the schema alone. With another number of units all of them are others.
-
-    Raises:
-        StudyError: the windows are such that no time between two events can be drawn.
-    """
+    """Rows of so many units, drawn from the schema alone. With another number of units all of them are others."""
     random = np.random.default_rng(seed)
     keys = np.array([f"u{unit:07d}" for unit in range(units)], dtype=object)
     records = random.integers(1, study.unit.max_records, size=units, endpoint=True)
@@ -94,13 +89,10 @@ def _simulate_series(windows: Windows, units: int, random: np.random.Generator) 
     number = np.arange(len(owner)) - first
     # Which step's values a step has: its own, or those of the first step of a window that stands still.
     source = np.where(still[owner], first, np.arange(len(owner)))
-    if windows.layout == "grid":
-        assert windows.step is not None
-        time = windows.starts_at + windows.step * number
+    if windows.gap is None:
+        time = windows.starts_at + windows.spacing * number
     else:
-        steady = np.full(len(owner), min(1.0, windows.longest_gap or 1.0))
-        apart = steady if windows.gap is None else _gaps(windows, len(owner), random)[source]
-        passed = np.cumsum(np.where(number == 0, 0.0, apart))
+        passed = np.cumsum(np.where(number == 0, 0.0, _gaps(windows, len(owner), random)[source]))
         time = passed - np.repeat(passed[number == 0], lengths)
     columns = {windows.time.column: _times(time, windows)}
     for name, column in windows.channels.items():
@@ -121,14 +113,10 @@ def _gaps(windows: Windows, steps: int, random: np.random.Generator) -> np.ndarr
     least, most = (float(bound) for bound in (column.min, column.max))
     if isinstance(column, IntegerColumn):
         least = max(least, 1.0)
-        gaps = np.floor(least + random.random(steps) * (most - least + 1))
-    else:
-        margin = _INSIDE * (most - least)
-        least, most = max(least, 0.0) + margin, most - margin
-        gaps = least + random.random(steps) * (most - least)
-    if least > most:
-        raise StudyError(f"windows.channels.{windows.gap}.max={column.max}: no time between two events can be drawn")
-    return np.asarray(gaps)
+        return np.asarray(np.floor(least + random.random(steps) * (most - least + 1)))
+    margin = _INSIDE * (most - least)
+    least, most = least + margin, most - margin
+    return np.asarray(least + random.random(steps) * (most - least))
 
 
 def _times(time: np.ndarray, windows: Windows) -> np.ndarray:

@@ -5,6 +5,7 @@ moment of a unit. `make_windows` cuts the long one into one window a unit and re
 name the column and the rule, never a value, a unit or a time.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ _LAST_MINUTE: Final = int((np.datetime64("9999-12-31T23:59") - _EPOCH) // np.tim
 _FAR: Final = 1e12
 """No time lies further from zero than this many of its units: beyond, a float no longer tells minutes apart."""
 _DECIMALS: Final = 6
-"""Times are told apart to so many decimals of a step."""
+"""Times are told apart to so many decimals of a step, and gaps of a unit."""
 _STAMP: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:?[0-5]\d)?")
 
 _FIFTY_YEARS: Final = 50 * 365.25 * 24 * 60
@@ -129,21 +130,30 @@ class Windows(Section):
             if name in self.columns:
                 raise ValueError(f"ignore: {name} is used")
         self._check_channels()
+        self._check_gap()
         self._check_reach()
         return self
 
     def _check_reach(self) -> None:
+        longest = "step" if self.layout == "grid" else f"channels.{self.gap}.max"
         if self.time.type == "timestamp" and self._reach > _LAST_MINUTE:
-            longest = "step" if self.layout == "grid" else f"channels.{self.gap}.max"
             raise ValueError(f"{longest}: {self.length} of them reach from 1970 beyond the year 9999")
+        if self._reach > _FAR:
+            raise ValueError(f"{longest}: {self.length} of them reach beyond a time of {_FAR:g}; take a longer unit")
+        if self.step is not None and self.step < 4 * np.spacing(max(abs(self.starts_at), self._reach)):
+            raise ValueError("step: at such a `start` floats do not tell steps apart; count from a later moment")
 
     @property
     def _reach(self) -> float:
-        """How far from its epoch a synthetic long table may come, in the time's unit."""
-        if self.step is not None:
-            return self.length * self.step
+        """The latest time that a synthetic long table may have, in the time's unit."""
+        counted = self._counted
+        return self.starts_at + self.length * (self.spacing if counted is None else float(counted.max))
+
+    @property
+    def _counted(self) -> IntegerColumn | ContinuousColumn | None:
+        """The channel of the gap."""
         counted = self.channels.get(self.gap or "")
-        return self.length * (float(counted.max) if isinstance(counted, IntegerColumn | ContinuousColumn) else 1.0)
+        return counted if isinstance(counted, IntegerColumn | ContinuousColumn) else None
 
     def _check_channels(self) -> None:
         for name, column in self.channels.items():
@@ -154,14 +164,19 @@ class Windows(Section):
                 raise ValueError(f"combine: {name} is not a channel")
             if isinstance(self.channels[name], CategoricalColumn) and how not in ("first", "last"):
                 raise ValueError(f"combine: {name} is categorical, which has a first and a last but no {how}")
-        if self.gap is not None:
-            counted = self.channels.get(self.gap)
-            if not isinstance(counted, IntegerColumn | ContinuousColumn):
-                raise ValueError(f"gap: {self.gap} is not a numeric channel")
-            if not counted.missing:
-                raise ValueError(f"gap: {self.gap} needs `missing: true`, since a unit's first row has none")
-            if self.max_gap is not None:
-                raise ValueError(f"max_gap: the bounds of {self.gap} say it")
+
+    def _check_gap(self) -> None:
+        if self.gap is None:
+            return
+        counted = self._counted
+        if counted is None:
+            raise ValueError(f"gap: {self.gap} is not a numeric channel")
+        if not counted.missing:
+            raise ValueError(f"gap: {self.gap} needs `missing: true`, since a unit's first row has none")
+        if counted.min < 0:
+            raise ValueError(f"channels.{self.gap}.min={counted.min}: expected at least 0, time does not run back")
+        if self.max_gap is not None:
+            raise ValueError(f"max_gap: the bounds of {self.gap} say it")
 
     @property
     def blocks(self) -> tuple[tuple[int, int], ...]:
@@ -189,6 +204,33 @@ class Windows(Section):
         if self.max_gap is not None or self.gap is not None or self.time.type == "number":
             return self.max_gap
         return _FIFTY_YEARS
+
+    @property
+    def spacing(self) -> float:
+        """Time between a unit's rows in a synthetic long table, in the time's unit, where there is no gap to say it."""
+        return self.step or min(1.0, self.longest_gap or 1.0)
+
+    @property
+    def least_gap(self) -> float:
+        """Least time between a unit's rows in a synthetic long table where there is a gap, in the time's unit.
+
+        Where rows of a unit may not be at one time, it is a time that is read as a gap of 0: part of a whole unit, or
+        of the last decimal.
+        """
+        counted = self._counted
+        assert counted is not None
+        if self.ties == "keep" or counted.min > 0:
+            return float(counted.min)
+        if isinstance(counted, IntegerColumn):
+            return 0.5
+        return max(0.25 / (counted.steps or math.inf), 0.5 * 10.0**-_DECIMALS)
+
+    @property
+    def has_whole_times(self) -> bool:
+        """Whether all times of a synthetic long table are whole numbers, whatever is drawn."""
+        if self.gap is not None:
+            return isinstance(self._counted, IntegerColumn) and self.least_gap.is_integer()
+        return self.spacing.is_integer() and self.starts_at.is_integer()
 
     @property
     def starts_at(self) -> float:
@@ -348,15 +390,24 @@ def _check_jumps(rows: _Rows, windows: Windows) -> None:
     longest = windows.longest_gap
     if longest is None:
         return
-    apart = np.diff(rows.time)[np.diff(rows.owner) == 0]
-    # 0.4 - 0.3 is a little more than 0.1.
-    if bool((np.round(apart / longest, _DECIMALS) > 1).any()):
+    too_far = np.diff(rows.time) > longest + _slack(rows.time[1:], longest, windows.time)
+    if bool((too_far & (np.diff(rows.owner) == 0)).any()):
         unit = " minutes" if windows.time.type == "timestamp" else ""
         raise SchemaError(
             f"{windows.time.column}: two rows of a unit that follow each other are more than {longest:.12g}{unit} "
             "apart; correct the times, or widen windows.max_gap from public knowledge",
             ExitCode.OUT_OF_BOUNDS,
         )
+
+
+def _slack(times: np.ndarray, width: float, column: TimeColumn) -> np.ndarray:
+    """What rounding may have taken from the time since an earlier row, in the time's unit: 0.3 / 0.1 is less than 3.
+
+    Time stamps are rounded to microseconds, and all times to floats, which far from 0 are apart: those of the minutes
+    since 1970 by a quarter of a microsecond.
+    """
+    stamped = 1 / _MICROSECONDS if column.type == "timestamp" else 0.0
+    return np.asarray(np.maximum(stamped + 2 * np.spacing(np.abs(times)), 0.5 * 10.0**-_DECIMALS * width))
 
 
 def _check_ties(rows: _Rows, windows: Windows) -> None:
@@ -384,8 +435,7 @@ def _on_grid(rows: _Rows, windows: Windows, units: int) -> tuple[np.ndarray, np.
     start = np.full(units, windows.starts_at)
     if windows.start == "first":
         start[owner[::-1]] = rows.time[::-1]
-    # A decimal step is not a sum of powers of two: 0.3 / 0.1 is a little less than 3.
-    at = np.floor(np.round((rows.time - start[owner]) / windows.step, _DECIMALS))
+    at = np.floor((rows.time - start[owner] + _slack(rows.time, windows.step, windows.time)) / windows.step)
     if windows.longer == "last":
         latest = np.full(units, -np.inf)
         np.maximum.at(latest, owner, at)
@@ -463,17 +513,16 @@ def _gaps(name: str, column: Column, apart: np.ndarray) -> np.ndarray:
     assert isinstance(column, IntegerColumn | ContinuousColumn)
     # 4.35 - 3.35 is a little less than 1.
     apart = np.where(np.abs(apart - np.rint(apart)) < 10.0**-_DECIMALS, np.rint(apart), apart)
-    if column.outside == "clip":
-        apart = np.clip(apart, column.min, column.max)
-    elif bool(((apart < column.min) | (apart > column.max)).any()):
+    inside = np.clip(apart, column.min, column.max)
+    if column.outside == "refuse" and bool((np.abs(apart - inside) >= 10.0**-_DECIMALS).any()):
         raise SchemaError(
             f"{name}: the time between two rows of a unit is outside {column.bounds}; widen the public bounds, or set "
             "`outside: clip`",
             ExitCode.OUT_OF_BOUNDS,
         )
     if isinstance(column, IntegerColumn):
-        return np.asarray(np.floor(apart))
-    return apart if column.decimals is None else np.asarray(np.round(apart, column.decimals))
+        return np.asarray(np.floor(inside))
+    return np.asarray(inside if column.decimals is None else np.round(inside, column.decimals))
 
 
 def _refuse_longer(windows: Windows) -> None:
@@ -522,34 +571,34 @@ def long_table(
 ) -> pd.DataFrame:
     """The long table of windows: a row a step, in the schema's dtypes, joined to the first table by the unit key.
 
+    Guarantees: `make_windows` reads it.
+
     The time is that at which a step of the grid begins (from 0 where the study says `first`); for events it is the sum
-    of the gaps so far where the study has them, and otherwise the row's number, from 0. Where times are time stamps it
-    is a datetime64[us], as many minutes after the beginning of 1970: a date that nobody had.
+    of the gaps so far where the study has them, each at least `Windows.least_gap`, and otherwise the row's number, from
+    0, times `Windows.spacing`. Where times are time stamps it is a datetime64[us], as many minutes after the beginning
+    of 1970: a date that nobody had.
     """
     there = np.arange(windows.length) < lengths[:, None]  # (units, steps)
-    number = np.broadcast_to(np.arange(windows.length, dtype=np.float64), there.shape)
-    if windows.layout == "grid":
-        assert windows.step is not None
-        time = windows.starts_at + windows.step * number
-    elif windows.gap is not None:
-        apart = values[:, :, list(windows.channels).index(windows.gap)]
-        time = np.cumsum(np.nan_to_num(apart), axis=1)
+    if windows.gap is not None:
+        apart = np.nan_to_num(values[:, :, list(windows.channels).index(windows.gap)])
+        apart[:, 1:] = np.maximum(apart[:, 1:], windows.least_gap)
+        time = np.cumsum(apart, axis=1)
     else:
-        time = number
+        number = np.broadcast_to(np.arange(windows.length, dtype=np.float64), there.shape)
+        time = windows.starts_at + windows.spacing * number
     column: dict[str, pd.Series] = {
         unit_key: pd.Series(np.repeat(np.asarray(units, dtype=object), lengths), dtype="str"),
-        windows.time.column: _as_times(time[there], windows.time),
+        windows.time.column: _as_times(time[there], windows),
     }
     for position, (name, rule) in enumerate(windows.channels.items()):
         column[name] = _in_dtype(values[:, :, position][there], make_grid(name, rule))
     return pd.DataFrame(column)
 
 
-def _as_times(time: np.ndarray, column: TimeColumn) -> pd.Series:
-    if column.type == "timestamp":
+def _as_times(time: np.ndarray, windows: Windows) -> pd.Series:
+    if windows.time.type == "timestamp":
         return pd.Series(stamps_of(time))
-    whole = bool((time == np.floor(time)).all())
-    return pd.Series(time.astype(np.int64) if whole else time)
+    return pd.Series(time.astype(np.int64) if windows.has_whole_times else time)
 
 
 def stamps_of(minutes: np.ndarray) -> np.ndarray:

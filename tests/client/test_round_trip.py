@@ -251,7 +251,10 @@ STAMPS = {"time": {"column": "when", "type": "timestamp"}}
         EVENTS,
         EVENTS | STAMPS,
         EVENTS | {"ignore": ["since"]},
+        EVENTS | {"ties": "refuse"},
+        EVENTS | STAMPS | {"ties": "refuse"},
         {name: value for name, value in EVENTS.items() if name != "gap"} | STAMPS,
+        {name: value for name, value in EVENTS.items() if name != "gap"} | {"max_gap": 0.3},
     ],
     ids=[
         "grid",
@@ -260,7 +263,10 @@ STAMPS = {"time": {"column": "when", "type": "timestamp"}}
         "gaps",
         "gaps of stamps",
         "gaps that are ignored",
+        "gaps without ties",
+        "gaps of stamps without ties",
         "stamps without gaps",
+        "events that are never far apart",
     ],
 )
 def test_a_synthetic_long_table_is_read_by_its_own_study(windows: dict[str, Any], ending: str, tmp_path: Path) -> None:

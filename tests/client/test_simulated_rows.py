@@ -10,7 +10,6 @@ import pytest
 from client.records import parse_text, read_series_text, read_text, read_windows
 from client.simulated_rows import SimulatedRows, simulate_rows
 from common.data.schema import CategoricalColumn
-from common.errors import StudyError
 from common.study import Study, load_study, parse_study
 
 STUDIES = sorted((Path(__file__).resolve().parents[2] / "simulations" / "studies").glob("*.yaml"))
@@ -154,25 +153,3 @@ def test_values_with_a_meaning_and_missing_ones_are_met() -> None:
     assert 20 < (records["dose"] == "").sum() < 80
     assert not (records["exact"] == "").any()
     assert {len(text.partition(".")[2]) for text in records["dose"] if text} == {2}
-
-
-@pytest.mark.parametrize(
-    ("study", "says"),
-    [
-        (
-            windowed(layout="events", gap="gap", channels={**CHANNELS, "gap": {**GAP, "min": -9, "max": 0}}),
-            "windows.channels.gap",
-        ),
-        (
-            windowed(
-                layout="events",
-                gap="gap",
-                channels={**CHANNELS, "gap": {"type": "integer", "min": -9, "max": 0, "missing": True}},
-            ),
-            "windows.channels.gap",
-        ),
-    ],
-)
-def test_windows_that_cannot_be_drawn_are_refused(study: Study, says: str) -> None:
-    with pytest.raises(StudyError, match=says):
-        simulate_rows(study, units=5, seed=0)

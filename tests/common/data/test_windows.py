@@ -150,6 +150,16 @@ STAMPS = {"column": TIME, "type": "timestamp"}
             {"gap": "seen", "channels": {**CHANNELS, "seen": SEEN}},
             "windows: gap: seen is not a numeric channel",
         ),
+        (EVENTS, {"gap": "dose"}, "windows: channels.dose.min=-5.0: expected at least 0, time does not run back"),
+        (GRID, {"step": 1e12}, "windows: step: 4 of them reach beyond a time of 1e+12; take a longer unit"),
+        (GRID, {"start": 1e12}, "windows: step: 4 of them reach beyond a time of 1e+12"),
+        (
+            EVENTS,
+            {"gap": "pulse", "channels": {"pulse": {**PULSE, "max": 10**12}}},
+            "windows: channels.pulse.max: 4 of them reach beyond a time of 1e+12",
+        ),
+        (GRID, {"start": 9e11, "step": 1e-4}, "windows: step: at such a `start` floats do not tell steps apart"),
+        (GRID, {"start": -9e11, "step": 1e-4}, "windows: step: at such a `start` floats do not tell steps apart"),
         (
             GRID,
             {"channels": {**CHANNELS, "pulse": {**PULSE, "max": 2**53}}},
@@ -197,6 +207,7 @@ def test_what_every_window_needs_has_no_default(key: str) -> None:
         (GRID, {"time": STAMPS, "start": "first"}),
         (GRID, {"combine": {"ward": "first", "dose": "mean", "pulse": "max"}}),
         (GRID, {"ties": "keep"}),
+        (GRID, {"start": 1.7e9, "step": 0.001}),
         (GRID, {"max_gap": 1}),
         (EVENTS, {"max_gap": 0.5}),
         (GRID, {"ignore": ["note"]}),
@@ -204,7 +215,7 @@ def test_what_every_window_needs_has_no_default(key: str) -> None:
         (GRID, {"length": 2}),
         (EVENTS, {"time": STAMPS}),
         (EVENTS, {"gap": "pulse"}),
-        (EVENTS, {"gap": "dose", "ties": "keep"}),
+        (EVENTS, {"gap": "pulse", "ties": "keep"}),
     ],
 )
 def test_what_the_rules_allow_is_accepted(base: dict[str, Any], keys: dict[str, Any]) -> None:
@@ -237,7 +248,7 @@ def test_only_events_that_may_end_early_have_a_number_of_steps() -> None:
 
 def test_the_columns_of_the_long_table_are_the_time_and_what_is_not_computed() -> None:
     assert layout("grid").columns == (TIME, "pulse", "dose", "ward")
-    assert layout("events", gap="dose").columns == (TIME, "pulse", "ward")
+    assert layout("events", gap="pulse").columns == (TIME, "dose", "ward")
 
 
 # --- a slow reference
@@ -710,7 +721,7 @@ def test_rows_of_any_index_are_read_by_their_place() -> None:
 
 def since(rule: dict[str, Any], **keys: Any) -> Windows:
     gap = {"min": 0, "max": 100, "missing": True, **rule}
-    return layout("events", gap="since", channels={"since": gap, "pulse": PULSE}, **keys)
+    return layout("events", gap="since", **{"channels": {"since": gap, "pulse": PULSE}, **keys})
 
 
 def gaps(windows: Windows, times: list[str]) -> list[float]:
@@ -1014,6 +1025,15 @@ TYPED: dict[str, Any] = {
 }
 
 
+_SINCE: list[dict[str, Any]] = [
+    {"type": "integer", "min": 0, "max": 2},
+    {"type": "integer", "min": 1, "max": 1000},
+    {"type": "continuous", "min": 0, "max": 0.3, "decimals": 1},
+    {"type": "continuous", "min": 0.3, "max": 0.5, "decimals": 1},
+    {"type": "continuous", "min": 0, "max": 1, "decimals": 0},
+]
+
+
 @st.composite
 def filled(draw: st.DrawFn) -> tuple[Windows, np.ndarray, np.ndarray]:
     """Windows of typed channels with their values and lengths, as they would be made from a long table."""
@@ -1021,12 +1041,16 @@ def filled(draw: st.DrawFn) -> tuple[Windows, np.ndarray, np.ndarray]:
     keys: dict[str, Any] = {"length": draw(st.integers(2, 6)), "channels": TYPED, "empty": "allow"}
     gap = events and draw(st.booleans())
     if gap:
-        keys["channels"] = {**TYPED, "since": {"type": "integer", "min": 0, "max": 1000, "missing": True}}
+        # Many of few values, so that some are 0 and some are the greatest.
+        keys["channels"] = {**TYPED, "since": {**draw(st.sampled_from(_SINCE)), "missing": True}}
         keys["gap"] = "since"
-        keys["ties"] = "keep"
-    elif not events:
-        keys["step"] = draw(st.sampled_from([1, 0.25, 15]))
-        keys["start"] = draw(st.sampled_from([None, "first", 0, -7.5, 100]))
+        keys["ties"] = draw(st.sampled_from(["refuse", "keep"]))
+    elif events:
+        keys["max_gap"] = draw(st.sampled_from([None, 90, 0.3, 0.0123456789, 1e-6]))
+    else:
+        keys["step"] = draw(st.sampled_from([1, 0.25, 15, 0.1, 0.000066667]))
+        keys["start"] = draw(st.sampled_from([None, "first", 0, -7.5, 100, 1.7e9]))
+        keys["max_gap"] = draw(st.sampled_from([None, keys["step"]]))
     if (events or keys["start"] == "first") and draw(st.booleans()):
         keys["time"] = STAMPS
     windows = layout("events" if events else "grid", **keys)
@@ -1044,7 +1068,7 @@ def filled(draw: st.DrawFn) -> tuple[Windows, np.ndarray, np.ndarray]:
         if grid.name == windows.gap:
             values[:, 0, position] = np.nan
             later = values[:, 1:, position]
-            values[:, 1:, position] = np.where(np.isnan(later), 0, later)
+            values[:, 1:, position] = np.where(np.isnan(later), grid.column.min, later)
     values[np.arange(windows.length) >= lengths[:, None]] = np.nan
     return windows, values, lengths.astype(np.int64)
 
@@ -1097,7 +1121,9 @@ def test_the_long_table_has_a_row_a_step_in_the_dtypes_of_the_schema(
     assert pd.api.types.is_string_dtype(table[KEY])
     joined = table.merge(pd.DataFrame({KEY: pd.Series(units, dtype="str")}), on=KEY, how="left", validate="many_to_one")
     assert len(joined) == len(table) == lengths.sum()
-    dtypes = {"pulse": "Int64", "age": "int64", "temperature": "float64", "amount": "float64", "since": "Int64"}
+    dtypes = {"pulse": "Int64", "age": "int64", "temperature": "float64", "amount": "float64"}
+    if windows.gap is not None:
+        dtypes["since"] = windows.channels["since"].dtype
     for name, rule in windows.channels.items():
         if name in dtypes:
             assert str(table[name].dtype) == dtypes[name]
@@ -1109,16 +1135,51 @@ def test_the_long_table_has_a_row_a_step_in_the_dtypes_of_the_schema(
         time = windows.starts_at if windows.layout == "grid" else 0.0
         for step in range(length):
             if windows.gap is not None and step:
-                time += values[unit, step, list(windows.channels).index(windows.gap)]
+                gap = values[unit, step, list(windows.channels).index(windows.gap)]
+                time += windows.least_gap if gap == 0 else gap
             elif step:
-                time += windows.step or 1
+                time += windows.step or min(1, windows.max_gap or 1)
             expected.append(time)
     if windows.time.type == "timestamp":
         assert table[TIME].dtype == "datetime64[us]"
-        assert table[TIME].tolist() == [pd.Timestamp(1970, 1, 1) + pd.Timedelta(minutes=time) for time in expected]
+        passed = (table[TIME] - pd.Timestamp(1970, 1, 1)) / pd.Timedelta(minutes=1)
+        assert passed.tolist() == pytest.approx(expected, abs=1e-8)
     else:
-        assert table[TIME].tolist() == expected
-        assert table[TIME].dtype == ("int64" if all(time == int(time) for time in expected) else "float64")
+        assert table[TIME].tolist() == pytest.approx(expected)
+        assert table[TIME].dtype == "float64" or all(time == int(time) for time in expected)
+    # A file is written some units at a time.
+    none = long_table(values[:0], lengths[:0], windows, unit_key=KEY, units=[])
+    assert none[TIME].dtype == table[TIME].dtype
+
+
+def test_times_that_are_always_whole_are_written_so() -> None:
+    whole = [layout("grid", start=-3), layout("events"), since({"type": "integer"}, ties="keep")]
+    whole.append(since({"type": "integer", "min": 1}))
+    parts = [layout("grid", start=0.5), layout("events", max_gap=0.5), since({"type": "integer"})]
+    parts.append(since({"type": "continuous"}, ties="keep"))
+    assert [windows.has_whole_times for windows in whole + parts] == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"type": "integer"},
+        {"type": "continuous"},
+        {"type": "continuous", "decimals": 1},
+        {"type": "continuous", "decimals": 9},
+    ],
+)
+@pytest.mark.parametrize("time", [{"column": TIME}, STAMPS], ids=["numbers", "stamps"])
+def test_a_gap_of_zero_is_a_time_that_is_read_as_zero_where_ties_are_refused(
+    time: dict[str, Any], rule: dict[str, Any]
+) -> None:
+    values = np.array([[[NAN], [0.0], [7.0], [0.0]]])
+    for ties in ("refuse", "keep"):
+        windows = since(rule, ties=ties, time=time, channels={"since": {"min": 0, "max": 100, "missing": True, **rule}})
+        table = long_table(values, np.array([4]), windows, unit_key=KEY, units=["A"])
+        assert table[TIME].is_unique == (ties == "refuse")
+        text = pd.read_csv(io.StringIO(as_csv(table, windows.channels)), dtype=str, keep_default_na=False)
+        np.testing.assert_array_equal(made(text, windows, ["A"])[0], values)
 
 
 @pytest.mark.parametrize(
@@ -1156,7 +1217,7 @@ def test_a_window_that_could_pass_the_last_time_stamp_is_refused(keys: dict[str,
 
 
 def test_a_gap_that_is_missing_does_not_move_the_time() -> None:
-    windows = layout("events", gap="since", longer="last", channels={"since": {**PULSE, "max": 100}})
+    windows = layout("events", gap="since", longer="last", ties="keep", channels={"since": {**PULSE, "max": 100}})
     values = np.array([[[NAN], [5], [NAN], [2]], [[7], [3], [1], [2]]])
     table = long_table(values, np.array([4, 4]), windows, unit_key=KEY, units=["A", "B"])
     # A window that begins later than its unit is dated from the row before it.
@@ -1248,13 +1309,46 @@ def test_decimal_steps_lose_nothing(step: float) -> None:
     assert pulses(windows, [f"{number * step:.12g}" for number in range(8)], list("12345678")) == list(range(1, 9))
 
 
+@pytest.mark.parametrize("microseconds", [1_000, 4_000, 100_000, 1_000_000, 20_000_000])
+def test_time_stamps_of_this_century_are_told_apart_by_parts_of_a_second(microseconds: int) -> None:
+    step, begun = microseconds / 60e6, datetime(2026, 3, 1, 7, 59, 59, 700_000, tzinfo=UTC)
+    windows = layout(
+        "grid", length=9, step=step, max_gap=step, start="first", time=STAMPS, channels={"pulse": {**PULSE, "max": 99}}
+    )
+    for first in range(0, 3_000, 70):
+        moments = [begun + timedelta(microseconds=microseconds * (first + number)) for number in range(9)]
+        assert pulses(windows, [moment.isoformat() for moment in moments], list("123456789")) == list(range(1, 10))
+    late = [*moments[:-1], moments[-1] + timedelta(microseconds=microseconds // 2)]
+    with pytest.raises(SchemaError, match=r"windows\.max_gap"):
+        pulses(windows, [moment.isoformat() for moment in late], list("123456789"))
+
+
+def test_numbers_far_from_zero_are_told_apart_by_small_steps() -> None:
+    windows = layout("grid", length=8, step=0.001, max_gap=0.001, start="first")
+    for first in range(1_700_000_000, 1_700_000_020):
+        times = [f"{first}.{number:03d}" for number in range(8)]
+        assert pulses(windows, times, list("12345678")) == list(range(1, 9))
+
+
 def test_a_long_table_of_decimal_steps_comes_back() -> None:
-    for step, start in ((0.1, 0.3), (0.7, -0.1), (0.1, None)):
-        windows = layout("grid", length=24, step=step, start=start, channels={"pulse": {**PULSE, "max": 99}})
+    for step, start in ((0.1, 0.3), (0.7, -0.1), (0.1, None), (0.000066667, "first")):
+        time = STAMPS if start == "first" else {"column": TIME}
+        channels = {"pulse": {**PULSE, "max": 99}}
+        windows = layout("grid", length=24, step=step, start=start, max_gap=step, time=time, channels=channels)
         values = np.arange(24.0)[None, :, None]
         table = long_table(values, np.array([24]), windows, unit_key=KEY, units=["A"])
-        text = pd.read_csv(io.StringIO(table.to_csv(index=False)), dtype=str, keep_default_na=False)
+        text = pd.read_csv(io.StringIO(as_csv(table, windows.channels)), dtype=str, keep_default_na=False)
         np.testing.assert_array_equal(made(text, windows, ["A"])[0], values)
+
+
+def test_gaps_of_decimal_times_are_within_bounds_that_they_reach() -> None:
+    times = [f"{number / 10:.1f}" for number in range(0, 60, 3)]
+    for rule in ({"max": 0.3}, {"min": 0.3, "max": 2}):
+        found = gaps(since({"type": "continuous", **rule}, length=20), times)[1:]
+        assert found == pytest.approx([0.3] * 19)
+        assert all(rule.get("min", 0) <= gap <= rule["max"] for gap in found)
+    with pytest.raises(SchemaError, match=r"outside min=0\.0, max=0\.3"):
+        gaps(since({"type": "continuous", "max": 0.3}), ["0", "0.30001"])
 
 
 def test_gaps_of_decimal_times_are_whole_where_they_should_be() -> None:
