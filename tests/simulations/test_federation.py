@@ -21,7 +21,7 @@ from scipy.stats import chi2, norm
 from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner, Result
 
-from client.records import parse_text, read_text
+from client.records import parse_text, read_series_text, read_text, read_windows
 from client.simulated_site import make_site_folder
 from client.site import Site
 from client.trainer import read_critic
@@ -100,6 +100,16 @@ def people() -> pd.DataFrame:
     return pd.DataFrame(records, columns=["person", "amount", "visits", "channel", "outcome", "region"], dtype="str")
 
 
+def calls(keys: pd.Series) -> pd.DataFrame:
+    """A long table of text: one to four calls a unit, never two at one time, often within the same hour."""
+    random = np.random.default_rng(12)
+    rows = []
+    for key in keys:
+        hours = np.cumsum(random.choice([0.4, 1, 3], random.integers(1, 5)))
+        rows += [(key, f"{hour:.1f}", str(random.choice(["short", "long"]))) for hour in hours]
+    return pd.DataFrame(rows, columns=["person", "hour", "call"], dtype="str")
+
+
 @dataclass(frozen=True)
 class Answered:
     """A request that a site answered, and its answer."""
@@ -156,11 +166,15 @@ def sorted_json(data: dict[str, Any]) -> str:
 
 
 def invoke(folder: Path, *options: str, study: str = STUDY) -> Result:
-    """A run over the tiny table, the result into `folder`."""
+    """A run over the tiny table, the result into `folder`; of a study with windows over the first record of a unit."""
     inputs = folder.parent
     (inputs / "study.yaml").write_text(study, encoding="utf-8")
-    people().to_csv(inputs / "table.csv", index=False)
+    table = people().drop_duplicates("person") if "windows:" in study else people()
+    table.to_csv(inputs / "table.csv", index=False)
     asked = ["--study", str(inputs / "study.yaml"), "--data", str(inputs / "table.csv"), "--out", str(folder)]
+    if "windows:" in study:
+        calls(table["person"]).to_csv(inputs / "series.csv", index=False)
+        asked += ["--series", str(inputs / "series.csv")]
     return CliRunner().invoke(app, [*asked, "--threads", "1", "--json", *options])
 
 
@@ -848,6 +862,46 @@ def test_a_run_whose_critic_fell_silent_is_resumed_for_the_same_shares(tmp_path:
     assert resume(tmp_path / "resumed" / "run").exit_code == 0
     for name in ("ledger/site_01.jsonl", "rounds.jsonl", "synthetic.csv"):
         assert (whole / name).read_bytes() == (tmp_path / "resumed" / "run" / name).read_bytes(), name
+
+
+LASTING = (
+    STUDY.replace(", max_records: 2, surplus: drop", "")
+    .replace("{semantic: 0.5, neural: 0.5}", "{semantic: 0, neural: 0}")
+    .replace("noise: {rounds: 2}", "noise: {rounds: 1}")
+    .replace("count: 4", "count: 2")
+    .replace("model: {", "model: {body: attention, ")
+    + """\
+windows:
+  layout: events
+  length: 4
+  time: {column: hour}
+  gap: since
+  channels:
+    since: {type: integer, min: 0, max: 9, missing: true}
+    call: {type: categorical, categories: [short, long]}
+"""
+)
+"""With windows, whose hours are no whole numbers while gaps are: many gaps are 0, and ties are refused."""
+
+
+def test_a_run_with_windows_and_attention_is_resumed_and_publishes_what_its_study_reads(tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole" / "run", tmp_path / "resumed" / "run"
+    for folder in (whole, resumed):
+        folder.parent.mkdir()
+    result = invoke(whole, *TEST_MODE, study=LASTING)
+    assert result.exit_code == 0, result.stderr
+    interrupt(resumed, "round", 1, is_written=True, options=TEST_MODE, study=LASTING)
+    assert resume(resumed).exit_code == 0
+    names = ("synthetic.csv", "synthetic-windows.csv", "generator/generator.safetensors", "generator/generator.json")
+    for name in (*names, "certificate.json", "rounds.jsonl"):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
+    assert set(names) <= set(read_json(whole / "certificate.json")["files"])
+    assert read_json(whole / "generator/generator.json")["shape"]["body"] == "attention"
+    assert any("self_attn" in name for name in load_file(whole / "generator/generator.safetensors"))
+    study = load_study(whole / "study.lock.yaml")
+    records = parse_text(read_text(whole / "synthetic.csv", study), study)
+    values, lengths = read_windows(records, read_series_text(whole / "synthetic-windows.csv", study), study)
+    assert (values[lengths > 1, 1, 0] == 0).any()
 
 
 def test_every_round_tells_what_each_measured_critic_says(runs: Callable[[int], Finished], rested: Path) -> None:
