@@ -631,6 +631,7 @@ def check_columns(text: pd.DataFrame, expected: list[str], ignored: list[str]) -
         if name not in expected and name not in ignored:
             # A file without its header line has cells where names should be: say the position, not the text.
             raise SchemaError(
-                f"column {position} of the table is not in the study; add it to `columns` or to `ignore`",
+                f"column {position} of the table is not in the study; add it to `columns` or to `ignore`, of a long "
+                "table to `windows.channels` or to `windows.ignore`",
                 ExitCode.COLUMN_UNKNOWN,
             )

@@ -150,6 +150,34 @@ CASES = {
     "a category that is not listed": Case(
         C.UNLISTED_CATEGORY, ("mood",), with_cell(7, "mood", "furious"), planted="furious"
     ),
+    "a step without a key": Case(C.MISSING_NOT_ALLOWED, ("person", "key is missing"), with_cell(4, "person", " ")),
+    "a clock that jumps years ahead where gaps have bounds": Case(
+        C.OUT_OF_BOUNDS,
+        ("since", "max=600", "outside: clip"),
+        lambda table: with_cell(5, "hour", "2036-03-29 02:30")(stamped(table)),
+        STAMPS.replace("time:", "gap: since, time:").replace(
+            RATE, f"since: {{type: integer, min: 0, max: 600, missing: true}}, {RATE}"
+        ),
+        planted="2036",
+    ),
+    "an hour that a clock without a zone shows twice": Case(
+        C.TIME_UNSORTED,
+        ("hour", "order of time"),
+        lambda table: with_cell(4, "hour", "2026-10-25 02:59")(
+            with_cell(5, "hour", "2026-10-25 02:01")(stamped(table))
+        ),
+        STAMPS,
+        planted="02:01",
+    ),
+    "moments that are one in two zones": Case(
+        C.TIME_REPEATED,
+        ("hour", "ties: keep"),
+        lambda table: with_cell(4, "hour", "2026-03-29T03:30+03:00")(
+            table.assign(hour="2026-03-29T0" + table["hour"] + ":30+00:00")
+        ),
+        STAMPS,
+        planted="+03:00",
+    ),
     "a time that is empty": Case(C.MISSING_NOT_ALLOWED, ("hour",), with_cell(7, "hour", "")),
     **{
         f"a time that is {odd}": Case(C.NOT_A_TIME, ("hour", "not a number"), with_cell(7, "hour", odd), planted=odd)
@@ -167,7 +195,10 @@ CASES = {
     ),
     "a long table without a channel": Case(C.COLUMN_MISSING, ("rate",), lambda table: table.drop(columns="rate")),
     "a long table with another column": Case(
-        C.COLUMN_UNKNOWN, ("column 5",), lambda table: table.assign(note="private"), planted="private"
+        C.COLUMN_UNKNOWN,
+        ("column 5", "`windows.ignore`"),
+        lambda table: table.assign(note="private"),
+        planted="private",
     ),
     "a long table without rows": Case(C.TABLE_WITHOUT_ROWS, ("series.csv",), lambda table: table.iloc[:0]),
 }
