@@ -30,7 +30,8 @@ _LEAST_DAMPING: Final = 1e-12
 _MOST_DAMPING: Final = 1e6
 _CONSTANT: Final = 1e-7
 _FARTHEST: Final = 10.0
-"""Largest change of a weight's exponent in one step."""
+"""Largest change of a weight's exponent in one step, or half of the largest one: at the edge of what can be they grow
+into the hundreds."""
 
 
 def nearest(base: np.ndarray, features: np.ndarray, *, variance: np.ndarray | None = None) -> np.ndarray | None:
@@ -65,7 +66,8 @@ def nearest(base: np.ndarray, features: np.ndarray, *, variance: np.ndarray | No
         while damping <= _MOST_DAMPING:
             step = _step(bend + damping * whole, gradient)
             change = _times(features, step[:-1] / scale) + step[-1]
-            shorter = min(1.0, _FARTHEST / max(float(np.abs(change).max()), 1e-300))
+            farthest = max(_FARTHEST, 0.5 * float(np.abs(exponents).max()))
+            shorter = min(1.0, farthest / max(float(np.abs(change).max()), 1e-300))
             step, change = shorter * step, shorter * change
             ahead = _dual(base, exponents + change, multipliers + step, soft)
             if ahead <= value + 1e-4 * float(gradient @ step) + 1e-15 * abs(value):
