@@ -2,8 +2,8 @@
 
 Two heads, for the two kinds of windows. `paths`, for regular grids: the latent holds a path, a few smooth random
 courses; given it, the values of all steps and channels are independent. `states`, for event streams: one hidden chain
-of states that all channels of a step share. Every expected table is then some matrix products and forward recursions,
-differentiable, with no value drawn.
+of states that all channels of a step share, and a habit of each category. Every expected table is then some matrix
+products and forward recursions, differentiable, with no value drawn.
 
 Bins of a channel: its values first, then, where the schema allows it, missing. Source: algorithm notes, section 8.
 """
@@ -257,8 +257,12 @@ def with_missing(both: Tensor, out_of: Tensor, into: Tensor, neither: Tensor) ->
 
 def straight_through(chance: Tensor, random: torch.Generator) -> Tensor:
     """A draw over the last axis as an indicator, whose gradient is that of the chances. Source: Bengio et al. 2013."""
-    drawn = nn.functional.one_hot(choose(chance.detach().clamp(min=0), random), chance.shape[-1]).to(chance.dtype)
-    return drawn + chance - chance.detach()
+    return indicator(chance.detach().clamp(min=0), random) + chance - chance.detach()
+
+
+def indicator(chance: Tensor, random: torch.Generator) -> Tensor:
+    """A draw over the last axis, as an indicator."""
+    return nn.functional.one_hot(choose(chance, random), chance.shape[-1]).to(chance.dtype)
 
 
 def choose(chance: Tensor, random: torch.Generator) -> Tensor:

@@ -1,7 +1,8 @@
 """The sequence head of event streams: one hidden chain of states, which all channels of a step share."""
 
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,10 @@ from common.models.sequences import (
     SequenceShape,
     StepWeights,
     advance,
-    choose,
     in_slots,
+    indicator,
     mean_of_parts,
     nested_sets,
-    row_of,
     softmax_of_few,
     straight_through,
 )
@@ -25,13 +25,63 @@ _REACH = 10.0
 """Parameters that all latents share are multiplied by it: a step of the optimiser moves each by the learning rate, and
 a few hundred steps must take a logit all the way to a sharp transition."""
 _LEAST = 1e-12
+_HABIT = -2.0
+"""Log odds, at first, that a step shows a habit."""
+
+
+@dataclass(frozen=True)
+class Habits:
+    """A value of each channel without order that steps come back to: kept from step to step, or drawn anew.
+
+    States that many channels share can hardly say that a weekday mostly stays what it was; a chain of its own can, and
+    costs the tables of two steps one more term.
+
+    share: (rows, channels), how often a step shows it and not what its state emits; 0 where a channel has an order.
+    kept: (rows, channels), chance that the next step has it too. law: (rows, channels, widest + 1), of a new one, so
+    of that of every step.
+    """
+
+    share: Tensor
+    kept: Tensor
+    law: Tensor
+
+    def blend(self, emit: Tensor) -> Tensor:
+        """What states emit if steps show habits now and then, (rows, states, channels, widest + 1)."""
+        return torch.lerp(emit, self.law[:, None], self.share[:, None, :, None])
+
+    def again(self, both: Tensor) -> Tensor:
+        """What two steps have in common beyond their states, (rows, channels, widest + 1, widest + 1).
+
+        both: (rows, channels), how likely there are two whose habit is the same because it was kept.
+        """
+        apart = torch.diag_embed(self.law) - self.law[..., :, None] * self.law[..., None, :]
+        return (self.share**2 * both)[..., None, None] * apart
+
+    def course(self, draw: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        """The habit of one step after another as an indicator, (rows, channels, widest + 1).
+
+        draw: indicators over the last axis, from chances.
+        """
+        value = draw(self.law)
+        while True:
+            yield value
+            keeps = draw(torch.stack([self.kept, 1 - self.kept], dim=-1))
+            value = keeps[..., :1] * value + keeps[..., 1:] * draw(self.law)
+
+    def shown(self, chances: Tensor, value: Tensor) -> Tensor:
+        """What a step shows, whose state has these chances and whose habit is that, (rows, channels, widest + 1)."""
+        return torch.lerp(chances, value, self.share[..., None])
 
 
 class States(Courses):
     """One hidden chain of states a window; the channels of a step are independent given its state and the latent.
 
+    But for habits, which go on from step to step beside the states, each channel's on its own.
+
     start: (rows, states). move: (rows, states, states). emit: (rows, states, channels, widest + 1). opening: (rows,
     states, widest + 1), what the channel `shape.gap` has in the first step instead; None without such a channel.
+    habits: None where no channel has one. What `within` and `unseen` say of a channel with habits is as if each step
+    had its own: tables of extremes are of channels with an order.
     """
 
     def __init__(
@@ -42,14 +92,29 @@ class States(Courses):
         move: Tensor,
         emit: Tensor,
         opening: Tensor | None = None,
+        *,
+        habits: Habits | None = None,
     ) -> None:
         self.shape = shape
         self.weights = weights
-        self._start, self._move, self._emit = start, move, emit
-        self._first = emit
-        if shape.gap is not None and opening is not None:
-            before, after = emit[:, :, : shape.gap], emit[:, :, shape.gap + 1 :]
-            self._first = torch.cat([before, opening[:, :, None], after], dim=2)
+        self._start, self._move, self._habits = start, move, habits
+        self._alone, self._opening = emit, opening
+
+    @cached_property
+    def _emit(self) -> Tensor:
+        """What states emit, habits among it, (rows, states, channels, widest + 1)."""
+        return self._alone if self._habits is None else self._habits.blend(self._alone)
+
+    @cached_property
+    def _first(self) -> Tensor:
+        """The same in the first step."""
+        return self._opened(self._emit)
+
+    def _opened(self, emit: Tensor) -> Tensor:
+        gap = self.shape.gap
+        if gap is None or self._opening is None:
+            return emit
+        return torch.cat([emit[:, :, :gap], self._opening[:, :, None], emit[:, :, gap + 1 :]], dim=2)
 
     @cached_property
     def _occupied(self) -> Tensor:
@@ -80,7 +145,10 @@ class States(Courses):
     def transitions(self, parts: int) -> Tensor:  # noqa: D102
         begun = (self._occupied[:, :-1] * self.weights.moves[:, :, None])[..., None, None]
         before = begun[:, 0] * self._first + begun[:, 1:].sum(dim=1) * self._emit
-        return mean_of_parts(self._crossed(before, self._move), parts)
+        crossed = self._crossed(before, self._move)
+        if self._habits is not None:
+            crossed = crossed + self._habits.again(self.weights.moves.sum(dim=1)[:, None] * self._habits.kept)
+        return mean_of_parts(crossed, parts)
 
     def ends(self, parts: int) -> Tensor:  # noqa: D102
         # Chance that a window goes from a state and ends in another, from the last step back.
@@ -92,7 +160,12 @@ class States(Courses):
         joint = self._start[:, :, None] * torch.bmm(self._move, onward)
         # In a window of one step the first and the last are the same draw.
         single = torch.einsum("rs,rscb->rcb", self._start * self.weights.last[:, :1], self._first)
-        return mean_of_parts(self._crossed(self._first, joint) + torch.diag_embed(single), parts)
+        crossed = self._crossed(self._first, joint) + torch.diag_embed(single)
+        if self._habits is not None:
+            steps = torch.arange(1, self.shape.steps, device=crossed.device)
+            held = self._habits.kept[:, :, None] ** steps * self.weights.last[:, None, 1:]
+            crossed = crossed + self._habits.again(held.sum(dim=2))
+        return mean_of_parts(crossed, parts)
 
     def together(self) -> tuple[Tensor, Tensor]:  # noqa: D102
         first, later = self._flat
@@ -126,29 +199,29 @@ class States(Courses):
         return self._start.new_zeros(len(self._start), len(self.shape.sizes), COUNT_BUCKETS)
 
     def draw(self, random: torch.Generator) -> Tensor:  # noqa: D102
-        return torch.stack([self.shape.drawn(step, random) for step in self._course(random)], dim=1)
+        steps = self._course(partial(indicator, random=random))
+        return torch.stack([self.shape.drawn(step, random) for step in steps], dim=1)
 
     def settled(self, random: torch.Generator) -> Tensor:  # noqa: D102
-        return torch.stack(list(self._course(random)), dim=1)
-
-    def _course(self, random: torch.Generator) -> Iterator[Tensor]:
-        """What a drawn state of each step emits, (rows, channels, widest + 1)."""
-        state = choose(self._start, random)
-        for step in range(self.shape.steps):
-            if step:
-                state = choose(row_of(self._move, state), random)
-            emit = self._emit if step else self._first
-            yield row_of(emit.flatten(2), state).view(len(state), len(self.shape.values), -1)
+        return torch.stack(list(self._course(partial(indicator, random=random))), dim=1)
 
     def relaxed(self, random: torch.Generator) -> Tensor:  # noqa: D102
-        state = straight_through(self._start, random)
-        steps = []
+        draw = partial(straight_through, random=random)
+        return self._relaxed([draw(step) for step in self._course(draw)])
+
+    def _course(self, draw: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        """Chances of each step given drawn states and habits, (rows, channels, widest + 1).
+
+        draw: indicators over the last axis, from chances.
+        """
+        habits, state = self._habits, draw(self._start)
+        shown = None if habits is None else habits.course(draw)
         for step in range(self.shape.steps):
             if step:
-                state = straight_through(advance(state, self._move), random)
-            emit = self._emit if step else self._first
-            steps.append(straight_through(torch.einsum("rs,rscb->rcb", state, emit), random))
-        return self._relaxed(steps)
+                state = draw(advance(state, self._move))
+            emit = self._alone if step else self._opened(self._alone)
+            chances = torch.einsum("rs,rscb->rcb", state, emit)
+            yield chances if habits is None or shown is None else habits.shown(chances, next(shown))
 
 
 def _allowed(emit: Tensor, inside: Tensor) -> Tensor:
@@ -167,13 +240,14 @@ def _allowed(emit: Tensor, inside: Tensor) -> Tensor:
 
 
 class StateHead(nn.Module):
-    """Hidden features -> states. A latent changes where the chain goes and tilts what every state emits.
+    """Hidden features -> states. A latent changes where the chain goes, tilts what every state emits, and has habits.
 
     What nobody has, such as a first event with a time since the one before, no parameters can make it emit.
     """
 
     closed: Tensor
     closed_at_first: Tensor
+    unordered: Tensor
 
     def __init__(self, wide: int, shape: SequenceShape) -> None:
         super().__init__()
@@ -185,6 +259,8 @@ class StateHead(nn.Module):
         shared = 0.1 * torch.randn(shape.states, shape.states) + 2 * torch.eye(shape.states)
         self.move = nn.Parameter(shared / _REACH)
         self.emit = nn.Parameter(torch.randn(shape.states, slots) / _REACH)
+        self.habit = nn.Linear(wide, 2 * len(shape.sizes))
+        nn.init.constant_(self.habit.bias[: len(shape.sizes)], _HABIT)
         closed = torch.ones(slots, dtype=torch.bool)
         closed[torch.from_numpy(shape.slots)] = False
         closed = closed.view(len(shape.sizes), -1)
@@ -194,6 +270,7 @@ class StateHead(nn.Module):
             closed_at_first[shape.gap, :-1] |= not shape.late
         self.register_buffer("closed", closed, persistent=False)
         self.register_buffer("closed_at_first", closed_at_first, persistent=False)
+        self.register_buffer("unordered", ~torch.tensor(shape.ordered), persistent=False)
 
     def forward(self, hidden: Tensor, noise: Tensor, weights: StepWeights) -> States:  # noqa: ARG002 (one interface)
         """States of each row of (rows, wide); they need no noise of their own."""
@@ -202,8 +279,12 @@ class StateHead(nn.Module):
         shared = (_REACH * self.emit).view(shape.states, channels, -1)
         tilt = self.tilt(hidden).view(len(hidden), 1, channels, -1)
         emit = softmax_of_few(shared.masked_fill(self.closed, -torch.inf) + tilt)
-        opening = None
+        opening = habits = None
+        if not all(shape.ordered):
+            share, kept = self.habit(hidden).sigmoid().chunk(2, dim=1)
+            law = softmax_of_few(tilt[:, 0].masked_fill(self.closed, -torch.inf))
+            habits = Habits(share * self.unordered, kept, law)
         if shape.gap is not None:
             first = shared[:, shape.gap].masked_fill(self.closed_at_first[shape.gap], -torch.inf)
             opening = softmax_of_few(first + tilt[:, :, shape.gap])
-        return States(shape, weights, self.start(hidden).softmax(dim=1), move, emit, opening)
+        return States(shape, weights, self.start(hidden).softmax(dim=1), move, emit, opening, habits=habits)

@@ -72,3 +72,33 @@ def test_states_need_no_noise_of_their_own() -> None:
     made = head()
     assert noise_of(5, made.shape).shape == (5, 0)
     torch.testing.assert_close(states_of(made, 5, seed=3).levels, states_of(made, 5, seed=4).levels, atol=0, rtol=0)
+
+
+def test_only_channels_without_order_have_habits_and_new_ones_are_as_their_own_tilt_says() -> None:
+    made = head()
+    habits = states_of(made, 7)._habits
+    assert habits is not None
+    assert (habits.share[:, :2] == 0).all()
+    assert ((habits.share[:, 2] > 0) & (habits.share[:, 2] < 1)).all()
+    assert ((habits.kept > 0) & (habits.kept < 1)).all()
+    tilt = made.tilt(hidden_of(7)).view(7, 3, 6)[:, 2, [0, 5]]
+    torch.testing.assert_close(habits.law[:, 2, [0, 5]], tilt.softmax(dim=1))
+    assert (habits.law[:, 2, 1:5] == 0).all()
+    ordered = head_of("states", ordered=(True, True, True))
+    assert isinstance(ordered, StateHead)
+    assert states_of(ordered, 7)._habits is None
+
+
+def test_a_habit_makes_steps_alike_that_follow_each_other_and_leaves_each_step_as_it_was() -> None:
+    made = head()
+    with torch.no_grad():
+        made.habit.weight.zero_()
+        made.habit.bias.view(2, 3)[:, 2] = torch.tensor([3.0, -20.0])
+        without = states_of(made, 7)
+        made.habit.bias.view(2, 3)[1, 2] = 3.0
+        kept = states_of(made, 7)
+    torch.testing.assert_close(kept.levels, without.levels)
+    more = kept.transitions(1)[0, 2] - without.transitions(1)[0, 2]
+    assert (more.diagonal()[[0, 5]] > 0.01).all()
+    torch.testing.assert_close(more.sum(dim=1), torch.zeros(6), atol=1e-6, rtol=0)
+    torch.testing.assert_close(kept.transitions(1)[0, :2], without.transitions(1)[0, :2])
