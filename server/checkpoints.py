@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from common.errors import CheckpointError, OutputError
 from common.files import sync_folder, write_durably
 
-CHECKPOINT_SCHEMA = "privshare.checkpoint/3"
+CHECKPOINT_SCHEMA = "privshare.checkpoint/4"
 _HEADER = "privshare"
 _KEPT: Final = 32
 """Newest checkpoints of a run that stay: enough to go back where one is damaged. Each holds all releases so far, so

@@ -15,7 +15,7 @@ from common.models.neural import (
     load_critic,
 )
 from common.models.targets import TableIndex, Target, TargetBuilder
-from common.models.training import Stretch, train
+from common.models.training import Stretch, load_parameters, train
 from common.models.verdicts import Opening
 from common.models.warm_start import warm_start
 from common.study import Study
@@ -29,6 +29,8 @@ _LOSS_BATCHES = 4
 """How many times more latents than a step of training the losses are taken over."""
 _FAKES = 8192
 """Rows that a generator makes for one step of a critic, and to see how many of them it catches."""
+_CLEAR = 2.0
+"""Standard deviations of its noise from which on a distance is something that others can be compared with."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,23 @@ class Learner:
             expected = expectations(self.averaged(noise, labels), classes, Joins(self.targets.groups, self._device))
         return worst_fitted(part, self._index, self.targets, expected, share=share)
 
-    def frechet_distance(self, grids: Sequence[Grid], *, seed: int) -> float | None:
-        """Of the averaged generator from the released moments."""
-        return frechet_distance(self.targets, self.averaged, grids, self._survey.groups, seed=seed, device=self._device)
+    def frechet_ratio(self, first: Mapping[str, np.ndarray], grids: Sequence[Grid], *, seed: int) -> float | None:
+        """Of the averaged generator's distance from the released moments to that of another one.
+
+        Both from all releases so far: to earlier ones the other's distance would be known with more noise.
+        Edge cases: no pairs were measured, or noise hides how far away the other one is -> None.
+
+        Args:
+            first: parameters of the other one.
+            grids: of the record's columns, then of the channels.
+            seed: of latents, and of the noises whose mean distance is taken off.
+        """
+        other = initialise(self.averaged.shape, seed=self._seed).to(self._device)
+        load_parameters(other, first)
+        now, start = (
+            frechet_distance(self.targets, one, grids, self._survey.groups, seed=seed, device=self._device)
+            for one in (self.averaged, other)
+        )
+        if now is None or start is None or start.value <= _CLEAR * start.spread:
+            return None
+        return now.value / start.value

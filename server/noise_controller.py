@@ -98,7 +98,8 @@ class NoisePlan:
 class Quality:
     """What is known of the generator when a round is decided; None where nothing was bought or noise hides it.
 
-    frechet_ratio: Fréchet distance now over that before the first step of training; >= 0.
+    frechet_ratio: Fréchet distance now over that before the first step of training, both less what noise makes of
+        them; >= 0.
     critic_accuracy: of a discriminator that tells synthetic from held-out real units, 0 to 1; 0.5 is best.
     validation_auc: of a classifier taught by synthetic rows, on held-out units, 0 to 1.
 

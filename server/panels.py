@@ -167,7 +167,7 @@ def _hash_of(source: str) -> str:
 def _figures(quality: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Rows of the table of quality: field, what it is, first, now, poor, best."""
     number, found = numerals.number, list[tuple[str, ...]]()
-    ratios = [number(one["ratio"]) for one in quality["frechet"]]
+    ratios = ["not known" if one["ratio"] is None else number(one["ratio"]) for one in quality["frechet"]]
     if ratios:
         ends = number(quality["frechet_ratio_start"]), number(quality["frechet_ratio_floor"])
         found.append(("quality.frechet[].ratio", "Fréchet ratio", ratios[0], ratios[-1], *ends))

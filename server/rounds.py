@@ -132,15 +132,13 @@ class Coordinator(Conductor[Trained]):
 
     def _begin_stage(self, learner: "Learner", stage: int) -> None:
         """Take up new releases; what had learned all that it could from fewer had learned some of their noise."""
-        state = self._state
-        if stage:
-            state.snapshots |= pack(f"{STAGE}{stage}.", parameters_of(learner.averaged))
+        state, ended = self._state, parameters_of(learner.averaged)
         if stage == 0 or self._is_fitted(learner):
             learner.begin()
-            if stage == 0:
-                state.first_distance = self._distance(learner)
             # What a run that is resumed within the stage finds.
             state.generator, state.averaged = parameters_of(learner.generator), parameters_of(learner.averaged)
+        # What the first stage starts from is the end of stage 0.
+        state.snapshots |= pack(f"{STAGE}{stage}.", ended if stage else state.averaged)
         state.losses = {}
 
     def _measure_stage(
@@ -269,23 +267,18 @@ class Coordinator(Conductor[Trained]):
         """Share of held-out units that a site's counts can be compared with; 0 where equal records go together."""
         return self._study.privacy.holdout if self._study.unit.key is not None else 0.0
 
-    def _distance(self, learner: "Learner") -> float | None:
-        grids = (*self._grids, *self._channels)
-        return learner.frechet_distance(grids, seed=self._seed(self._study.rounds.count, 2))
-
     def _untrained(self) -> Quality:
         """Of a generator before its first step, by definition: nothing learned, and nothing taught."""
         return Quality(frechet_ratio=1.0, validation_auc=0.5 if self._study.privacy.holdout else None)
 
     def _quality(self, roster: Roster, bins: Bins, learner: "Learner", stage: int) -> Quality:
         """What is known of the generator before a stage is decided: free figures, and what held-out units say."""
-        state = self._state
-        distance = self._distance(learner)
+        first, seed = unpack(f"{STAGE}0.", self._state.snapshots), self._seed(self._study.rounds.count, 2)
         bought = self._validate(roster, bins, learner.targets, learner.averaged, stage)
+        # What noise hides is no reason to change anything.
         return Quality(
-            frechet_ratio=distance / state.first_distance if distance is not None and state.first_distance else None,
-            critic_accuracy=state.accuracy,
-            # What noise hides is no reason to change anything.
+            frechet_ratio=learner.frechet_ratio(first, (*self._grids, *self._channels), seed=seed),
+            critic_accuracy=self._state.accuracy,
             validation_auc=bought["auc"] if bought and (bought["standard_error"] or 1.0) <= _SURE else None,
         )
 

@@ -88,7 +88,8 @@ class RunState:
 
     units: of each site, as its noised one-way tables say; what a site weighs that a later release is without, and
         what its later releases must agree with. None of sites that mask.
-    snapshots: the averaged generator at the end of each stage but the last, names prefixed by `stage-N.`.
+    snapshots: the averaged generator at the end of each stage but the last, names prefixed by `stage-N.`; `stage-0.` is
+        that before the first step.
     losses: of each measured critic after the last round, in noise variances a cell; none right after a measurement.
     """
 
@@ -105,7 +106,6 @@ class RunState:
     losses: dict[str, float] = field(default_factory=dict)
     noise: NoiseState = field(default_factory=NoiseState)
     stages: list[Stage] = field(default_factory=list)
-    first_distance: float | None = None
     validations: dict[str, dict[str, float | None]] = field(default_factory=dict)
     gates: list[Opening] = field(default_factory=list)
     accuracy: float | None = None
@@ -154,7 +154,6 @@ def checkpoint_of(state: RunState) -> Checkpoint:
         "losses": state.losses,
         "noise": state.noise.as_dict(),
         "stages": [vars(stage) for stage in state.stages],
-        "first_distance": state.first_distance,
         "validations": state.validations,
         "gates": [vars(opening) for opening in state.gates],
         "accuracy": state.accuracy,
@@ -206,7 +205,6 @@ def restore(checkpoint: Checkpoint, *, expected: RunState) -> RunState:
         losses=facts["losses"],
         noise=NoiseState.from_dict(facts["noise"]),
         stages=[Stage(**stage) for stage in facts["stages"]],
-        first_distance=facts["first_distance"],
         validations=facts["validations"],
         gates=[Opening(**{name: tuple(part) for name, part in one.items()}) for one in facts["gates"]],
         accuracy=facts["accuracy"],

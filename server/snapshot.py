@@ -94,7 +94,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "releases[].stage": "The measurement that it belongs to; 1 where it comes once.",
     "releases[].stddev": "Standard deviation of the noise of one count at one site, the largest of any site, in units.",
     "quality.frechet[].stage": "The measurement before which it was known.",
-    "quality.frechet[].ratio": "Fréchet distance to the releases over that before the first step of training; free.",
+    "quality.frechet[].ratio": "Fréchet distance to the releases, less their noise, over that before training; free.",
     "quality.accuracy": "How often the neural discriminator tells synthetic from held-out units; bought with noise.",
     "quality.validation[].stage": "The measurement after which held-out units were asked.",
     "quality.validation[].auc": "How well a classifier taught by synthetic rows ranks held-out units; bought.",
@@ -102,7 +102,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "quality.losses[].round": "Number of the round.",
     "quality.losses[].discriminator": "Which discriminator.",
     "quality.losses[].value": "Distance of the generator from the releases, in noise variances a cell; free.",
-    "quality.frechet_ratio_floor": "The Fréchet ratio of a generator that equals the releases.",
+    "quality.frechet_ratio_floor": "The Fréchet ratio of a generator as near to the releases as the truth is.",
     "quality.frechet_ratio_start": "The Fréchet ratio before the first step of training.",
     "quality.accuracy_floor": "Accuracy of a guess: synthetic and real cannot be told apart.",
     "quality.accuracy_ceiling": "Accuracy that is never wrong: told apart always.",
@@ -504,7 +504,7 @@ def _quality(held: _Held) -> dict[str, Any]:
     bought = [step for step in held.steps if step.get("step") == "monitor_result"]
     losses = [(step, name, loss) for step in held.trained for name, loss in (step.get("losses") or {}).items()]
     return {
-        "frechet": [{"stage": stage, "ratio": ratio} for stage, ratio in ratios if known and is_number(ratio)],
+        "frechet": [{"stage": stage, "ratio": ratio if is_number(ratio) else None} for stage, ratio in ratios if known],
         "accuracy": held.facts.get("accuracy") if known else None,
         "validation": [
             {"stage": step["stage"], "auc": step.get("auc"), "standard_error": step.get("standard_error")}

@@ -49,7 +49,7 @@ _PLACES: Final[Mapping[str, tuple[tuple[Any, str], ...]]] = {
         (server.rounds, "average"), (server.rounds, "median"), (Learner, "worst_fitted"),
     ),
     "validate": (
-        (server.rounds, "fit_score"), (server.rounds, "draw_bins"), (Learner, "frechet_distance"),
+        (server.rounds, "fit_score"), (server.rounds, "draw_bins"), (Learner, "frechet_ratio"),
         (Learner, "fakes"), (server.rounds, "judge"), (server.rounds, "fake_gradient"),
     ),
     "ledger": (

@@ -1,17 +1,21 @@
-"""When the coordinator's generator is fitted to what was released."""
+"""When the coordinator's generator is fitted to what was released, and how far it has come."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from common.data.queries import Family, Query
 from common.models.critics import make_cluster
-from common.models.generator import GeneratorShape
-from common.models.targets import TargetBuilder
+from common.models.generator import Generator, GeneratorShape, initialise
+from common.models.targets import TargetBuilder, Targets
+from common.models.training import parameters_of
 from common.models.verdicts import Opening
 from common.study import Study
 from server.learner import Learner
+from server.quality import Distance
 from server.survey import Survey
 from tests.client.homes import STUDY
 
@@ -57,3 +61,30 @@ def test_beside_a_neural_critic_that_is_heard_it_never_is() -> None:
     assert not found.is_fitted(levels)
     assert found.adversary is not None
     assert found.adversary.opening == found.gate
+
+
+@pytest.mark.parametrize(
+    ("now", "start", "expected"),
+    [
+        (Distance(0.1, 0.3), Distance(0.4, 0.1), 0.25),
+        (Distance(0.6, 0.0), Distance(0.4, 0.1), 1.5),
+        (Distance(0.0, 0.1), Distance(0.4, 0.1), 0.0),
+        (Distance(0.1, 0.1), Distance(0.4, 0.21), None),
+        (Distance(0.1, 0.1), Distance(0.4, 0.2), None),
+        (Distance(0.1, 0.0), Distance(0.0, 0.0), None),
+        (None, None, None),
+    ],
+)
+def test_the_ratio_is_to_a_distance_that_noise_does_not_hide(
+    now: Distance | None, start: Distance | None, expected: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, first = learner(), parameters_of(initialise(SHAPE, seed=5))
+
+    def told(targets: Targets, generator: Generator, *_: Any, **__: Any) -> Distance | None:
+        assert targets is found.targets
+        is_first = all(np.array_equal(value, first[name]) for name, value in parameters_of(generator).items())
+        assert is_first or generator is found.averaged
+        return start if is_first else now
+
+    monkeypatch.setattr("server.learner.frechet_distance", told)
+    assert found.frechet_ratio(first, (), seed=0) == (None if expected is None else pytest.approx(expected))

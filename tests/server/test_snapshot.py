@@ -166,6 +166,22 @@ def test_a_simulation_of_a_method_without_privacy_shows_no_quality_and_says_so(r
     assert "without privacy" in found["verdict"]["sentence"]
 
 
+def test_a_distance_that_noise_hides_is_not_that_of_an_earlier_measurement(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    steps = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    decided = [step for step in steps if step["step"] == "noise"]
+    for step, ratio in zip(decided, (1.0, 0.4321, None), strict=True):
+        step["inputs"]["frechet_ratio"] = ratio
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    found = look(folder)
+    assert [one["ratio"] for one in found["quality"]["frechet"]] == [1.0, 0.4321, None]
+    page = render_page(found, render_sections(found))
+    assert "not known" in page
+    assert "0.432" not in page[page.index("Fréchet ratio") :].partition("</tr>")[0]
+    assert not re.search("^privshare_frechet_ratio", as_metrics(found).decode(), re.MULTILINE)
+
+
 def test_what_is_no_run_is_refused_in_a_line(tmp_path: Path, running: Path) -> None:
     with pytest.raises(CheckpointError, match="neither the folder of a run nor a coordinator's home"):
         look(tmp_path / "none")

@@ -15,7 +15,6 @@ from common.models.releases import Bins, Release, bins_from
 from common.models.targets import TableIndex, TargetBuilder
 from common.study import Study, load_study
 from common.wire.packing import shape_of
-from server.quality import frechet_distance
 from server.survey import plan_survey, worst_fitted
 
 STUDIES = Path(__file__).parents[2] / "simulations" / "studies"
@@ -127,35 +126,3 @@ def test_the_worst_fitted_table_is_the_one_that_is_wrong() -> None:
     assert len(again) == round(0.5 * len(part.numbers))
     assert part.only(again).numbers.tolist() == again.tolist()
     assert worst_fitted(part, index, targets, expected, share=1.0).tolist() == part.numbers.tolist()
-
-
-@pytest.mark.parametrize(
-    ("name", "weights"), [("adult", {}), ("icu", {}), ("icu", {"statistical": 0.0}), ("icu", {"temporal": 0.0})]
-)
-def test_the_frechet_distance_is_zero_at_the_released_moments_and_grows_away_from_them(
-    name: str, weights: dict[str, float]
-) -> None:
-    study = study_with(name, **weights)
-    bins = bins_of(study)
-    survey = plan_survey(study, bins, [0.05] * 4)
-    shape = shape_of(study, bins.sizes)
-    grids = (*make_grids(study.measured), *make_grids(study.channels))
-    own, other = (initialise(shape, seed=seed) for seed in (1, 2))
-    builder, index = TargetBuilder(shape, survey.groups), TableIndex(shape, survey.groups)
-    empty = builder.build(np.full(2, 500.0))
-    assert frechet_distance(empty, own, grids, survey.groups, seed=0, device=CPU) is None
-    labels = torch.arange(2).repeat_interleave(2048)
-    noise = torch.randn(len(labels), shape.noise, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = expectations(own(noise, labels), 2, Joins(empty.groups, CPU))
-    for axis in range(len(grids)):
-        name, place = index.marginal(axis)
-        builder.add_marginal(axis, expected[name].numpy()[:, place] * 500.0, np.ones(len(place)))
-    for part in survey.parts:
-        for query in part.queries:
-            builder.add_table(query, expected[query.family].numpy()[:, *index.table(query)] * 500.0, 1.0)
-    targets = builder.build(np.full(2, 500.0))
-    near, far = (frechet_distance(targets, one, grids, survey.groups, seed=0, device=CPU) for one in (own, other))
-    assert near == pytest.approx(0, abs=1e-5)
-    assert far is not None
-    assert far > 1e-3

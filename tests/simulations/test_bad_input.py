@@ -788,7 +788,7 @@ DAMAGES = {
     ),
     "a checkpoint of another version": Damage(
         C.RESUME_IMPOSSIBLE,
-        ("step-", "privshare.checkpoint/3"),
+        ("step-", "privshare.checkpoint/4"),
         lambda run: remade(last_left(run), lambda facts: {**facts, "schema": "privshare.checkpoint/2"}),
     ),
     "a checkpoint without facts": Damage(

@@ -1,5 +1,6 @@
 """Whole runs through the command: what they leave behind, what they spend, what they draw, and how they go on."""
 
+import copy
 import hashlib
 import itertools
 import json
@@ -30,6 +31,8 @@ from common.data.queries import catalogue
 from common.data.schema import parse_table
 from common.data.tables import sizes_of
 from common.models.critics import MARGINALS, Adversary
+from common.models.generator import Generator
+from common.models.targets import Targets
 from common.models.verdicts import Opening
 from common.privacy.accountants import GdpAccountant
 from common.privacy.events import GaussianEvent
@@ -39,6 +42,7 @@ from common.privacy.witness import MOST_WITNESSES, Attestation, Statement
 from common.study import Study, load_study
 from common.wire.messages import Reply, Request
 from common.wire.packing import unpack_bins
+from server.quality import Distance
 from server.rounds import Coordinator
 from simulations.run import app
 
@@ -941,16 +945,30 @@ def test_quality_moves_the_noise_of_a_run_from_its_second_measurement_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares = {}
-    for name, distances in (("near", (1.0, 0.1, 0.1)), ("far", (1.0, 1.0, 1.0))):
-        told = iter(distances)
-        monkeypatch.setattr("server.learner.frechet_distance", lambda *_, told=told, **__: next(told))
+    compared: list[tuple[Targets, Generator]] = []
+    for name, ratio in (("near", 0.1), ("far", 1.0)):
+
+        def told(targets: Targets, generator: Generator, *_: Any, ratio: float = ratio, **__: Any) -> Distance:
+            compared.append((targets, copy.deepcopy(generator)))
+            return Distance(ratio if len(compared) % 2 else 1.0, 0.1)
+
+        monkeypatch.setattr("server.learner.frechet_distance", told)
         (tmp_path / name).mkdir()
         assert invoke(tmp_path / name / "run", *TEST_MODE, study=THREE_STAGES).exit_code == 0
         lines = steps_of(tmp_path / name / "run", "noise")
-        assert [line["inputs"]["frechet_ratio"] for line in lines] == list(distances)
+        assert [line["inputs"]["frechet_ratio"] for line in lines] == [1.0, ratio, ratio]
         shares[name] = [line["share"] for line in lines]
     assert shares["near"][0] == shares["far"][0]
     assert shares["near"][1] > 1.03 * shares["far"][1]
+    # Of either run and before either measurement: where it is, where it began, and both beside all that is released.
+    assert len(compared) == 8
+    biases = [generator.heads.bias.detach().numpy() for _, generator in compared]
+    for at in (0, 4):
+        assert np.array_equal(biases[at + 1], biases[at + 3])
+        assert not any(np.array_equal(biases[at + 1], biases[at + now]) for now in (0, 2))
+        assert compared[at][0] is compared[at + 1][0]
+        assert compared[at + 2][0] is compared[at + 3][0]
+        assert compared[at][0] is not compared[at + 2][0]
 
 
 @pytest.mark.parametrize("is_written", [True, False], ids=["after its checkpoint", "before its checkpoint"])
