@@ -90,12 +90,15 @@ def worst_fitted(part: Part, index: TableIndex, targets: Targets, expected: Expe
         expected: mean tables of the generator by class, from `expectations`.
         share: of the part's tables to return; at least one.
     """
+    apart = {}
+    for family in {query.family for query in part.queries}:
+        target = targets.tables[family]
+        counts = targets.label_counts.reshape(-1, *[1] * target.precision.ndim)
+        apart[family] = expected[family].cpu().double().numpy() * counts - target.values
     scores = []
     for query in part.queries:
-        cells, target = index.table(query), targets.tables[query.family]
-        counts = targets.label_counts.reshape(-1, *[1] * target.precision.ndim)
-        apart = (expected[query.family].cpu().double().numpy() * counts - target.values)[:, *cells]
-        squares = apart**2 * target.precision[cells]
+        cells = index.table(query)
+        squares = apart[query.family][:, *cells] ** 2 * targets.tables[query.family].precision[cells]
         # Under noise alone their sum has the mean `size` and the variance 2 size.
         scores.append((squares.sum() - squares.size) / np.sqrt(2 * squares.size))
     keep = max(1, round(share * len(part.queries)))
