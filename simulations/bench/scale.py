@@ -19,13 +19,18 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 import numpy as np
 import typer
 import yaml
 
 from common.commands import Commands, say_aside
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from simulations.experiment import Run
 
 app = Commands()
 
@@ -36,27 +41,38 @@ class Curve(StrEnum):
     SITES = "sites"
     UNITS = "units"
     COLUMNS = "columns"
+    SCREENING = "screening"
 
 
 _ROUNDS: Final = {"count": 4, "local_steps": 5, "refine_steps": 20}
 """As few as show what one costs."""
+_SCREENED: Final = {"count": 6, "local_steps": 5, "refine_steps": 80}
+"""A round comes before each later measurement, and enough are left to learn from the last one."""
+_MEASUREMENTS: Final = 3
+_AGAIN: Final = 0.3
 _SEED: Final = 1
 
 
 @dataclass(frozen=True)
 class Point:
-    """One federation to be measured. columns: of a generated table; 0 for the scenario `bank`."""
+    """One federation to be measured.
+
+    columns: of a generated table; 0 for the scenario `bank`. again: share of the tables that later measurements ask.
+    """
 
     curve: Curve
     sites: int = 4
     units: int = 20_000
     columns: int = 0
     engine: str = "process"
+    again: float = 1.0
+    seed: int = _SEED
 
     @property
     def name(self) -> str:
         """Of its results."""
-        return f"{self.curve}-{self.engine}-{self.sites}-{self.units}-{self.columns}"
+        own = f"-{self.again:g}-{self.seed}" if self.curve == Curve.SCREENING else ""
+        return f"{self.curve}-{self.engine}-{self.sites}-{self.units}-{self.columns}{own}"
 
 
 POINTS: Final = (
@@ -64,43 +80,57 @@ POINTS: Final = (
     *(Point(Curve.SITES, sites=sites, engine="flower") for sites in (4, 32)),
     *(Point(Curve.UNITS, units=units) for units in (10_000, 100_000, 1_000_000)),
     *(Point(Curve.COLUMNS, units=10_000, columns=columns) for columns in (10, 50, 100, 200)),
+    *(
+        Point(Curve.SCREENING, units=units, columns=columns, again=again, seed=seed)
+        for units, columns, seeds in ((10_000, 50, 3), (10_000, 200, 3), (100_000, 50, 2))
+        for seed in range(1, seeds + 1)
+        for again in (1.0, _AGAIN)
+    ),
 )
 
 
 def prepare(point: Point, folder: Path) -> None:
     """Divide a table over sites, and write what each of them has."""
     from client.simulated_site import make_site_folder, peers_of  # noqa: PLC0415 (seconds, in the process that measures nothing)
-    from simulations.experiment import Run, Scenario, choose, divide  # noqa: PLC0415
+    from simulations.experiment import divide  # noqa: PLC0415
 
-    study = data = None
     if point.columns:
-        study, data = folder / "study.yaml", [folder / "table.csv"]
-        _generate(point, study, data[0])
-    run: Run = choose(
-        scenario=Scenario.BANK, study=study, data=data, series=None, units=None if data else point.units,
-        sites=point.sites, how="iid", seed=_SEED, out=folder / "run",
-    )  # fmt: skip
-    run = replace(run, study=run.study.with_overrides(rounds=_ROUNDS, noise={"rounds": 1}))
+        _generate(point, folder)
+    run = _run_of(point, folder)
     divided = divide(run)
     lock = folder / "study.lock.yaml"
     lock.write_text(yaml.safe_dump(json.loads(run.study.canonical()), sort_keys=False), encoding="utf-8")
     for name, tables in divided.sites.items():
         make_site_folder(
-            name, lock, run.study, tables, private=folder / "private", kept=folder / "run", seed=_SEED,
+            name, lock, run.study, tables, private=folder / "private", kept=folder / "run", seed=point.seed,
             peers=peers_of(name, list(divided.sites), run.study),
             witnesses=0 if point.engine == "flower" else None,
         )  # fmt: skip
 
 
-def _generate(point: Point, study: Path, table: Path) -> None:
+def _run_of(point: Point, folder: Path) -> "Run":
+    """The run of a point whose table, if it has one of its own, is there."""
+    from simulations.experiment import Scenario, choose  # noqa: PLC0415
+
+    study, data = (folder / "study.yaml", [folder / "table.csv"]) if point.columns else (None, None)
+    run = choose(
+        scenario=Scenario.BANK, study=study, data=data, series=None, units=None if data else point.units,
+        sites=point.sites, how="iid", seed=point.seed, out=folder / "run",
+    )  # fmt: skip
+    rounds, measurements = (_SCREENED, _MEASUREMENTS) if point.curve == Curve.SCREENING else (_ROUNDS, 1)
+    noise = {"rounds": measurements, "again": point.again}
+    return replace(run, study=run.study.with_overrides(rounds=rounds, noise=noise))
+
+
+def _generate(point: Point, folder: Path) -> None:
     """A table of numbers from 0 to 7 that hang together by a few hidden ones, and its study."""
-    random = np.random.default_rng(_SEED)
+    random = np.random.default_rng(point.seed)
     names = [f"c{at:03}" for at in range(point.columns - 1)]
     hidden = random.normal(size=(point.units, 5))
     values = hidden @ random.normal(size=(5, len(names))) + random.normal(size=(point.units, len(names)))
     codes = np.clip(np.floor(values * 1.5 + 4), 0, 7).astype(int)
     label = np.where(hidden[:, 0] > 0.5, "yes", "no")
-    with table.open("w", newline="", encoding="utf-8") as file:
+    with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         out.writerow(["person", *names, "label"])
         out.writerows([f"p{at}", *row, label[at]] for at, row in enumerate(codes.tolist()))
@@ -111,7 +141,7 @@ def _generate(point: Point, study: Path, table: Path) -> None:
         "columns": {**columns, "label": {"type": "categorical", "categories": ["no", "yes"]}},
         "privacy": {"epsilon": 1, "delta": 1.0e-6},
     }  # fmt: skip
-    study.write_text(yaml.safe_dump(said, sort_keys=False), encoding="utf-8")
+    (folder / "study.yaml").write_text(yaml.safe_dump(said, sort_keys=False), encoding="utf-8")
 
 
 def measure(point: Point, folder: Path) -> dict[str, Any]:
@@ -134,20 +164,21 @@ def measure(point: Point, folder: Path) -> dict[str, Any]:
     before, began = peak_memory(), time.process_time()
     with watch() as stopwatch, _Tree(point.engine == "flower") as tree:
         coordinator = Coordinator(
-            study, folder=folder / "run", run="scale", seed=_SEED, credentials=credentials_of(names, seed=_SEED),
+            study, folder=folder / "run", run="scale", seed=point.seed,
+            credentials=credentials_of(names, seed=point.seed),
             device=torch.device("cpu"), on_step=lambda line: steps.append((line["step"], time.process_time())),
         )  # fmt: skip
         engine = Engine(point.engine, "cpu", 1)
         run_federation(sites, lambda exchange: trained.append(coordinator.run(exchange)), engine)
         with stopwatch.stage("sample"):
-            draw_units(
-                release_of(trained[0], study), rows=rows_to_publish(trained[0], study), seed=_SEED,
+            drawn = draw_units(
+                release_of(trained[0], study), rows=rows_to_publish(trained[0], study), seed=point.seed,
                 device=torch.device("cpu"),
             )  # fmt: skip
     own = time.process_time() - began
     ends = [began, *(at for _, at in steps)]
     spans = [(name, end - start) for (name, end), start in zip(steps, ends[:-1], strict=True)]
-    return {
+    found: dict[str, Any] = {
         "seconds": own + tree.seconds,
         "memory": max(peak_memory(), tree.memory),
         "memory_before": before,
@@ -155,6 +186,31 @@ def measure(point: Point, folder: Path) -> dict[str, Any]:
         "round": fmean(span for name, span in spans if name == "round"),
         "measurement": fmean(span for name, span in spans if name.startswith("pairs")),
         "cells": max(len(release.counts) for release in trained[0].state.releases.values()),
+    }
+    if point.curve != Curve.SCREENING:
+        return found
+    return found | {
+        "asked": sum(len(one.counts) for name, one in trained[0].state.releases.items() if name.startswith("pairs")),
+        "answers": sum(path.stat().st_size for path in (folder / "run").glob(f"sites/{names[0]}/replies/*")) / 1e6,
+        **_quality(drawn.records, _run_of(point, folder)),
+    }
+
+
+def _quality(synthetic: "pd.DataFrame", run: "Run") -> dict[str, float | None]:
+    """Of the rows to publish: total variation of pairs from the sites' rows, and AUC on units that no site has."""
+    import pandas as pd  # noqa: PLC0415
+
+    from common.evaluation.fidelity import measure_fidelity  # noqa: PLC0415
+    from common.evaluation.utility import measure_utility  # noqa: PLC0415
+    from simulations.experiment import divide  # noqa: PLC0415
+
+    study, seed, divided = run.study, run.options.seed, divide(run)
+    real, test = divided.members.table.records, divided.test.table.records
+    shuffled = pd.DataFrame({name: real[name].sample(frac=1, random_state=at).array for at, name in enumerate(real)})
+    apart = {"two_way": synthetic, "shuffled": shuffled}
+    return {
+        **{name: measure_fidelity(one, real, study, edges_from=real).two_way_mean for name, one in apart.items()},
+        "auc": measure_utility(synthetic, test, study, seed=seed)["gradient_boosting"].auc,
     }
 
 
@@ -233,7 +289,7 @@ def main(
         _write(kept, found)
     found = _read(kept)
     draw(found, out / "scale.svg")
-    fill(out / "scale.md", f"{tables(found)}\n\n{stages(found)}\n\n{engines(found)}")
+    fill(out / "scale.md", "\n\n".join(part(found) for part in (tables, screening, stages, engines)))
 
 
 @app.command("point", hidden=True)
@@ -357,6 +413,10 @@ def exponent(sizes: np.ndarray, costs: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(np.maximum(costs, 1e-9)), 1)[0])
 
 
+def _said(cost: float) -> str:
+    return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.3g}"
+
+
 def tables(found: Mapping[str, Row]) -> str:
     """Markdown of each curve: a line a cost, with the law that was expected and the one that was seen."""
     parts = []
@@ -370,12 +430,42 @@ def tables(found: Mapping[str, Row]) -> str:
         ]
         for law in laws:
             costs = [_cost(law, row) for row in rows]
-            said = " | ".join(f"{cost:,.0f}" if cost >= 1000 else f"{cost:.3g}" for cost in costs)
+            said = " | ".join(map(_said, costs))
             unit = {"memory": "MB", "cells": "cells"}.get(law.columns[0], "s")
             seen, last = exponent(sizes, costs), exponent(sizes[-2:], costs[-2:])
             lines.append(f"| {law.cost}, {unit} | {said} | {curve}^{law.power:g} | {seen:.2f} | {last:.2f} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+_SCREENING: Final[Mapping[str, tuple[str, ...]]] = {
+    "cells asked": ("asked",),
+    "answers of a site, MB": ("answers",),
+    "count and noise, s": ("stage count and noise",),
+    "check, add up, targets, s": ("stage check and add up", "stage targets"),
+    "all processor time, s": ("seconds",),
+    "pairs: total variation": ("two_way",),
+    "of shuffled columns": ("shuffled",),
+    "AUC of boosting": ("auc",),
+}
+
+
+def screening(found: Mapping[str, Row]) -> str:
+    """Markdown of what it costs and is worth to ask only some tables again: means over seeds, and seed by seed."""
+    both: dict[str, list[list[list[float]]]] = {}
+    for point in (one for one in POINTS if one.curve == Curve.SCREENING and one.again == 1):
+        rows = [found[one.name] for one in (point, replace(point, again=_AGAIN)) if one.name in found]
+        if len(rows) == 2:
+            values = [[sum(float(row[part]) for part in parts) for parts in _SCREENING.values()] for row in rows]
+            both.setdefault(f"| {point.units:,} | {point.columns}", []).append(values)
+    lines = [f"| units | columns | again | {' | '.join(_SCREENING)} |", f"|---|---|---|{'---|' * len(_SCREENING)}"]
+    for table, measured in both.items():
+        seeds = np.array(measured)  # (seeds, all or some again, figures)
+        for name, means in zip(("all", f"{_AGAIN:g}"), seeds.mean(axis=0), strict=True):
+            lines.append(f"{table} | {name} | {' | '.join(map(_said, means))} |")
+        times = [f"{one.mean():.3f} ({one.min():.3f} to {one.max():.3f})" for one in (seeds[:, 1] / seeds[:, 0]).T]
+        lines.append(f"{table} | {_AGAIN:g} over all | {' | '.join(times)} |")
+    return "\n".join(lines)
 
 
 def stages(found: Mapping[str, Row]) -> str:

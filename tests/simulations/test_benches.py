@@ -169,6 +169,8 @@ POINTS = (
     Point(Curve.SITES, sites=1, units=200),
     Point(Curve.SITES, sites=2, units=200),
     Point(Curve.COLUMNS, sites=1, units=200, columns=3),
+    Point(Curve.SCREENING, sites=1, units=5000, columns=5),
+    Point(Curve.SCREENING, sites=1, units=5000, columns=5, again=0.3),
 )
 
 
@@ -182,16 +184,25 @@ def in_this_process(point: Point, what: str, folder: str) -> dict[str, Any]:
 
 def test_points_of_a_curve_are_measured_once_and_fill_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "POINTS", POINTS)
+    monkeypatch.setattr(scale, "_SCREENED", {"count": 3, "local_steps": 1, "refine_steps": 2})
     monkeypatch.setattr(scale, "_child", in_this_process)
     said(scale.app, "--out", tmp_path)
     with (tmp_path / "scale.csv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert [line["point"] for line in lines] == [point.name for point in POINTS]
+    asked = [float(line["asked"]) for line in lines if line["asked"]]
+    assert asked[1] < 0.8 * asked[0]
     laws = {name for curve in scale.LAWS.values() for law in curve for name in law.columns}
     assert laws <= set(lines[0])
     assert (tmp_path / "scale.svg").read_text(encoding="utf-8").startswith("<?xml")
     page = (tmp_path / "scale.md").read_text(encoding="utf-8")
-    heads = ("| sites | 1 | 2 | expected |", "| seconds of | 1 sites | 2 sites |", "| engine | sites |")
+    heads = (
+        "| sites | 1 | 2 | expected |",
+        "| 5,000 | 5 | all |",
+        "| 5,000 | 5 | 0.3 over all |",
+        "| seconds of | 1 sites | 2 sites |",
+        "| engine | sites |",
+    )
     assert all(head in page for head in heads)
     monkeypatch.setattr(scale, "_child", lambda *_: pytest.fail("measured again"))
     said(scale.app, "--out", tmp_path)
