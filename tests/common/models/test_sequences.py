@@ -582,7 +582,7 @@ SMALL = (
     Toy("states", 3, ((2, True), (1, False)), states=3),
     Toy("states", 3, ((1, True), (3, False)), states=2),
     Toy("states", 3, ((1, False), (2, True)), states=3, gap=1, late=True),
-    Toy("states", 3, ((2, True), (1, True)), unordered=(0,)),
+    Toy("states", 3, ((2, True), (1, True)), unordered=(0,), seed=40),  # a habit that is mostly kept
 )
 
 
