@@ -329,9 +329,9 @@ def check_filled(values: np.ndarray, windows: Windows) -> None:
         return
     for name, filled in zip(windows.channels, there.any(axis=(0, 1)), strict=True):
         if not filled:
-            raise SchemaError(
-                f"{name}: no unit has a value in this channel; move it to `windows.ignore`", ExitCode.CONSTANT_COLUMN
-            )
+            # The gap is no column of the long table.
+            way = "delete it and `windows.gap`" if name == windows.gap else "move it to `windows.ignore`"
+            raise SchemaError(f"{name}: no unit has a value in this channel; {way}", ExitCode.CONSTANT_COLUMN)
     if not bool(there[:, -1].any()):
         raise SchemaError(f"windows.length={windows.length}: no unit has so many steps", ExitCode.WINDOW_TOO_SHORT)
 

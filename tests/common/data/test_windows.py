@@ -676,9 +676,13 @@ def test_a_part_of_the_windows_that_is_nobodys_is_refused() -> None:
     with pytest.raises(SchemaError, match=r"^windows\.length=3: no unit has so many steps$") as short:
         check_filled(values[:1], windows)
     assert short.value.code == ExitCode.WINDOW_TOO_SHORT
-    with pytest.raises(SchemaError, match=r"^dose: no unit has a value in this channel; ") as empty:
+    with pytest.raises(SchemaError, match=r"^dose: no unit has a value in this channel; move it to `w") as empty:
         check_filled(values[1:], windows)
     assert empty.value.code == ExitCode.CONSTANT_COLUMN
+    with pytest.raises(
+        SchemaError, match=r"^pulse: no unit has a value in this channel; delete it and `windows\.gap`$"
+    ):
+        check_filled(np.full((2, 3, 3), NAN), layout("events", length=3, gap="pulse"))
     check_filled(values[:0], windows)
 
 
