@@ -25,8 +25,9 @@ _REACH = 10.0
 """Parameters that all latents share are multiplied by it: a step of the optimiser moves each by the learning rate, and
 a few hundred steps must take a logit all the way to a sharp transition."""
 _LEAST = 1e-12
-_HABIT = -2.0
-"""Log odds, at first, that a step shows a habit."""
+_HABIT, _KEPT = -2.0, -4.0
+"""Log odds, at first, that a step shows a habit, and that the next step has it too: where no table of two steps says
+how often values stay, they do not."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,8 @@ class StateHead(nn.Module):
         self.move = nn.Parameter(shared / _REACH)
         self.emit = nn.Parameter(torch.randn(shape.states, slots) / _REACH)
         self.habit = nn.Linear(wide, 2 * len(shape.sizes))
-        nn.init.constant_(self.habit.bias[: len(shape.sizes)], _HABIT)
+        for odds, bias in zip((_HABIT, _KEPT), self.habit.bias.chunk(2), strict=True):
+            nn.init.constant_(bias, odds)
         closed = torch.ones(slots, dtype=torch.bool)
         closed[torch.from_numpy(shape.slots)] = False
         closed = closed.view(len(shape.sizes), -1)

@@ -80,7 +80,8 @@ def test_only_channels_without_order_have_habits_and_new_ones_are_as_their_own_t
     assert habits is not None
     assert (habits.share[:, :2] == 0).all()
     assert ((habits.share[:, 2] > 0) & (habits.share[:, 2] < 1)).all()
-    assert ((habits.kept > 0) & (habits.kept < 1)).all()
+    # Until a table of two steps says that values stay, they do not.
+    assert ((habits.kept > 0) & (habits.kept < 0.15)).all()
     tilt = made.tilt(hidden_of(7)).view(7, 3, 6)[:, 2, [0, 5]]
     torch.testing.assert_close(habits.law[:, 2, [0, 5]], tilt.softmax(dim=1))
     assert (habits.law[:, 2, 1:5] == 0).all()
