@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtri
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
@@ -134,6 +135,12 @@ def over_seeds(values: list[float]) -> Figure:
         return Figure(mean, n=1)
     half = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
     return Figure(mean, mean - half, mean + half, n=len(values))
+
+
+def widening(tried: int) -> float:
+    """How many times wider a normal interval is that holds together with those of all that were tried (Bonferroni)."""
+    each, all_together = CONFIDENCE, 1 - (1 - CONFIDENCE) / tried
+    return float(ndtri((1 + all_together) / 2) / ndtri((1 + each) / 2))
 
 
 def most_true_positives(false_positives: float, *, epsilon: float, delta: float) -> float:

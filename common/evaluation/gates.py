@@ -1,10 +1,11 @@
 """Gates before publication: each compares one figure with a threshold of the study, and says what it found."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from common.errors import ReleaseError
+from common.evaluation.figures import widening
 from common.study import Study
 
 
@@ -66,7 +67,8 @@ def _shown(value: float | None) -> str:
 def gates_of_evaluation(study: Study, evaluation: Mapping[str, Any]) -> list[Gate]:
     """What the study's gates say of an evaluation; those whose figures are not in it are left out.
 
-    A figure with an interval counts by its nearer end: a gate fails for what was shown.
+    A figure with an interval counts by its nearer end, and where many could close a gate their intervals are widened to
+    hold together: a gate fails for what was shown, and not for the one of many that chance made large.
     """
     gates, found = study.gates, []
     if gates.utility_gap is not None:
@@ -77,16 +79,16 @@ def gates_of_evaluation(study: Study, evaluation: Mapping[str, Any]) -> list[Gat
         return found
     if gates.membership_advantage is not None:
         rule = f"at most {gates.membership_advantage:g} for the advantage of any attack, by the low end of its interval"
-        lows = [one["populations"]["everyone"]["advantage"]["low"] for one in attacks["membership"].values()]
-        found.append(_not_shown("membership_advantage", lows, gates.membership_advantage, rule))
+        figures = [one["populations"]["everyone"]["advantage"] for one in attacks["membership"].values()]
+        found.append(_not_shown("membership_advantage", figures, gates.membership_advantage, rule))
     if gates.attribute_residual is not None:
         rule = f"at most {gates.attribute_residual:g} beyond controls in any game, by the low end of its interval"
         games = [
             one for name in ("attributes", "singling_out", "linkability") for one in attacks.get(name, {}).values()
         ]
-        lows = [one["residual"]["low"] for one in games]
-        lows += [attacks["inversion"]["excess"]["low"]] if "inversion" in attacks else []
-        found.append(_not_shown("attribute_residual", lows, gates.attribute_residual, rule))
+        figures = [one["residual"] for one in games]
+        figures += [attacks["inversion"]["excess"]] if "inversion" in attacks else []
+        found.append(_not_shown("attribute_residual", figures, gates.attribute_residual, rule))
     return found
 
 
@@ -102,7 +104,9 @@ def _gap(utility: Mapping[str, Any]) -> float | None:
     return None if real is None or made is None else real - made
 
 
-def _not_shown(name: str, lows: Iterable[float | None], threshold: float, rule: str) -> Gate:
+def _not_shown(name: str, figures: Sequence[Mapping[str, Any]], threshold: float, rule: str) -> Gate:
     """A gate on attacks: closed by what one of them showed; where too few units can play, none shows anything."""
-    worst = max((low for low in lows if low is not None), default=None)
+    known = [one for one in figures if one["low"] is not None]
+    lows = [one["value"] - widening(len(known)) * (one["value"] - one["low"]) for one in known]
+    worst = max(lows, default=None)
     return Gate(name, rule, worst, threshold, worst is None or worst <= threshold, "simulation")

@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from scipy.special import betainc, betaincinv, expit, logit, ndtri
 from scipy.stats import binom
 
-from common.evaluation.figures import CONFIDENCE, Figure, most_advantage, most_true_positives
+from common.evaluation.figures import CONFIDENCE, Figure, most_advantage, most_true_positives, widening
 
 EVERYONE: Final = "everyone"
 """The population that every game has."""
@@ -176,7 +176,7 @@ def widened(figure: Figure, statistic: str, *, tried: int) -> Figure:
         math.asin(math.sqrt(max(0.0, number - least) / (1 - least)))
         for number in (figure.low, figure.value, figure.high)
     )
-    wider = _quantile(1 - (1 - CONFIDENCE) / tried) / _quantile(CONFIDENCE)
+    wider = widening(tried)
     ends = (max(0.0, value - wider * (value - low)), min(math.pi / 2, value + wider * (high - value)))
     low, high = (least + (1 - least) * math.sin(end) ** 2 for end in ends)
     return replace(figure, low=low, high=high)

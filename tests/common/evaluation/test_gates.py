@@ -33,14 +33,14 @@ def evaluation(
     *, real: float = 0.9, made: float = 0.8, advantage: float = 0.0, residual: float = 0.0
 ) -> dict[str, Any]:
     attack = {"populations": {"everyone": {"advantage": figure(advantage), "auc": figure(None)}}}
-    game = {"residual": {"low": residual}}
+    game = {"residual": figure(residual)}
     return {
         "utility": {"tstr": {"gradient_boosting": {"auc": made}}, "trtr": {"gradient_boosting": {"auc": real}}},
         "attacks": {
             "membership": {"dcr": attack, "weak": {"populations": {"everyone": {"advantage": figure(-0.2)}}}},
             "attributes": {"ill": game},
-            "singling_out": {"univariate": {"residual": {"low": None}}},
-            "inversion": {"excess": {"low": -0.1}},
+            "singling_out": {"univariate": {"residual": figure(None)}},
+            "inversion": {"excess": figure(-0.1)},
         },
     }
 
@@ -76,8 +76,18 @@ def test_what_was_shown_to_be_beyond_a_threshold_closes_its_gate(
 
 def test_an_inversion_that_gives_members_away_closes_the_gate_of_attributes() -> None:
     found = evaluation()
-    found["attacks"]["inversion"]["excess"]["low"] = 0.2
+    found["attacks"]["inversion"]["excess"] = figure(0.2)
     assert closed(study(), found) == ["attribute_residual"]
+
+
+@pytest.mark.parametrize(("games", "which"), [(1, ["attribute_residual"]), (7, [])])
+def test_one_of_many_games_that_chance_made_large_closes_no_gate(games: int, which: list[str]) -> None:
+    found = evaluation()
+    del found["attacks"]["inversion"]
+    found["attacks"]["attributes"] = {str(at): {"residual": figure(0.0)} for at in range(1, games)}
+    # Alone it is above 0.1 with 95 % confidence; the largest of seven such games is above it far more often than 5 %.
+    found["attacks"]["attributes"]["risk"] = {"residual": {"value": 0.368, "low": 0.107, "high": 0.584}}
+    assert closed(study(), found) == which
 
 
 def test_a_gate_that_is_left_out_lets_everything_through() -> None:
