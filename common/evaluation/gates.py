@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from common.errors import ReleaseError
 from common.evaluation.figures import widening
 from common.study import Study
+
+_SHOWN: Final = "by the low end of intervals that hold for all at once"
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,11 @@ def gates_of_evaluation(study: Study, evaluation: Mapping[str, Any]) -> list[Gat
     if attacks is None:
         return found
     if gates.membership_advantage is not None:
-        rule = f"at most {gates.membership_advantage:g} for the advantage of any attack, by the low end of its interval"
+        rule = f"at most {gates.membership_advantage:g} for the advantage of any attack, {_SHOWN}"
         figures = [one["populations"]["everyone"]["advantage"] for one in attacks["membership"].values()]
         found.append(_not_shown("membership_advantage", figures, gates.membership_advantage, rule))
     if gates.attribute_residual is not None:
-        rule = f"at most {gates.attribute_residual:g} beyond controls in any game, by the low end of its interval"
+        rule = f"at most {gates.attribute_residual:g} beyond controls in any game, {_SHOWN}"
         games = [
             one for name in ("attributes", "singling_out", "linkability") for one in attacks.get(name, {}).values()
         ]
