@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeGuard, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -386,8 +386,29 @@ class SitePolicy:
             or not all(isinstance(one, float) and 0 <= one <= 1 for one in rate)
         ):
             raise PolicyError("request.learning_rates: expected two numbers between 0 and 1")
-        if not _is_whole(request.options.get("seed"), most=2**63 - 1):
+        self.check_seed(request)
+
+    def check_seed(self, request: Request) -> int:
+        """The seed of what a request has made of a generator.
+
+        Raises:
+            PolicyError: none that a generator of random numbers takes.
+        """
+        seed = request.options.get("seed")
+        if not _is_whole(seed, most=2**63 - 1):
             raise PolicyError("request.seed: expected a whole number from 0, below 2^63")
+        return seed
+
+    def check_step(self, request: Request) -> int:
+        """The number of a step of this site's own critic within a measurement, from 0.
+
+        Raises:
+            PolicyError: none that the study's critic takes.
+        """
+        step = request.options.get("step")
+        if not _is_whole(step, most=self._study.critic.steps - 1):
+            raise PolicyError("request.step: expected a whole number from 0, below critic.steps of the study")
+        return step
 
     def check_bins(self, bin_of: np.ndarray, grid: Grid) -> np.ndarray:
         """A map from cells to bins as a coordinator sent it, if it is one.
@@ -458,5 +479,5 @@ class SitePolicy:
         return weights
 
 
-def _is_whole(value: object, *, most: int) -> bool:
+def _is_whole(value: object, *, most: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most

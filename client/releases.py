@@ -46,6 +46,26 @@ class OwnReleases:
         except OSError as error:
             raise LedgerError(f"{self._folder}: the release cannot be kept ({error.strerror})") from None
 
+    def newest(self, request: Request, kind: str) -> tuple[Request, Reply] | None:
+        """Of a request's run, the newest release of a kind, with what it answered."""
+        for path in sorted(self._folder.glob("*.request"), reverse=True):
+            asked = Request.decode(path.read_bytes())
+            if (asked.study, asked.run, asked.kind) == (request.study, request.run, kind):
+                return asked, Reply.decode(path.with_suffix(".reply").read_bytes())
+        return None
+
+    def label_counts(self, request: Request, bins: list[np.ndarray]) -> np.ndarray:
+        """Estimated units of each class at this site, (classes,), from its own one-way tables of a request's run.
+
+        Raises:
+            PolicyError: they were not released.
+        """
+        found = self.newest(request, "one_way")
+        if found is None:
+            raise PolicyError("request.run: this site has released nothing in it")
+        own, sizes = self._own_bins(_release(found[1]), bins), sizes_of(bins)
+        return targets_from(own, shape_of(self._study, sizes), [np.arange(size) for size in sizes], []).label_counts
+
     def targets(self, request: Request, bins: list[np.ndarray]) -> Targets:
         """What this site's releases of a run say, over the bins and groups of a training request.
 

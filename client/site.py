@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from client.critics import Lesson, OwnCritics
 from client.keys import identity, unit_secret
 from client.masks import Masks
 from client.policy import SitePolicy, SiteSettings, load_policy, load_site_settings, policy_digest, today_utc
@@ -30,6 +31,7 @@ from common.data.encoding import make_grids
 from common.data.queries import layout_of
 from common.data.tables import sizes_of
 from common.errors import ExitCode, LedgerError, PolicyError, PrivShareError, SchemaError, SourceError
+from common.models.neural import NeuralCritic
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Head, Ledger
 from common.privacy.noise import GaussianNoise, NoiseSource
@@ -103,6 +105,7 @@ class Site:
         self._replies = Replies(settings.state)
         self._replies.check(self._ledger.charged())
         self._releases = OwnReleases(settings.state / "releases", self._study)
+        self._critics = OwnCritics(self._study, self._releases, device)
 
     def head(self) -> Head:
         """The newest entry of the site's ledger."""
@@ -216,28 +219,43 @@ class Site:
         )
 
     def _measure_gradient(self, request: Request, digest: str) -> bytes:
-        spend, bins = self._policy.spend_of(request), self._bins(request)
-        critic = read_critic(request, self._study, sizes_of(bins))
+        spend, bins, lesson = self._policy.spend_of(request), self._bins(request), None
+        critic = self._critic(request, bins)
+        if self._policy.is_local:
+            seed, step = self._policy.check_seed(request), self._policy.check_step(request)
+            lesson = self._critics.gradient_lesson(critic, request, bins, seed=seed, step=step)
         return self._sealed(
             request,
             digest,
             lambda: self._vault.gradient(critic, bins, spend=spend, request=request.identity, digest=digest),
+            lesson,
         )
 
     def _measure_verdicts(self, request: Request, digest: str) -> bytes:
-        spend, bins = self._policy.spend_of(request), self._bins(request)
-        critic = read_critic(request, self._study, sizes_of(bins))
+        spend, bins, lesson = self._policy.spend_of(request), self._bins(request), None
+        critic = self._critic(request, bins)
+        if self._policy.is_local:
+            lesson = self._critics.verdict_lesson(critic, request, bins, seed=self._policy.check_seed(request))
         return self._sealed(
             request,
             digest,
             lambda: self._vault.verdicts(critic, bins, spend=spend, request=request.identity, digest=digest),
+            lesson,
         )
+
+    def _critic(self, request: Request, bins: list[np.ndarray]) -> NeuralCritic:
+        """This site's own, where discriminators stay at the sites; else the one in the request."""
+        if self._policy.is_local:
+            return self._critics.current(request, bins, seed=self._policy.check_seed(request))
+        return read_critic(request, self._study, sizes_of(bins))
 
     def _train(self, request: Request, digest: str) -> bytes:
         del digest
         self._policy.check_training(request)
         bins = self._bins(request)
-        own = self._releases.targets(request, bins) if self._policy.is_local else None
+        own = None
+        if self._policy.is_local:
+            own = self._releases.targets(request, bins), self._critics.adversary(request, bins)
         trained = train_on_request(request, self._study, sizes=sizes_of(bins), device=self._device, own=own)
         return Reply(self._settings.site, arrays=trained).encode()
 
@@ -255,7 +273,13 @@ class Site:
             raise PolicyError("request.bins: expected one map a column") from None
         return [self._policy.check_bins(bin_of, grid) for bin_of, grid in zip(bins, self._grids, strict=True)]
 
-    def _sealed(self, request: Request, digest: str, release: Callable[[], tuple[np.ndarray, GaussianEvent]]) -> bytes:
+    def _sealed(
+        self,
+        request: Request,
+        digest: str,
+        release: Callable[[], tuple[np.ndarray, GaussianEvent]],
+        lesson: Lesson | None = None,
+    ) -> bytes:
         """The reply that was sealed for this request, or a new one, sealed before it is returned."""
         name = request.identity
         charged = self._ledger.charge_of(name)
@@ -275,7 +299,8 @@ class Site:
             counts = {"counts": noised}
             body = Reply(self._settings.site, facts, {} if self._policy.keeps(request) else counts).encode()
             if self._policy.is_local:
-                self._releases.keep(request, Reply(self._settings.site, facts, counts))
+                learned = {} if lesson is None else lesson(noised, event)
+                self._releases.keep(request, Reply(self._settings.site, facts, counts | learned))
         self._ledger.seal(name, self._replies.write(request.study, name, body))
         return body
 

@@ -9,7 +9,7 @@ import torch
 from common.errors import PolicyError
 from common.models.critics import EMBEDDING, Adversary, make_cluster
 from common.models.embedding import EmbeddingMeans, freeze
-from common.models.generator import Generator
+from common.models.generator import Generator, GeneratorShape
 from common.models.neural import NeuralCritic, load_critic
 from common.models.targets import Targets
 from common.models.training import Stretch, load_parameters, parameters_of, train
@@ -22,7 +22,12 @@ _MOST_WEIGHT = 1000.0
 
 
 def train_on_request(
-    request: Request, study: Study, *, sizes: tuple[int, ...], device: torch.device, own: Targets | None = None
+    request: Request,
+    study: Study,
+    *,
+    sizes: tuple[int, ...],
+    device: torch.device,
+    own: tuple[Targets, Adversary | None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Load the generator that was sent, train it against the targets that were sent, return its parameters.
 
@@ -31,31 +36,51 @@ def train_on_request(
         study: this site's copy; the generator's and the batch's size come from it.
         sizes: bins of each column, then of each channel, no more than it has cells.
         device: where to compute.
-        own: targets of this site alone, instead of those in the request.
+        own: targets of this site alone, and its neural critic where that is heard, instead of those in the request.
 
     Raises:
         PolicyError: the arrays do not fit the study's generator.
     """
     shape = shape_of(study, sizes)
-    generator = Generator(shape)
-    try:
-        load_parameters(generator, unpack(GENERATOR, request.arrays))
-        targets = own or unpack_targets(request.arrays, shape)
-    except ValueError:
-        raise PolicyError("request.arrays: do not fit the generator of this study") from None
-    adversary = None
-    if "weights" in request.options:
-        critic = read_critic(request, study, sizes).to(device)
-        heads = len(heads_of(critic))
-        most = {"weights": _MOST_WEIGHT, "passing": 1.0, "passed": 1.0}
-        opening = Opening(**{name: _read_heads(request, name, heads=heads, most=value) for name, value in most.items()})
-        adversary = Adversary(critic, opening)
+    generator = read_generator(request, shape)
+    targets, adversary = own or (_read_targets(request, shape), _read_adversary(request, study, sizes, device))
     means = EmbeddingMeans(freeze(shape, study.digest()), shape, device) if EMBEDDING in targets.tables else None
     generator.to(device)
     first, last = request.options["learning_rates"]
     stretch = Stretch(request.options["steps"], first, last, study.model.batch, request.options["seed"])
     train(generator, make_cluster(targets, means, adversary, device), stretch, device)
     return pack(GENERATOR, parameters_of(generator))
+
+
+def read_generator(request: Request, shape: GeneratorShape) -> Generator:
+    """The generator in a request.
+
+    Raises:
+        PolicyError: its arrays do not fit the study's generator.
+    """
+    generator = Generator(shape)
+    try:
+        load_parameters(generator, unpack(GENERATOR, request.arrays))
+    except ValueError:
+        raise PolicyError("request.arrays: do not fit the generator of this study") from None
+    return generator
+
+
+def _read_targets(request: Request, shape: GeneratorShape) -> Targets:
+    try:
+        return unpack_targets(request.arrays, shape)
+    except ValueError:
+        raise PolicyError("request.arrays: do not fit the generator of this study") from None
+
+
+def _read_adversary(request: Request, study: Study, sizes: tuple[int, ...], device: torch.device) -> Adversary | None:
+    if "weights" not in request.options:
+        return None
+    critic = read_critic(request, study, sizes).to(device)
+    heads = len(heads_of(critic))
+    most = {"weights": _MOST_WEIGHT, "passing": 1.0, "passed": 1.0}
+    opening = Opening(**{name: _read_heads(request, name, heads=heads, most=value) for name, value in most.items()})
+    return Adversary(critic, opening)
 
 
 def read_critic(request: Request, study: Study, sizes: tuple[int, ...]) -> NeuralCritic:

@@ -261,8 +261,6 @@ def _check_names(study: "Study") -> None:
 def _check_discriminators(study: "Study") -> None:
     if study.discriminators.neural and study.noise.rounds < 2:
         raise ValueError("noise.rounds: a neural discriminator needs 2 at least, since it begins with the second")
-    if study.discriminators.neural and study.discriminators.scope == "local":
-        raise ValueError("discriminators.scope: the neural discriminator is shared only; set its weight to 0")
     if study.critic.heads == "temporal" and study.windows is None:
         raise ValueError("critic.heads: a temporal one needs `windows`")
     if study.critic.sampling < 1 and study.privacy.accountant != "rdp":

@@ -1,13 +1,13 @@
 """The generator at the coordinator, its average, and the critics that it learns from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from common.data.encoding import Grid
-from common.models.critics import Adversary, Joins, expectations, make_cluster, relaxed
+from common.models.critics import Adversary, Joins, arm, draw_fakes, expectations, make_cluster
 from common.models.embedding import EmbeddingMeans, freeze
 from common.models.generator import GeneratorShape, initialise
 from common.models.neural import (
@@ -27,8 +27,6 @@ from server.survey import Part, Survey, worst_fitted
 
 _LOSS_BATCHES = 4
 """How many times more latents than a step of training the losses are taken over."""
-_FAKES = 8192
-"""Rows that a generator makes for one step of a critic, and to see how many of them it catches."""
 _CLEAR = 2.0
 """Standard deviations of its noise from which on a distance is something that others can be compared with."""
 
@@ -71,8 +69,7 @@ class Learner:
     @property
     def adversary(self) -> Adversary | None:
         """The neural critic, where its gate is not closed."""
-        weights = tuple(self._study.critic.strength * weight for weight in self.gate.weights)
-        return Adversary(self.critic, replace(self.gate, weights=weights)) if any(weights) else None
+        return arm(self.critic, self.gate, strength=self._study.critic.strength)
 
     def adopt(self, parameters: dict[str, np.ndarray], opening: Opening) -> None:
         """Take up a critic and its gate from a checkpoint."""
@@ -102,16 +99,9 @@ class Learner:
         levels = make_cluster(self.targets, self._means, None, self._device).noise_levels
         return self.adversary is None and all(loss <= levels[name] for name, loss in losses.items())
 
-    @torch.no_grad()
     def fakes(self, seed: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """Rows of the averaged generator as a critic reads units, one-hot, label shares as released, and labels."""
-        shares = self.targets.label_counts / self.targets.label_counts.sum()
-        labels = np.random.default_rng(seed).choice(len(shares), size=_FAKES, p=shares)
-        random = torch.Generator(device=self._device).manual_seed(seed)
-        noise = torch.randn(_FAKES, self.averaged.shape.noise, generator=random, device=self._device)
-        outcome = self.averaged(noise, torch.from_numpy(labels).to(self._device))
-        records, steps = relaxed(outcome, random)
-        return records.cpu().numpy() > 0.5, None if steps is None else steps.cpu().numpy() > 0.5, labels
+        """Rows of the averaged generator as a critic reads units, with labels as often as released."""
+        return draw_fakes(self.averaged, self.targets.label_counts, seed=seed, device=self._device)
 
     @property
     def groups(self) -> Sequence[np.ndarray]:

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 
 from common.data.queries import Coded, Family, layout_of
 from common.data.tables import one_way, sizes_of
@@ -20,10 +19,9 @@ from common.models.generator import Generator, draw_bins, initialise
 from common.models.monitor import ranking_quality, score_layout
 from common.models.neural import (
     GRADIENT_SCALE,
-    apply_gradient,
+    critic_optimiser,
     critic_parameters,
-    fake_gradient,
-    real_gradient,
+    improve,
 )
 from common.models.releases import Bins, Measured, Release, targets_from
 from common.models.targets import Targets
@@ -218,24 +216,26 @@ class Coordinator(Conductor[Trained]):
         state, network = self._state, self._study.critic
         if not share or self._is_silenced(stage):
             return
+        if self._is_local:
+            self._train_own_critics(roster, bins, learner, stage)
+            return
         if stage <= len(state.gates):
             learner.adopt(unpack(f"{STAGE}{stage}.", state.critics), state.gates[stage - 1])
             return
-        optimiser = torch.optim.Adam(learner.critic.parameters(), lr=network.learning_rate, betas=(0.5, 0.9))
+        optimiser = critic_optimiser(learner.critic, learning_rate=network.learning_rate)
         form = Form.of_vectors(learner.critic.shape.cells, scale=GRADIENT_SCALE, sampling=network.sampling)
         for step in range(network.steps):
             arrays = {**pack_bins(bins.maps), **pack(CRITIC, critic_parameters(learner.critic))}
             release = self._measure(
                 roster, "critic", f"critic-{stage + 1}-{step + 1}", {"share": share / network.steps}, arrays, form
             )
-            real = real_gradient(
+            improve(
+                learner.critic,
+                optimiser,
                 release.counts * GRADIENT_SCALE,
+                learner.fakes(self._seed(stage, 1000 + step)),
                 clip_norm=network.clip_norm,
                 units=network.sampling * float(learner.targets.label_counts.sum()),
-            )
-            fakes = learner.fakes(self._seed(stage, 1000 + step))
-            apply_gradient(
-                learner.critic, optimiser, real + fake_gradient(learner.critic, *fakes, clip_norm=network.clip_norm)
             )
         learner.gate = self._gate(roster, bins, learner, stage)
         state.gates.append(learner.gate)
@@ -248,15 +248,34 @@ class Coordinator(Conductor[Trained]):
             }
         )
 
+    def _train_own_critics(self, roster: Roster, bins: Bins, learner: "Learner", stage: int) -> None:
+        """Steps of the critics that stay at the sites, against fakes of the generator here, then their gates."""
+        network, heads = self._study.critic, len(heads_of(learner.critic))
+        arrays = {**pack_bins(bins.maps), **pack(GENERATOR, parameters_of(learner.generator))}
+        form = Form.of_vectors(learner.critic.shape.cells, scale=GRADIENT_SCALE, sampling=network.sampling)
+        share = self._neural_share(stage) / network.steps
+        for step in range(network.steps):
+            options = {"share": share, "step": step, "seed": self._seed(stage, 1000 + step)}
+            self._measure(roster, "critic", f"critic-{stage + 1}-{step + 1}", options, arrays, form)
+        if self._study.privacy.holdout > 0:
+            options = {"share": self._verdict_share, "seed": self._seed(stage, 999)}
+            form = self._form(one_way([2] * heads, 1), held_out=self._held_out)
+            self._measure(roster, "verdict", f"verdict-{stage + 1}", options, arrays, form)
+
+    @property
+    def _verdict_share(self) -> float:
+        """Of the held-out units' budget, for the verdicts on a critic after a stage."""
+        return held_out_share(self._study) / (self._study.noise.rounds - 1)
+
     def _gate(self, roster: Roster, bins: Bins, learner: "Learner", stage: int) -> Opening:
         """Of each head of the critic, from its noised accuracy on held-out units; closed without hold-out."""
         heads = len(heads_of(learner.critic))
         if self._study.privacy.holdout == 0:
             return gate(None, heads)
         arrays = {**pack_bins(bins.maps), **pack(CRITIC, critic_parameters(learner.critic))}
-        share = held_out_share(self._study) / (self._study.noise.rounds - 1)
         form = self._form(one_way([2] * heads, 1), held_out=self._held_out)
-        release = self._measure(roster, "verdict", f"verdict-{stage + 1}", {"share": share}, arrays, form)
+        options = {"share": self._verdict_share}
+        release = self._measure(roster, "verdict", f"verdict-{stage + 1}", options, arrays, form)
         fakes = judge(learner.critic, *learner.fakes(self._seed(stage, 999)))
         found = verdicts_on(release.counts.reshape(heads, 2), release.variance, fakes)
         self._state.accuracy = max(one.accuracy for one in found) if found else None

@@ -31,13 +31,14 @@ VARIANTS: Mapping[str, Mapping[str, float | str]] = {
     "measured only": {"statistical": 1.0, "temporal": 1.0, "semantic": 0.1, "neural": 0.0},
     "static only": {"statistical": 1.0, "temporal": 0.0, "semantic": 0.1, "neural": 0.0},
     "measured at each site": {"statistical": 1.0, "temporal": 1.0, "semantic": 0.1, "neural": 0.0, "scope": "local"},
+    "all at each site": {"statistical": 1.0, "temporal": 1.0, "semantic": 0.1, "neural": 0.2, "scope": "local"},
     "neural only": {"statistical": 0.0, "temporal": 0.0, "semantic": 0.0, "neural": 1.0},
 }
 """What the study's section `discriminators` holds.
 
 "Static only" is "measured only" without the temporal one, which has all tables of windows but those of one channel: how
-often it is in a bin, and how far it moves. "Measured at each site" has no sums over sites but those: a generator learns
-from the answers of its own site, and generators are averaged.
+often it is in a bin, and how far it moves. "At each site" there are no sums over sites but those: a generator learns
+from the answers of its own site, and against its critic, and generators are averaged.
 """
 
 _HEADS: Mapping[str, str] = {"without semantic": "temporal", "without temporal": "semantic"}

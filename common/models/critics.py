@@ -16,13 +16,15 @@ from torch import Tensor
 
 from common.data.queries import Family
 from common.models.embedding import EmbeddingMeans
-from common.models.generator import Outcome
+from common.models.generator import Generator, Outcome
 from common.models.neural import NeuralCritic, generator_loss
 from common.models.sequences import Expected, straight_through
 from common.models.targets import IMPLIED, Groups, Target, Targets
 from common.models.verdicts import Opening, heads_of
 
 _LEAST_MARGIN = 1e-6
+_FAKES = 8192
+"""Rows that a generator makes for one step of a neural critic, and to see how many of them it catches."""
 MARGINALS: Final = "marginals"
 # Sums over each row, each column and the whole of the tables of two columns.
 _ROWS, _COLUMNS, _WHOLE = "pair rows", "pair columns", "pair whole"
@@ -327,6 +329,37 @@ def relaxed(outcome: Outcome, random: torch.Generator) -> tuple[Tensor, Tensor |
         certain = longer.new_ones(len(longer), max(shape.fewest - 1, 0))
         steps = steps * torch.cat([certain, longer[:, 1 - min(shape.fewest, 1) :]], dim=1)[:, :, None]
     return records, steps
+
+
+@torch.no_grad()
+def draw_fakes(
+    generator: Generator, label_counts: np.ndarray, *, seed: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Rows of a generator as a neural critic reads units: records and steps one-hot, and labels as often as counted.
+
+    Args:
+        generator: on `device`.
+        label_counts: (classes,), above 0.
+        seed: of labels and rows.
+        device: where to compute.
+    """
+    labels = np.random.default_rng(seed).choice(len(label_counts), size=_FAKES, p=label_counts / label_counts.sum())
+    random = torch.Generator(device=device).manual_seed(seed)
+    noise = torch.randn(_FAKES, generator.shape.noise, generator=random, device=device)
+    records, steps = relaxed(generator(noise, torch.from_numpy(labels).to(device)), random)
+    return records.cpu().numpy() > 0.5, None if steps is None else steps.cpu().numpy() > 0.5, labels
+
+
+def arm(critic: NeuralCritic, opening: Opening, *, strength: float) -> Adversary | None:
+    """A neural critic as a generator meets it; None where its gate is closed.
+
+    Args:
+        critic: as it stands.
+        opening: of its gate.
+        strength: the weight of a head whose gate is wide open.
+    """
+    weights = tuple(strength * weight for weight in opening.weights)
+    return Adversary(critic, replace(opening, weights=weights)) if any(weights) else None
 
 
 def measured_critics(targets: Targets, device: torch.device) -> dict[str, MeasuredCritic]:

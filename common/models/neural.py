@@ -292,6 +292,34 @@ def fake_gradient(
     return total * (clip_norm / GRADIENT_SCALE / len(labels))
 
 
+def critic_optimiser(critic: NeuralCritic, *, learning_rate: float) -> torch.optim.Adam:
+    """What a critic's steps are taken with, from one measurement to the next."""
+    return torch.optim.Adam(critic.parameters(), lr=learning_rate, betas=(0.5, 0.9))
+
+
+def improve(
+    critic: NeuralCritic,
+    optimiser: torch.optim.Optimizer,
+    released: np.ndarray,
+    fakes: tuple[np.ndarray, np.ndarray | None, np.ndarray],
+    *,
+    clip_norm: float,
+    units: float,
+) -> None:
+    """One step of a critic against the real units of a release and the fakes of a generator.
+
+    Args:
+        critic: changed in place.
+        optimiser: of the critic's parameters.
+        released: (cells,), noised sum of the real units' gradients, in grid units.
+        fakes: records, steps and labels, as for `clipped_factors`.
+        clip_norm: of a unit's gradient.
+        units: estimated number of units in the sum, from an earlier release; > 0.
+    """
+    real = real_gradient(released, clip_norm=clip_norm, units=units)
+    apply_gradient(critic, optimiser, real + fake_gradient(critic, *fakes, clip_norm=clip_norm))
+
+
 def apply_gradient(critic: NeuralCritic, optimiser: torch.optim.Optimizer, gradient: np.ndarray) -> None:
     """One step of a critic.
 

@@ -61,11 +61,13 @@ def judge(critic: NeuralCritic, records: np.ndarray, steps: np.ndarray | None, l
     """Which units each head takes for real, (units, heads) int64, 0 or 1.
 
     Guarantees: a unit's verdict depends on that unit and the critic alone, to the last bit. Units are judged one by
-    one: a matrix library may add in another order when a neighbour is gone.
+    one: a matrix library may add in another order when a neighbour is gone. On the processor, wherever the critic is.
     """
+    own = NeuralCritic(critic.shape)
+    own.load_state_dict(critic.state_dict())
     verdicts = np.zeros((len(labels), len(heads_of(critic))), dtype=np.int64)
     for unit in range(len(labels)):
-        scores = critic(
+        scores = own(
             torch.from_numpy(records[unit : unit + 1]).float(),
             None if steps is None else torch.from_numpy(steps[unit : unit + 1]).float(),
             torch.from_numpy(labels[unit : unit + 1]),

@@ -5,7 +5,7 @@ It follows from the study alone. The coordinator takes the shares from here, and
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, Self
 
 import numpy as np
@@ -175,19 +175,17 @@ def _releases(study: Study) -> list[Item]:
             cells=one_way.n_cells,
         )
     ]  # fmt: skip
-    is_local = study.discriminators.scope == "local"
     for part, planned in planned_tables(study).items():
         cells = layout_of([known[at] for at in planned.numbers], sizes, classes).n_cells
         found.append(
             Item(
                 "tables", stages, part, "train", rest * planned.share * reached, len(planned.numbers), cells,
-                is_exact=False, is_kept=is_local and "tables" in KEPT,
+                is_exact=False,
             )
         )  # fmt: skip
     if semantic := shares.get("semantic"):
-        kept = is_local and "embedding" in KEPT
         cells = 2 * FEATURES * classes
-        found.append(Item("embedding", stages, "", "train", rest * semantic * reached, cells=cells, is_kept=kept))
+        found.append(Item("embedding", stages, "", "train", rest * semantic * reached, cells=cells))
     if (neural := shares.get("neural")) and stages > 1:
         critic = initialise_critic(critic_shape_of(study, shape_of(study, sizes)), seed=0)
         steps = (stages - 1) * study.critic.steps
@@ -200,7 +198,8 @@ def _releases(study: Study) -> list[Item]:
     if study.privacy.holdout > 0:
         share = sum(validation_share(study, stage) for stage in range(1, stages + 1))
         found.append(Item("monitor", stages, "", "holdout", share, tables=1, cells=score_layout().n_cells))
-    return found
+    is_local = study.discriminators.scope == "local"
+    return [replace(item, is_kept=is_local and item.kind in KEPT) for item in found]
 
 
 def _training(study: Study, *, sites: int) -> list[Item]:

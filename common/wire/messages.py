@@ -23,7 +23,7 @@ KINDS = (
     *("describe", "witness", "confirm", "masks"),
     *("one_way", "tables", "embedding", "critic", "train", "monitor", "verdict"),
 )
-KEPT = ("tables", "embedding")
+KEPT = ("tables", "embedding", "critic", "verdict")
 """Kinds whose releases stay at the site where the study's discriminators are local."""
 HELD_OUT = ("monitor", "verdict")
 """Kinds that measure held-out units, on a budget of their own."""

@@ -6,6 +6,7 @@ classifier that learned from their rows says whether they found it. A run whose 
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -26,13 +27,14 @@ from simulations.federation import Engine
 
 app = Commands()
 
-_VARIANTS: Final = {
+_VARIANTS: Final[Mapping[str, Mapping[str, float | str]]] = {
     "statistical": {},
     "statistical, semantic": {"semantic": 1.0},
     "statistical, neural": {"neural": 1.0},
+    "statistical, neural at each site": {"neural": 1.0, "scope": "local"},
     "statistical, semantic, neural": {"semantic": 0.5, "neural": 0.5},
 }
-"""Weights of discriminators beside the statistical one's, which is 1."""
+"""Weights of discriminators beside the statistical one's, which is 1, and where discriminators stand."""
 _FLIPPED: Final = 0.1
 
 

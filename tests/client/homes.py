@@ -198,7 +198,10 @@ class Home:
             arrays |= {"tables": np.arange(self.tables), "emphasis": np.ones(self.tables, dtype=np.int64)}
         if kind == "monitor":
             arrays["weights"] = np.linspace(-1, 1, self.score_weights)
-        if kind in ("critic", "verdict"):
+        if kind in ("critic", "verdict") and self.is_local:
+            arrays |= pack(GENERATOR, parameters_of(initialise(shape, seed=0)))
+            options |= {"seed": 7} | ({"step": 0} if kind == "critic" else {})
+        elif kind in ("critic", "verdict"):
             critic = initialise_critic(critic_shape_of(self.study, shape), seed=0)
             arrays |= pack(CRITIC, critic_parameters(critic))
         if kind == "train":

@@ -14,7 +14,7 @@ from common.privacy.mechanism import MAXIMUM_EMPHASIS
 from common.privacy.noise import NoiseSource
 from common.privacy.witness import Statement
 from common.wire.messages import Reply
-from common.wire.packing import CRITIC
+from common.wire.packing import CRITIC, GENERATOR
 from common.wire.secure_sum import MaskKey
 from tests.client.homes import MEASUREMENTS, PEERS, Home, attested, refused
 
@@ -105,8 +105,12 @@ def conduct(line: Line) -> None:
     line.ask("tables", name="emphasis", arrays=one, rule="POLICY_REFUSED")
     line.restart()
     critic = {name: array for name, array in home.ask("critic").arrays.items() if name.startswith(CRITIC)}
-    # Made to overflow on some records and not on others.
+    # Made to overflow on some records and not on others; where it stays at the site, there is a generator that does.
     wild = {name: array * np.float32(1e30) for name, array in critic.items()}
+    if home.is_local:
+        sent = {name: array for name, array in home.ask("critic").arrays.items() if name.startswith(GENERATOR)}
+        odd = {name: array * np.float32(1e30) for name, array in sent.items()}
+        line.ask("critic", name="odd", options={"share": 0.1}, arrays=odd, rule="POLICY_REFUSED")
     line.release("critic", 0.1, name="critic-2", arrays=wild)
     line.ask("train")
     judges = 1 if home.study.windows is None else 2

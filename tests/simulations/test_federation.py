@@ -991,6 +991,42 @@ def test_where_discriminators_stay_at_the_sites_every_round_trains(tmp_path: Pat
         assert set(line["losses"]) == {"marginals"}
 
 
+OWN = STUDY.replace("neural: 0.5}", "neural: 0.5, scope: local}")
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose discriminators stay at the sites, neural ones too."""
+    folder = tmp_path_factory.mktemp("own") / "run"
+    result = invoke(folder, *TEST_MODE, study=OWN)
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+def test_critics_that_stay_at_the_sites_are_paid_for_and_only_that_is_told(own: Path, uninterrupted: Path) -> None:
+    for site in ("site_01", "site_02", "site_03"):
+        charges, shared = (read_charges(run / "ledger" / f"{site}.jsonl") for run in (own, uninterrupted))
+        assert [charge.request.split("/")[1] for charge in charges] == list(RELEASES)
+        assert [charge.event for charge in charges] == [charge.event for charge in shared]
+    arrays = load_file(max((own / "checkpoints").glob("*.safetensors")))
+    for name in RELEASES:
+        counts = arrays[f"release.{name}"]
+        assert counts.any() == (name.startswith(("one_way", "monitor"))), name
+    assert not any(name.startswith("critic") for name in arrays)
+
+
+@pytest.mark.parametrize("is_written", [True, False], ids=["after its checkpoint", "before its checkpoint"])
+@pytest.mark.parametrize("step", ["critic-2-1", "critic-2-2", "verdict-2"])
+def test_a_run_whose_critics_stay_at_the_sites_goes_on_as_if_it_had_not_been_interrupted(
+    tmp_path: Path, own: Path, step: str, *, is_written: bool
+) -> None:
+    interrupt(tmp_path / "run", step, 0, is_written=is_written, study=OWN)
+    result = resume(tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    for name in ("synthetic.csv", "certificate.json", "rounds.jsonl", "ledger/site_01.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (own / name).read_bytes(), name
+
+
 # Ledgers that are not the newest
 
 
