@@ -159,7 +159,10 @@ def _pieces(
 ) -> Iterator[pd.DataFrame]:
     """The expected columns alone, after the names of all were checked."""
     present = source.columns(entity)
-    check_columns(pd.DataFrame(columns=present), expected, list(ignored))
+    try:
+        check_columns(pd.DataFrame(columns=present), expected, list(ignored))
+    except SchemaError as error:
+        raise SchemaError(f"{entity}: {error}", error.code) from None
     kept = [name for name in ignored if with_ignored and name in present]
     return source.read(entity, [*expected, *kept])
 

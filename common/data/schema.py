@@ -473,6 +473,7 @@ def parse_table(
     *,
     missing_markers: tuple[str, ...] = (),
     unit_key: str | None = None,
+    row: str = "a record",
 ) -> pd.DataFrame:
     """Typed columns from a table of text, in the schema's order, the unit key (text) first when there is one.
 
@@ -484,6 +485,13 @@ def parse_table(
     keeps a spreadsheet from running it. A moment is ISO 8601: with an offset, or, in a column with a timezone, as that
     zone's clock shows it exactly once; a date alone is its first moment.
 
+    Args:
+        text: a row each.
+        columns: by name.
+        missing_markers: what stands for missing.
+        unit_key: the column of the unit key, if there is one.
+        row: what a row is called where its key is missing.
+
     Raises:
         SchemaError: a value breaks its column's rule; the message names the column and the rule alone.
     """
@@ -491,7 +499,7 @@ def parse_table(
     if unit_key is not None:
         units = text[unit_key].str.strip()
         if bool(units.isin({"", *missing_markers}).any()):
-            raise SchemaError(f"{unit_key}: the unit key is missing in a record", ExitCode.MISSING_NOT_ALLOWED)
+            raise SchemaError(f"{unit_key}: the unit key is missing in {row}", ExitCode.MISSING_NOT_ALLOWED)
         parsed[unit_key] = units
     markers = {"", *missing_markers}
     for name, column in columns.items():

@@ -285,12 +285,13 @@ def make_windows(
         SchemaError: a value breaks its column's rule, or a row cannot be placed.
     """
     read = {name: column for name, column in windows.channels.items() if name != windows.gap}
-    parsed = parse_table(text, read, missing_markers=missing_markers, unit_key=unit_key)
+    row = "a row of the long table"
+    parsed = parse_table(text, read, missing_markers=missing_markers, unit_key=unit_key, row=row)
     time = _parse_time(text[windows.time.column].str.strip(), windows.time)
     owner = pd.Index(units).get_indexer(pd.Index(parsed[unit_key]))
     if bool((owner < 0).any()):
         raise SchemaError(
-            f"{unit_key}: a row of the long table is of a unit that the first table does not have",
+            f"{unit_key}: {row} is of a unit that the first table does not have",
             ExitCode.UNIT_UNKNOWN,
         )
     by_unit = np.argsort(owner, kind="stable")

@@ -548,7 +548,7 @@ DIRTY: dict[str, tuple[list[Sequence[str]], str]] = {
     "a row too short": ([(PLANTED_TEXT, "red", "3")], "a row has more or fewer cells"),
     "a quote that does not end": ([("p1", f'"{PLANTED_TEXT}', "3", "1.0", "no")], "table.csv: "),
     "a unit with too many records": ([(PLANTED_TEXT, *GOOD_ROW[1:])] * 3, "patient: a unit has more records"),
-    "a row where the header should be": ([], "patient: the column is in the study but not in the table"),
+    "a row where the header should be": ([], "table.csv: patient: the column is in the study but not in the table"),
 }
 
 
@@ -590,7 +590,11 @@ DIRTY_SERIES: dict[str, tuple[list[Sequence[str]], str, dict[str, Any]]] = {
         "patient: a row of the long table is of a unit",
         {},
     ),
-    "a unit key that is missing": ([("", "0", PLANTED_NUMBER, "a")], "patient: the unit key is missing", {}),
+    "a unit key that is missing": (
+        [("", "0", PLANTED_NUMBER, "a")],
+        "patient: the unit key is missing in a row of the long table",
+        {},
+    ),
     "text in a whole number": ([("p1", "1", PLANTED_TEXT, "a")], "pulse: a value is not a number", {}),
     "a number out of bounds": ([("p1", "1", PLANTED_NUMBER, "a")], "pulse: a value is outside", {}),
     "a category that is not listed": ([("p1", "1", "40", PLANTED_TEXT)], "drug: a value is not among", {}),
