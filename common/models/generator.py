@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.models.paths import KEPT, PathHead
+from common.models.paths import PathHead, path_noise
 from common.models.sequences import Courses, SequenceShape, softmax_of_few, weights_of
 from common.models.states import StateHead
 
@@ -46,7 +46,7 @@ class GeneratorShape:
         sequence = self.sequence
         if sequence is None or sequence.kind == "states":
             return self.latent
-        return self.latent + sequence.steps * len(KEPT) * 2 * len(sequence.sizes)
+        return self.latent + path_noise(sequence)
 
     def as_dict(self) -> dict[str, object]:
         """For generator.json."""

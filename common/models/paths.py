@@ -1,10 +1,10 @@
 """The sequence head of regular grids: courses that follow a random path, seen now and then.
 
-A unit's latent holds, beside what its record is made of, a path: for each channel some autoregressive courses, from
-white noise to one that hardly moves within a window. A small network turns them step by step into a position and a
-sharpness on each channel's scale of bins, and into the chance that a step is seen. Given the path, the values of
-different steps and channels are independent, so tables are matrix products; whatever hangs together does so through
-the path: channels in one step, a channel and its past, a course and the record. A gap does not forget the level.
+A unit's latent holds, beside what its record is made of, a path: for each channel a level and some autoregressive
+courses, from white noise to one that hardly moves within a window. A small network turns them step by step into a
+position and a sharpness on each channel's scale of bins, and into the chance that a step is seen. Given the path, the
+values of different steps and channels are independent, so tables are matrix products; whatever hangs together does so
+through the path: channels in one step, a channel and its past, a course and the record. A gap forgets no level.
 
 Being seen is a chain of its own, since readings that come every few hours make the next one unlikely.
 """
@@ -45,6 +45,11 @@ _SHARPEST = 5.0
 _FIRST_TILT = 0.1
 _FIRST_OF_OTHERS = 0.1
 _FIRST_SEEN = 0.4
+
+
+def path_noise(shape: SequenceShape) -> int:
+    """Standard normals that the path of a row needs: two levels a channel, and two of each kind of course in a step."""
+    return (1 + shape.steps * len(KEPT)) * 2 * len(shape.sizes)
 
 
 class Paths(Courses):
@@ -190,7 +195,7 @@ class PathHead(nn.Module):
         drives = 2 * channels + _FEATURES
         self.level = nn.Linear(wide, drives)
         self.trend = nn.Linear(wide, drives)
-        self.wander = nn.Linear(len(KEPT) * 2 * channels, drives, bias=False)
+        self.wander = nn.Linear((1 + len(KEPT)) * 2 * channels, drives, bias=False)
         self.wave = nn.Linear(min(_WAVES, steps - 1), drives, bias=False)
         self.features = nn.Sequential(nn.LayerNorm(drives), nn.GELU())
         self.shift = nn.Linear(drives, channels, bias=False)
@@ -215,7 +220,7 @@ class PathHead(nn.Module):
     def _calm(self) -> None:
         """Each ordered channel begins with courses of its own; what features add begins small."""
         channels = len(self.shape.sizes)
-        wander = self.wander.weight.view(-1, len(KEPT), 2 * channels)
+        wander = self.wander.weight.view(-1, 1 + len(KEPT), 2 * channels)
         for layer in (self.trend, self.wave):
             layer.weight[: 2 * channels] *= 0.3
         for layer in (self.shift, self.sharpen, self.seen):
@@ -226,13 +231,15 @@ class PathHead(nn.Module):
                 tilt[channel] *= _FIRST_TILT
             for drive, size in ((channel, 1.0), (channels + channel, _FIRST_SEEN)):
                 wander[drive] *= _FIRST_OF_OTHERS * size
-                wander[drive, :, drive] = size * torch.tensor([0.15, 0.55, 0.55, 0.55])
+                wander[drive, :, drive] = size * torch.tensor([0.5, 0.15, 0.5, 0.5, 0.5])
 
     def forward(self, hidden: Tensor, noise: Tensor, weights: StepWeights) -> Paths:
         """Paths of each row of (rows, wide), with (rows, shape.noise) standard normals."""
         rows, channels, steps = len(hidden), len(self.shape.sizes), self.shape.steps
-        # (rows, steps, kinds of courses, two a channel)
-        courses = torch.einsum("kts,rskd->rtkd", self.courses, noise.view(rows, steps, len(KEPT), -1))
+        levels, fresh = noise[:, : 2 * channels], noise[:, 2 * channels :].view(rows, steps, len(KEPT), -1)
+        # (rows, steps, a level and kinds of courses, two a channel)
+        courses = torch.einsum("kts,rskd->rtkd", self.courses, fresh)
+        courses = torch.cat([levels[:, None, None].expand(-1, steps, -1, -1), courses], dim=2)
         drives = self.level(hidden)[:, None] + self.time * self.trend(hidden)[:, None]
         drives = drives + self.wander(courses.flatten(2)) + self.wave(self.waves)
         features = self.features(drives)

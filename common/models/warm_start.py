@@ -26,6 +26,9 @@ _LARGEST = 0.98
 # Of the chance that a reading follows a gap or a reading, around the share of readings.
 _OF_SEEN = 0.25
 _LEAST_WHITE = 0.02
+# Of the variance of a level, what comes from the features that the record is made of. They change while the record is
+# learned, and what channels have in common by them is lost; what a path has of its own stays.
+_TOLD = 0.25
 _LATENTS = 4096
 # Of the variance of a level, so that those of many channels can be told apart.
 _RIDGE = 1e-3
@@ -87,7 +90,7 @@ def _start_courses(
 ) -> None:
     """How much of each channel is level, white noise and slower courses, and which channels share them."""
     shape, channels = head.shape, len(places)
-    wander = head.wander.weight.view(-1, len(KEPT), 2 * channels)
+    wander = head.wander.weight.view(-1, 1 + len(KEPT), 2 * channels)
     # Levels of variance 1 that know nothing of each other, and then as much as their channels do.
     levels = head.level.weight[:channels].clone()
     variance = torch.cov((features @ levels.T).T).view(channels, channels)
@@ -104,10 +107,9 @@ def _start_courses(
         level = max(ends, 0.0)
         slow = float(np.clip((following - level) / np.mean(KEPT[1:]), 0.0, 1 - level - _LEAST_WHITE))
         white = max(1 - level - slow - FIRST_SPREAD, _LEAST_WHITE)
-        head.level.weight[channel] = level**0.5 * levels[channel]
+        head.level.weight[channel] = (_TOLD * level) ** 0.5 * levels[channel]
         head.level.bias[channel] = -head.level.weight[channel] @ features.mean(dim=0)
-        for kind, kept in enumerate(KEPT):
-            share = slow / (len(KEPT) - 1) if kept else white
+        for kind, share in enumerate([(1 - _TOLD) * level, white, *[slow / (len(KEPT) - 1)] * (len(KEPT) - 1)]):
             wander[channel, kind, :channels] = share**0.5 * _tensor(mixing[channel])
 
 

@@ -227,12 +227,15 @@ def test_attention_is_between_the_tokens_of_a_row_and_never_between_rows() -> No
 def test_a_row_needs_noise_for_its_latent_and_where_there_is_a_path_for_that() -> None:
     assert SHAPE.noise == SHAPES["states"].noise == LASTING.noise == SHAPE.latent
     paths = SHAPES["paths"]
-    # Any more steps or channels need as much more.
     assert paths.sequence is not None
-    more = [replace(paths.sequence, steps=10), replace(paths.sequence, sizes=(4, 3, 2) * 2, missing=(True,) * 6)]
     own = paths.noise - paths.latent
-    assert own > 0
-    assert [replace(paths, sequence=one).noise - paths.latent for one in more] == [2 * own, 2 * own]
+    # As many channels again need as much more; as many steps again, all but the levels that they share.
+    twice = replace(paths.sequence, sizes=(4, 3, 2) * 2, missing=(True,) * 6)
+    longer = [replace(paths.sequence, steps=steps) for steps in (paths.sequence.steps, 10, 20)]
+    assert replace(paths, sequence=twice).noise - paths.latent == 2 * own > 0
+    needed = [replace(paths, sequence=one).noise - paths.latent for one in longer]
+    assert needed[2] - needed[1] == 2 * (needed[1] - needed[0])
+    assert needed[1] < 2 * needed[0]
     with pytest.raises(RuntimeError):
         strong(shape=paths)(torch.zeros(2, paths.noise + 1), torch.zeros(2, dtype=torch.int64))
 

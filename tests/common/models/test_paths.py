@@ -79,27 +79,28 @@ def test_kinds_of_courses_go_from_white_noise_to_one_that_hardly_moves() -> None
 
 
 @pytest.mark.statistical
-def test_each_weight_of_a_drive_is_of_one_kind_of_course() -> None:
+def test_each_weight_of_a_drive_is_of_a_level_or_of_one_kind_of_course() -> None:
     rows, made = 20_000, head()
+    kinds = (1.0, *KEPT)
     drives = made.wander.out_features
     found: list[Tensor] = []
     made.wander.register_forward_hook(lambda module, given, drawn: found.append(drawn))
     with torch.no_grad():
         made.wander.weight.zero_()
-        weights = made.wander.weight.view(drives, len(KEPT), -1)
-        for kind in range(len(KEPT)):
+        weights = made.wander.weight.view(drives, len(kinds), -1)
+        for kind in range(len(kinds)):
             weights[kind, kind, 1] = 1.0
     paths_of(made, rows)
     (drawn,) = found  # (rows, steps, drives)
-    assert (drawn[:, :, len(KEPT) :] == 0).all()
+    assert (drawn[:, :, len(kinds) :] == 0).all()
     steps = drawn.shape[1]
     apart = (torch.arange(steps)[:, None] - torch.arange(steps)).abs()
-    for kind, kept in enumerate(KEPT):
+    for kind, kept in enumerate(kinds):
         covariance = drawn[:, :, kind].T @ drawn[:, :, kind] / rows
         # A product of two normals has a standard deviation of at most 2**0.5; six of them over 64 cells.
         torch.testing.assert_close(covariance, kept ** apart.float(), atol=6 * (2 / rows) ** 0.5, rtol=0)
     # Different kinds are independent.
-    crossed = torch.einsum("rta,rtb->ab", drawn[:, :, : len(KEPT)], drawn[:, :, : len(KEPT)]) / rows / steps
+    crossed = torch.einsum("rta,rtb->ab", drawn[:, :, : len(kinds)], drawn[:, :, : len(kinds)]) / rows / steps
     assert crossed.triu(diagonal=1).abs().max() < 0.05
 
 

@@ -192,10 +192,12 @@ def seen_in(tables: dict[str, np.ndarray]) -> Seen:
     )
 
 
-def said_by(generator: Generator, rows: int = 2000) -> Seen:
-    """What the generator's own tables say, over bins."""
+def said_by(generator: Generator, rows: int = 2000, *, like: int | None = None) -> Seen:
+    """What the generator's own tables say, over bins; of rows whose records are all made like one of them, if said."""
     shape = generator.shape
     noise = torch.randn(rows, shape.noise, generator=torch.Generator().manual_seed(9))
+    if like is not None:
+        noise[:, : shape.latent] = noise[like, : shape.latent]
     groups = nothing_released().groups
     with torch.no_grad():
         outcome = generator(noise, torch.arange(2).repeat_interleave(rows // 2))
@@ -288,6 +290,18 @@ def test_neighbouring_steps_and_the_two_ends_are_correlated_as_released(world: W
 def test_channels_are_correlated_as_released(world: World) -> None:
     truth, found = truth_of(world)[1], started(world)
     assert mean_of(found, "between") == pytest.approx(truth.between, abs=0.15)
+
+
+def test_most_of_a_level_is_the_path_s_own_and_not_the_record_s() -> None:
+    world = World(0.9, level=0.8, slow=0.1, kept=0.85)
+    truth = truth_of(world)[1]
+    for seed in SEEDS:
+        generator = initialise(shape_of(), seed=seed)
+        warm_start(generator, truth_of(world)[0])
+        alike = said_by(generator, like=seed)
+        assert alike.between > 0.6 * truth.between
+        assert (alike.ends > 0.6 * truth.ends).all()
+        assert (alike.ends < said_by(generator).ends).all()
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=str)
