@@ -50,7 +50,7 @@ _PLACES: Final[Mapping[str, tuple[tuple[Any, str], ...]]] = {
     ),
     "validate": (
         (server.rounds, "fit_score"), (server.rounds, "draw_bins"), (Learner, "frechet_ratio"),
-        (Learner, "fakes"), (server.rounds, "judge"), (server.rounds, "fake_gradient"),
+        (Learner, "fakes"), (server.rounds, "judge"), (server.rounds, "improve"),
     ),
     "ledger": (
         (Ledger, "authorise"), (Ledger, "seal"), (Ledger, "charge_of"), (Ledger, "head"), (Ledger, "spent"),
