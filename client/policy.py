@@ -378,8 +378,8 @@ class SitePolicy:
             PolicyError: more steps, or other numbers, than the study allows.
         """
         rate = request.options.get("learning_rates")
-        if not _is_whole(request.options.get("steps"), most=self._study.rounds.local_steps):
-            raise PolicyError("request.steps: expected at most rounds.local_steps of the study")
+        if not _is_whole(request.options.get("steps"), most=self._study.site_steps):
+            raise PolicyError("request.steps: expected at most what the study's `rounds` let a site take")
         if (
             not isinstance(rate, list)
             or len(rate) != 2

@@ -169,6 +169,7 @@ class Rounds(Section):
     count: Annotated[Whole, Field(ge=1, le=10_000)] = 10
     # Sites that train in one round, taken in turn; the work of a round does not grow with the federation.
     trainers: Annotated[Whole, Field(ge=1)] = 4
+    # In a round, of each of those sites and then of the coordinator; all of a site where discriminators stay there.
     local_steps: Annotated[Whole, Field(ge=0, le=10_000)] = 20
     refine_steps: Annotated[Whole, Field(ge=0, le=10_000)] = 80
     # Sites that must answer; without it, all. One that is missing in a release is taken to be like the others.
@@ -387,6 +388,12 @@ class Study(Section):
     def counts_moves(self) -> bool:
         """Whether it is counted how far channels move: a table of the temporal discriminator's, if it is on."""
         return self.windows is not None and self.discriminators.temporal > 0
+
+    @property
+    def site_steps(self) -> int:
+        """Steps that a site trains in a round: all that are taken, where only it knows what its discriminators say."""
+        rounds = self.rounds
+        return rounds.local_steps + (rounds.refine_steps if self.discriminators.scope == "local" else 0)
 
     @property
     def label_values(self) -> tuple[str, ...]:

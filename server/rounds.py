@@ -123,8 +123,7 @@ class Coordinator(Conductor[Trained]):
                 self._train_critic(roster, bins, learner, stage)
             if number >= state.rounds_done:
                 self._train_round(roster, bins, learner, number)
-        refined = rounds.refine_steps and not self._is_local
-        trained = Trained(state, bins, learner.targets, learner.averaged if refined else learner.generator)
+        trained = Trained(state, bins, learner.targets, learner.averaged if self._refine_steps else learner.generator)
         state.monitor = self._validate(roster, bins, trained.targets, trained.generator, stages)
         return trained
 
@@ -305,18 +304,19 @@ class Coordinator(Conductor[Trained]):
         """Local steps at some sites, their mean, then steps here; none once the releases are fitted."""
         state, rounds = self._state, self._study.rounds
         is_fitted = self._is_fitted(learner)
-        trainers = _in_turn(roster.names, number, rounds.trainers) if rounds.local_steps and not is_fitted else []
+        steps = 0 if is_fitted else self._study.site_steps
+        trainers = _in_turn(roster.names, number, rounds.trainers) if steps else []
         if trainers:
             self._train_at_sites(roster, trainers, learner, bins, number)
         model = self._study.model
         stretch = Stretch(
-            0 if is_fitted else rounds.refine_steps,
+            0 if is_fitted else self._refine_steps,
             *self._rates[number],
             model.batch,
             self._seed(number, min(rounds.trainers, len(self._credentials.sites))),
         )
         learner.train(stretch)
-        if not rounds.refine_steps:
+        if not self._refine_steps:
             load_parameters(learner.averaged, parameters_of(learner.generator))
         losses = learner.losses(self._seed(rounds.count, 3))
         state.losses = losses.said
@@ -335,6 +335,11 @@ class Coordinator(Conductor[Trained]):
             }
         )
 
+    @property
+    def _refine_steps(self) -> int:
+        """Steps that are taken here in a round; none where only sites know what their discriminators say."""
+        return 0 if self._is_local else self._study.rounds.refine_steps
+
     def _is_fitted(self, learner: "Learner") -> bool:
         """Whether all that critics could still say is noise.
 
@@ -351,7 +356,7 @@ class Coordinator(Conductor[Trained]):
             **pack_bins(bins.maps),
             **(pack_groups(learner.groups) if self._is_local else pack_targets(learner.targets)),
         }
-        options: dict[str, Any] = {"steps": self._study.rounds.local_steps}
+        options: dict[str, Any] = {"steps": self._study.site_steps}
         if learner.adversary is not None:
             arrays |= pack(CRITIC, critic_parameters(learner.critic))
             options |= {name: list(part) for name, part in vars(learner.adversary.opening).items()}

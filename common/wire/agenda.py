@@ -204,7 +204,7 @@ def _releases(study: Study) -> list[Item]:
 
 def _training(study: Study, *, sites: int) -> list[Item]:
     rounds = study.rounds
-    if not rounds.local_steps:
+    if not study.site_steps:
         return []
     times = math.ceil(rounds.count * min(rounds.trainers, sites) / sites)
     cells = sum(values.size for values in parameters_of(initialise(shape_of(study, _bins(study)), seed=0)).values())

@@ -33,6 +33,7 @@ from common.data.tables import sizes_of
 from common.models.critics import MARGINALS, Adversary
 from common.models.generator import Generator
 from common.models.targets import Targets
+from common.models.training import Stretch
 from common.models.verdicts import Opening
 from common.privacy.accountants import GdpAccountant
 from common.privacy.events import GaussianEvent
@@ -42,6 +43,7 @@ from common.privacy.witness import MOST_WITNESSES, Attestation, Statement
 from common.study import Study, load_study
 from common.wire.messages import Reply, Request
 from common.wire.packing import unpack_bins
+from server.learner import Learner
 from server.quality import Distance
 from server.rounds import Coordinator
 from simulations.run import app
@@ -989,6 +991,34 @@ def test_where_discriminators_stay_at_the_sites_every_round_trains(tmp_path: Pat
     for line in rounds_of(tmp_path / "run").values():
         assert len(line["trainers"]) == 2
         assert set(line["losses"]) == {"marginals"}
+
+
+def test_where_discriminators_stay_at_the_sites_all_steps_are_taken_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here: list[int] = []
+    there: list[int] = []
+    train, handle = Learner.train, Site.handle
+
+    def refining(learner: Learner, stretch: Stretch) -> float:
+        here.append(stretch.steps)
+        return train(learner, stretch)
+
+    def answering(site: Site, body: bytes) -> bytes:
+        request = Request.decode(body)
+        if request.kind == "train":
+            there.append(request.options["steps"])
+        return handle(site, body)
+
+    monkeypatch.setattr(Learner, "train", refining)
+    monkeypatch.setattr(Site, "handle", answering)
+    for name, study in (("shared", STUDY), ("local", OWN)):
+        (tmp_path / name).mkdir()
+        assert invoke(tmp_path / name / "run", *TEST_MODE, study=study).exit_code == 0
+        expected = ({2}, {3}) if name == "shared" else ({2 + 3}, {0})
+        assert (set(there), set(here)) == expected
+        here.clear()
+        there.clear()
 
 
 OWN = STUDY.replace("neural: 0.5}", "neural: 0.5, scope: local}")
