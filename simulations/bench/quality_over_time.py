@@ -171,11 +171,15 @@ def draw(name: str, real: Sequence[Cell], lines: Mapping[str, _Line], path: Path
         canvas = Figure(figsize=(7, 4), layout="constrained")
         axes = canvas.subplots()
         axes.axhline(fmean(cell.auc[_BOOSTING] for cell in real), color="black", linestyle="--", label="real rows")
+        lowest = 1.0
         for (title, line), marker in zip(lines.items(), cycle("osD^vP*X"), strict=False):
             figures = [over_seeds(values) for values in line.areas(_BOOSTING)]
             means = [figure.value or 0.0 for figure in figures]
+            lowest = min(lowest, *means)
             halves = [(figure.high or mean) - mean for figure, mean in zip(figures, means, strict=True)]
             axes.errorbar(line.seconds, means, yerr=halves, marker=marker, markersize=4, capsize=2, label=title)
+        # Intervals of two seeds may reach beyond what an AUC can be.
+        axes.set_ylim(lowest - 0.02, 1.0)
         axes.set(xscale="log", xlabel="processor seconds", ylabel="AUC of boosting on real units", title=name)
         axes.xaxis.set_major_formatter(LogFormatter())
         axes.xaxis.set_minor_formatter(LogFormatter())
