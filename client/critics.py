@@ -92,12 +92,13 @@ class OwnCritics:
         found = self._releases.newest(request, "critic")
         if step and found is not None:
             _load_moments(optimiser, unpack(_MOMENTS, found[1].arrays))
-        units = self._study.critic.sampling * float(counts.sum())
+        network = self._study.critic
+        units, last = network.sampling * float(counts.sum()), step == network.steps - 1
 
         def learn(noised: np.ndarray, event: GaussianEvent) -> dict[str, np.ndarray]:
             del event
-            clip_norm = self._study.critic.clip_norm
-            improve(critic, optimiser, noised.astype(np.float64), fakes, clip_norm=clip_norm, units=units)
+            released = noised.astype(np.float64)
+            improve(critic, optimiser, released, fakes, clip_norm=network.clip_norm, units=units, last=last)
             return pack(CRITIC, critic_parameters(critic)) | pack(_MOMENTS, _moments(optimiser))
 
         return learn

@@ -235,6 +235,7 @@ class Coordinator(Conductor[Trained]):
                 learner.fakes(self._seed(stage, 1000 + step)),
                 clip_norm=network.clip_norm,
                 units=network.sampling * float(learner.targets.label_counts.sum()),
+                last=step == network.steps - 1,
             )
         learner.gate = self._gate(roster, bins, learner, stage)
         state.gates.append(learner.gate)

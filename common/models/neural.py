@@ -305,6 +305,7 @@ def improve(
     *,
     clip_norm: float,
     units: float,
+    last: bool,
 ) -> None:
     """One step of a critic against the real units of a release and the fakes of a generator.
 
@@ -315,9 +316,34 @@ def improve(
         fakes: records, steps and labels, as for `clipped_factors`.
         clip_norm: of a unit's gradient.
         units: estimated number of units in the sum, from an earlier release; > 0.
+        last: of a measurement, after which it is judged: half of the fakes pass then. Steps on noise move all scores of
+            a head together, so that it might take everything for a fake.
     """
     real = real_gradient(released, clip_norm=clip_norm, units=units)
     apply_gradient(critic, optimiser, real + fake_gradient(critic, *fakes, clip_norm=clip_norm))
+    if last:
+        _balance(critic, *fakes)
+
+
+@torch.no_grad()
+def _balance(critic: NeuralCritic, records: np.ndarray, steps: np.ndarray | None, labels: np.ndarray) -> None:
+    """Move each head's bias so that its median score of some fakes is 0.
+
+    Args:
+        critic: changed in place.
+        records: of rows that a generator made, as for `clipped_factors`.
+        steps: likewise.
+        labels: likewise; one at least.
+    """
+    device = critic.record_embedding.weight.device
+    scores = critic(
+        torch.from_numpy(records).to(device).float(),
+        None if steps is None else torch.from_numpy(steps).to(device).float(),
+        torch.from_numpy(labels).to(device),
+    )
+    for head, name in ((scores.semantic, "semantic_scores"), (scores.temporal, "temporal_scores")):
+        if head is not None:
+            critic.get_parameter(f"{name}.bias")[0] -= head.median()
 
 
 def apply_gradient(critic: NeuralCritic, optimiser: torch.optim.Optimizer, gradient: np.ndarray) -> None:

@@ -1,12 +1,13 @@
 """The sequence head of regular grids: courses that follow a random path, seen now and then.
 
 A unit's latent holds, beside what its record is made of, a path: for each channel a level and some autoregressive
-courses, from white noise to one that hardly moves within a window. A small network turns them step by step into a
-position and a sharpness on each channel's scale of bins, and into the chance that a step is seen. Given the path, the
-values of different steps and channels are independent, so tables are matrix products; whatever hangs together does so
-through the path: channels in one step, a channel and its past, a course and the record. A gap forgets no level.
+courses, from white noise to one that hardly moves within a window, and rhythms, which come round every so many steps. A
+small network turns them step by step into a position and a sharpness on each channel's scale of bins, and into the
+chance that a step is seen. Given the path, the values of different steps and channels are independent, so tables are
+matrix products; whatever hangs together does so through the path: channels in one step, a channel and its past, a
+course and the record. A gap forgets no level.
 
-Being seen is a chain of its own, since readings that come every few hours make the next one unlikely.
+Being seen is a chain of its own, since a reading makes another in the next step likely or unlikely.
 """
 
 from functools import cached_property
@@ -33,13 +34,20 @@ from common.models.sequences import (
 KEPT: Final = (0.0, 0.6, 0.85, 0.96)
 """How much of each kind of course is left after one step: its correlation with the next."""
 
+RHYTHMS: Final = (2, 3, 4, 6, 8, 12)
+"""Steps from one round to the next, of those that fit in a window: readings may come every four hours."""
+
+REACH: Final = 3.0
+"""Sharpness and steepness are learned as the exponential of so many times a parameter.
+
+They must change by factors within a few hundred steps.
+"""
+
 FIRST_SPREAD: Final = 0.05
 """Variance of a value around its position before anything is learned, of a channel's variance of 1."""
 
 _FEATURES = 80
 _WAVES = 8
-# Sharpness is learned as this many times a parameter: it must change by factors within a few hundred steps.
-_REACH = 3.0
 _SHARPEST = 5.0
 # Before anything is learned, features move nothing and courses are their channels' own.
 _FIRST_TILT = 0.1
@@ -48,8 +56,16 @@ _FIRST_SEEN = 0.4
 
 
 def path_noise(shape: SequenceShape) -> int:
-    """Standard normals that the path of a row needs: two levels a channel, and two of each kind of course in a step."""
-    return (1 + shape.steps * len(KEPT)) * 2 * len(shape.sizes)
+    """Standard normals that the path of a row needs.
+
+    Two levels a channel, and two of each kind of course in a step; two for the phase of each rhythm.
+    """
+    return (1 + shape.steps * len(KEPT)) * 2 * len(shape.sizes) + 2 * len(rhythms_of(shape))
+
+
+def rhythms_of(shape: SequenceShape) -> tuple[int, ...]:
+    """Those of a window."""
+    return tuple(steps for steps in RHYTHMS if steps <= shape.steps)
 
 
 class Paths(Courses):
@@ -178,10 +194,12 @@ class PathHead(nn.Module):
     """Hidden features and the noise of a path -> paths.
 
     Of each channel, a value's position in a step is a sum of the unit's level, its trend, the time and the path, and
-    what features of all of them add; so is the log odds of being seen. `places` are the bins' own positions.
+    what features of all of them add; so are the log odds of being seen, with `steepness`, how much such a sum counts.
+    `places` are the bins' own positions.
     """
 
     courses: Tensor
+    turns: Tensor
     time: Tensor
     waves: Tensor
     ordered: Tensor
@@ -196,6 +214,7 @@ class PathHead(nn.Module):
         self.level = nn.Linear(wide, drives)
         self.trend = nn.Linear(wide, drives)
         self.wander = nn.Linear((1 + len(KEPT)) * 2 * channels, drives, bias=False)
+        self.rhythm = nn.Linear(2 * len(rhythms_of(shape)), drives, bias=False)
         self.wave = nn.Linear(min(_WAVES, steps - 1), drives, bias=False)
         self.features = nn.Sequential(nn.LayerNorm(drives), nn.GELU())
         self.shift = nn.Linear(drives, channels, bias=False)
@@ -203,12 +222,15 @@ class PathHead(nn.Module):
         self.tilt = nn.Linear(drives, channels * widest)
         self.seen = nn.Linear(drives, channels)
         self.seen_again = nn.Parameter(torch.zeros(channels))
-        self.sharpness = nn.Parameter(torch.full((channels,), -float(torch.tensor(FIRST_SPREAD).log()) / _REACH))
+        self.steepness = nn.Parameter(torch.zeros(channels))
+        self.sharpness = nn.Parameter(torch.full((channels,), -float(torch.tensor(FIRST_SPREAD).log()) / REACH))
         self.places = nn.Parameter(torch.linspace(-1.5, 1.5, widest).repeat(channels, 1))
         time = torch.linspace(-1, 1, steps)
         numbers = torch.arange(1, self.wave.in_features + 1)
         closed = torch.tensor([[slot >= values for slot in range(widest)] for values in shape.values])
         self.register_buffer("courses", torch.stack([_course(kept, steps) for kept in KEPT]), persistent=False)
+        turns = torch.stack([_turns(length, steps) for length in rhythms_of(shape)])
+        self.register_buffer("turns", turns, persistent=False)
         self.register_buffer("time", time[:, None], persistent=False)
         self.register_buffer("waves", torch.cos(torch.pi / 2 * numbers * (time[:, None] + 1)), persistent=False)
         self.register_buffer("ordered", torch.tensor(shape.ordered), persistent=False)
@@ -218,13 +240,15 @@ class PathHead(nn.Module):
 
     @torch.no_grad()
     def _calm(self) -> None:
-        """Each ordered channel begins with courses of its own; what features add begins small."""
+        """Each ordered channel begins with courses of its own; what features and rhythms add begins small."""
         channels = len(self.shape.sizes)
         wander = self.wander.weight.view(-1, 1 + len(KEPT), 2 * channels)
         for layer in (self.trend, self.wave):
             layer.weight[: 2 * channels] *= 0.3
         for layer in (self.shift, self.sharpen, self.seen):
             layer.weight *= _FIRST_TILT
+        for drives in (slice(0, channels), slice(2 * channels, None)):
+            self.rhythm.weight[drives] *= _FIRST_TILT
         tilt = self.tilt.weight.view(channels, self.shape.widest, -1)
         for channel, ordered in enumerate(self.shape.ordered):
             if ordered:
@@ -236,18 +260,12 @@ class PathHead(nn.Module):
     def forward(self, hidden: Tensor, noise: Tensor, weights: StepWeights) -> Paths:
         """Paths of each row of (rows, wide), with (rows, shape.noise) standard normals."""
         rows, channels, steps = len(hidden), len(self.shape.sizes), self.shape.steps
-        levels, fresh = noise[:, : 2 * channels], noise[:, 2 * channels :].view(rows, steps, len(KEPT), -1)
-        # (rows, steps, a level and kinds of courses, two a channel)
-        courses = torch.einsum("kts,rskd->rtkd", self.courses, fresh)
-        courses = torch.cat([levels[:, None, None].expand(-1, steps, -1, -1), courses], dim=2)
-        drives = self.level(hidden)[:, None] + self.time * self.trend(hidden)[:, None]
-        drives = drives + self.wander(courses.flatten(2)) + self.wave(self.waves)
-        features = self.features(drives)
+        drives, features = self._follow(hidden, noise)
         position = drives[..., :channels] + self.shift(features)
-        sharpness = (_REACH * self.sharpness + self.sharpen(features)).clamp(max=_SHARPEST).exp() * self.ordered
+        sharpness = (REACH * self.sharpness + self.sharpen(features)).clamp(max=_SHARPEST).exp() * self.ordered
         logits = self._logits(features, sharpness * position, sharpness).view(rows, steps, channels, -1)
         values = logits.softmax(dim=-1)[..., : self.shape.widest]
-        odds = self.seen(features) + drives[..., channels : 2 * channels]
+        odds = self._odds(drives, features)
         again = odds + self.seen_again
         # In the first step, half way between what follows a gap and what follows a reading, by how often each is.
         first = odds[:, 0] + self.seen_again * torch.sigmoid(odds[:, 0].detach())
@@ -255,6 +273,29 @@ class PathHead(nn.Module):
         into = into.masked_fill(self.never_missing[:, None], 1.0)  # chance to be seen next
         start = first.sigmoid().masked_fill(self.never_missing, 1.0)
         return Paths(self.shape, weights, values, start, torch.stack([1 - into, into], dim=4))
+
+    def odds(self, hidden: Tensor, noise: Tensor) -> Tensor:
+        """Log odds that each step is seen after a gap, (rows, steps, channels); of the same rows as `forward`."""
+        return self._odds(*self._follow(hidden, noise))
+
+    def _odds(self, drives: Tensor, features: Tensor) -> Tensor:
+        channels = len(self.shape.sizes)
+        odds: Tensor = self.seen(features) + (REACH * self.steepness).exp() * drives[..., channels : 2 * channels]
+        return odds
+
+    def _follow(self, hidden: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """What moves a row in each step, (rows, steps, drives), and the features of it."""
+        rows, channels, steps = len(hidden), len(self.shape.sizes), self.shape.steps
+        phases, levels, fresh = noise.tensor_split([2 * len(self.turns), 2 * (len(self.turns) + channels)], dim=1)
+        # (rows, steps, a level and kinds of courses, two a channel)
+        courses = torch.einsum("kts,rskd->rtkd", self.courses, fresh.reshape(rows, steps, len(KEPT), -1))
+        courses = torch.cat([levels[:, None, None].expand(-1, steps, -1, -1), courses], dim=2)
+        drives = self.level(hidden)[:, None] + self.time * self.trend(hidden)[:, None]
+        drives = drives + self.wander(courses.flatten(2)) + self.wave(self.waves)
+        phases = nn.functional.normalize(phases.view(rows, -1, 2), dim=2)
+        rhythms = torch.einsum("rki,ktij->rtkj", phases, self.turns)  # (rows, steps, rhythms, 2)
+        drives = drives + self.rhythm(rhythms.flatten(2))
+        return drives, self.features(drives)
 
     def _logits(self, features: Tensor, pulls: Tensor, sharpness: Tensor) -> Tensor:
         """What features say of each value, and a bell around the position: sharpness * place * (position - place / 2).
@@ -287,3 +328,10 @@ def _course(kept: float, steps: int) -> Tensor:
     since = step[:, None] - step
     fresh = torch.where(step == 0, 1.0, (1 - kept**2) ** 0.5)
     return torch.where(since >= 0, kept ** since.clamp(min=0), 0.0) * fresh
+
+
+def _turns(length: int, steps: int) -> Tensor:
+    """What turns a phase, its cosine and sine, on by one round in so many steps, (steps, 2, 2); variances become 1."""
+    angle = 2 * torch.pi * torch.arange(steps) / length
+    cosine, sine = 2**0.5 * angle.cos(), 2**0.5 * angle.sin()
+    return torch.stack([torch.stack([cosine, sine], dim=1), torch.stack([-sine, cosine], dim=1)], dim=1)

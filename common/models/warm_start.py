@@ -4,6 +4,8 @@ A few hundred steps must do, and what can be read off a release need not be lear
 released shares, the paths of a grid to the correlations that released tables show. Post-processing.
 """
 
+from itertools import combinations
+
 import numpy as np
 import torch
 from scipy.special import ndtri
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from common.data.queries import Family
 from common.models.generator import Generator
-from common.models.paths import FIRST_SPREAD, KEPT, PathHead
+from common.models.paths import FIRST_SPREAD, KEPT, REACH, PathHead, path_noise
 from common.models.sequences import SequenceShape
 from common.models.targets import Target, Targets
 
@@ -23,6 +25,10 @@ _OF_CHANNELS = (0.0, 0.3)
 _OF_NEXT_STEPS = (0.8, 0.2)
 _OF_ENDS = (0.4, 0.3)
 _LARGEST = 0.98
+# What is believed of how two channels' gaps go together: the standard deviation around not at all.
+_OF_GAPS = 0.3
+_LOGISTIC = np.pi**2 / 3
+"""Variance of a standard logistic variable."""
 # Of the chance that a reading follows a gap or a reading, around the share of readings.
 _OF_SEEN = 0.25
 _LEAST_WHITE = 0.02
@@ -30,6 +36,7 @@ _LEAST_WHITE = 0.02
 # learned, and what channels have in common by them is lost; what a path has of its own stays.
 _TOLD = 0.25
 _LATENTS = 4096
+_OF_LATENTS = 512
 # Of the variance of a level, so that those of many channels can be told apart.
 _RIDGE = 1e-3
 
@@ -82,7 +89,8 @@ def _start_paths(head: PathHead, log_shares: np.ndarray, features: Tensor, targe
     _start_courses(head, _root_of(_correlations(places, shares, targets, shape)), places, features, targets)
     values = np.array([share.sum() for share in shares])
     seen = values / (values + np.where(shape.missing, np.exp(log_shares[:, -1]), 0.0))
-    _start_seen(head, seen, float(targets.label_counts.sum()), targets.tables[Family.TRANSITION])
+    _start_gaps(head, _missing_together(seen, targets, shape))
+    _start_seen(head, seen, features, targets)
 
 
 def _start_courses(
@@ -113,17 +121,45 @@ def _start_courses(
             wander[channel, kind, :channels] = share**0.5 * _tensor(mixing[channel])
 
 
-def _start_seen(head: PathHead, shares: np.ndarray, units: float, transitions: Target) -> None:
+def _start_gaps(head: PathHead, correlations: np.ndarray) -> None:
+    """How much of being seen channels share in a step: by what moves the log odds, beside a logistic draw of their own.
+
+    Args:
+        head: changed in place.
+        correlations: (channels, channels), of what decides on a gap.
+    """
+    channels = len(correlations)
+    apart = correlations - np.eye(channels)
+    shared = np.clip(np.abs(apart).max(axis=1), _LEAST, _LARGEST)
+    mixing = _root_of(apart / np.sqrt(np.outer(shared, shared)) + np.eye(channels))
+    spread = np.sqrt(_LOGISTIC * shared / (1 - shared))
+    steepness = np.maximum(spread, 1.0)
+    _set(head.steepness, np.log(steepness) / REACH)
+    # What else moves the odds does so no more than before.
+    own = slice(channels, 2 * channels)
+    for name, value in head.named_parameters():
+        if name.startswith(("level.", "trend.", "wander.", "rhythm.", "wave.")):
+            value[own] /= _tensor(steepness.reshape(-1, *[1] * (value.dim() - 1))).to(value)
+    white = head.wander.weight.view(-1, 1 + len(KEPT), 2 * channels)[own, 1, channels:]
+    white += _tensor((spread / steepness)[:, None] * mixing).to(white)
+
+
+def _start_seen(head: PathHead, shares: np.ndarray, features: Tensor, targets: Targets) -> None:
     """Log odds of being seen after a gap and after a reading, all classes together.
 
     From the few cells that end in a gap: the many cells of two values hold more noise.
 
     Args:
-        head: changed in place.
+        head: changed in place; its courses are set.
         shares: (channels,), of steps that are seen.
-        units: released estimate of how many there are.
-        transitions: released so far.
+        features: (rows, wide), of some latents.
+        targets: released so far.
     """
+    units, transitions = float(targets.label_counts.sum()), targets.tables[Family.TRANSITION]
+    head.seen.bias.zero_()
+    some = features[:: len(features) // _OF_LATENTS]
+    noise = torch.randn(len(some), path_noise(head.shape), generator=torch.Generator().manual_seed(0))
+    moved = head.odds(some, noise.to(some)).flatten(0, 1).cpu().numpy()
     counts = transitions.values.sum(axis=0)  # (channels, widest + 1, widest + 1)
     deviation = _deviation(transitions.precision).min(axis=(1, 2)) * len(transitions.values) ** 0.5
     odds = []
@@ -135,7 +171,8 @@ def _start_seen(head: PathHead, shares: np.ndarray, units: float, transitions: T
         # No weight where nothing was measured.
         weight = _OF_SEEN**2 / (_OF_SEEN**2 + deviation**2 * cells / mass**2)
         chance = np.clip(shares + weight * (1 - lost / mass - shares), 0.01, 0.99)
-        odds.append(np.log(chance / (1 - chance)))
+        # Moved by so much, odds that were as much as this give the same chance; as of a logistic by a normal.
+        odds.append(np.log(chance / (1 - chance)) * np.sqrt(1 + moved.var(axis=0) / _LOGISTIC) - moved.mean(axis=0))
     _set(head.seen.bias, odds[0])
     _set(head.seen_again, odds[1] - odds[0])
 
@@ -155,6 +192,38 @@ def _correlations(
             scores = [_scores_of(groups[channel], places[channel], shares[channel]) for channel in (left, right)]
             found[left, right] = found[right, left] = _correlation(block, deviation, *scores, believed=_OF_CHANNELS)
     return found
+
+
+def _missing_together(shares: np.ndarray, targets: Targets, shape: SequenceShape) -> np.ndarray:
+    """Of every two channels, the correlation of what decides on a gap in one step, (channels, channels).
+
+    Tetrachoric: of two normals that are both low as often as both channels are missing.
+    """
+    found = np.eye(len(shares))
+    table, units = targets.tables[Family.TOGETHER], float(targets.label_counts.sum())
+    last = targets.groups.channels[np.cumsum(shape.sizes) - 1]  # the group of missing
+    lost = np.clip(1 - shares, _LEAST, 1 - _LEAST)
+    for left, right in combinations(np.flatnonzero(shape.missing), 2):
+        both, deviation = _block(table, (slice(last[left], last[left] + 1), slice(last[right], last[right] + 1)))
+        if not np.isfinite(deviation):
+            continue
+        alone = lost[left] * lost[right]
+        spread = np.sqrt(alone * (1 - lost[left]) * (1 - lost[right]))
+        weight = _OF_GAPS**2 / (_OF_GAPS**2 + (deviation / units / spread) ** 2)
+        share = alone + weight * (float(both[0, 0]) / units - alone)
+        found[left, right] = found[right, left] = _tetrachoric(share, lost[left], lost[right])
+    return found
+
+
+def _tetrachoric(both: float, left: float, right: float) -> float:
+    """The correlation of two normals that are low so often, alone and together. Source: Bonett and Price 2005."""
+    only_left, only_right = left - both, right - both
+    neither = 1 - left - only_right
+    both, only_left, only_right, neither = np.maximum([both, only_left, only_right, neither], _LEAST)
+    ratio = both * neither / (only_left * only_right)
+    rarer = min(left, right, 1 - left, 1 - right)
+    power = (1 - abs(left - right) / 5 - (0.5 - rarer) ** 2) / 2
+    return float(np.cos(np.pi / (1 + ratio**power)))
 
 
 def _scores_of(groups: np.ndarray, scores: np.ndarray, shares: np.ndarray) -> np.ndarray:

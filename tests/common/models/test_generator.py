@@ -3,7 +3,7 @@
 import itertools
 import json
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -228,12 +228,17 @@ def test_a_row_needs_noise_for_its_latent_and_where_there_is_a_path_for_that() -
     assert SHAPE.noise == SHAPES["states"].noise == LASTING.noise == SHAPE.latent
     paths = SHAPES["paths"]
     assert paths.sequence is not None
-    own = paths.noise - paths.latent
+    sequence = paths.sequence
+
+    def own(**changes: Any) -> int:
+        """What channels need: all but the phases of the rhythms that fit in the window, two numbers each."""
+        changed = replace(sequence, **changes)
+        phases = 2 * sum(steps <= changed.steps for steps in (2, 3, 4, 6, 8, 12))
+        return replace(paths, sequence=changed).noise - paths.latent - phases
+
     # As many channels again need as much more; as many steps again, all but the levels that they share.
-    twice = replace(paths.sequence, sizes=(4, 3, 2) * 2, missing=(True,) * 6)
-    longer = [replace(paths.sequence, steps=steps) for steps in (paths.sequence.steps, 10, 20)]
-    assert replace(paths, sequence=twice).noise - paths.latent == 2 * own > 0
-    needed = [replace(paths, sequence=one).noise - paths.latent for one in longer]
+    assert own(sizes=(4, 3, 2) * 2, missing=(True,) * 6) == 2 * own() > 0
+    needed = [own(steps=steps) for steps in (sequence.steps, 10, 20)]
     assert needed[2] - needed[1] == 2 * (needed[1] - needed[0])
     assert needed[1] < 2 * needed[0]
     with pytest.raises(RuntimeError):

@@ -23,6 +23,7 @@ from common.models.neural import (
     critic_parameters,
     fake_gradient,
     generator_loss,
+    improve,
     initialise_critic,
     load_critic,
     real_gradient,
@@ -462,6 +463,27 @@ def test_a_gradient_of_another_critic_is_refused() -> None:
     critic = critic_of(WINDOWS)
     with pytest.raises(ValueError, match="one cell for each parameter"):
         apply_gradient(critic, torch.optim.SGD(critic.parameters(), lr=0.5), np.zeros(3))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e3], ids=["no noise", "as much as a gradient", "far more"])
+def test_whatever_noise_does_half_of_the_fakes_pass_after_the_last_step(name: str, size: float) -> None:
+    shape, step, units = SHAPES[name], 0.05, 300.0
+    released = size * units * GRADIENT_SCALE * np.random.default_rng(1).normal(size=shape.cells)
+    fakes = units_of(shape, 1001, seed=2)
+    critic, other, before = (critic_of(shape) for _ in range(3))
+    for one, last in ((critic, True), (before, False)):
+        improve(one, torch.optim.SGD(one.parameters(), step), released, fakes, clip_norm=1.0, units=units, last=last)
+    for scores in critic(*tensors(fakes)).heads():
+        assert scores.median().item() == pytest.approx(0, abs=1e-5 * (1 + scores.abs().max().item()))
+    # No unit stands nearer to another for it, and nothing else moves.
+    gradient = real_gradient(released, clip_norm=1.0, units=units) + fake_gradient(other, *fakes, clip_norm=1.0)
+    apply_gradient(other, torch.optim.SGD(other.parameters(), step), gradient)
+    assert all(torch.equal(value, other.get_parameter(one)) for one, value in before.named_parameters())
+    moved = {one for one, value in critic.named_parameters() if not torch.equal(value, other.get_parameter(one))}
+    assert moved == {f"{head}_scores.bias" for head in ("semantic", "temporal") if getattr(shape, head)}
+    for one in moved:
+        assert torch.equal(critic.get_parameter(one)[1:], other.get_parameter(one)[1:])
 
 
 def trained(shape: CriticShape, real: Units, fakes: Units, *, rounds: int, clip_norm: float) -> NeuralCritic:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.models.paths import FIRST_SPREAD, KEPT, PathHead, Paths, _course
+from common.models.paths import FIRST_SPREAD, KEPT, PathHead, Paths, _course, rhythms_of
 from common.models.sequences import weights_of
 from tests.common.models.test_sequences import full_length, head_of, hidden_of, noise_of
 
@@ -38,8 +38,8 @@ def without_features(made: PathHead) -> PathHead:
 
 @torch.no_grad()
 def without_time(made: PathHead) -> PathHead:
-    """Every step is as the others: no trend, no waves, no path."""
-    for layer in (made.trend, made.wander, made.wave):
+    """Every step is as the others: no trend, no waves, no path and no rhythm."""
+    for layer in (made.trend, made.wander, made.rhythm, made.wave):
         layer.weight.zero_()
     made.trend.bias.zero_()
     return made
@@ -52,6 +52,67 @@ def into(paths: Paths) -> Tensor:
 
 def correlation(left: Tensor, right: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([left.flatten(), right.flatten()]))[0, 1])
+
+
+# --- rhythms
+
+
+@pytest.mark.parametrize("steps", [2, 5, 12, 24])
+def test_a_rhythm_comes_round_in_its_number_of_steps_and_each_row_has_a_phase_of_its_own(steps: int) -> None:
+    made, rows = head(steps=steps), 4000
+    lengths = rhythms_of(made.shape)
+    assert lengths == tuple(length for length in (2, 3, 4, 6, 8, 12) if length <= steps)
+    with torch.no_grad():
+        for layer in (made.level, made.trend, made.wander, made.wave):
+            layer.weight.zero_()
+        for layer in (made.level, made.trend):
+            layer.bias.zero_()
+        made.rhythm.weight.zero_()
+        made.rhythm.weight[: 2 * len(lengths)] = torch.eye(2 * len(lengths))
+        found = made._follow(hidden_of(rows), noise_of(rows, made.shape))[0][..., : 2 * len(lengths)]
+    hands = torch.view_as_complex(found.unflatten(2, (-1, 2)))  # (rows, steps, rhythms)
+    for at, length in enumerate(lengths):
+        torch.testing.assert_close(hands[:, :, at].abs(), torch.full((rows, steps), 2**0.5))
+        turned = hands[:, 1:, at] / hands[:, :-1, at]
+        torch.testing.assert_close(turned**length, torch.ones_like(turned), atol=1e-4, rtol=0)
+        assert (turned.angle().abs() > 6.28 / length - 0.01).all()
+        # All phases are as likely, and those of two rhythms have nothing to do with each other.
+        assert abs(hands[:, 0, at].mean()) < 0.1
+        for other in range(at):
+            assert abs((hands[:, 0, at] * hands[:, 0, other].conj()).mean()) < 0.1
+
+
+def test_readings_may_come_every_four_steps_whenever_the_first_was() -> None:
+    made = without_time(without_features(head(steps=12)))
+    with torch.no_grad():
+        made.level.weight.zero_()
+        made.level.bias.zero_()
+        made.rhythm.weight[3, 2 * rhythms_of(made.shape).index(4)] = 1.0
+        # Of four angles, a quarter of a round apart, the cosine of one is above that of an eighth: 1 of sqrt(2).
+        made.level.bias[3] = -1.0
+        made.steepness[0] = 2.0
+    rows = 200
+    with torch.no_grad():
+        paths = made(hidden_of(rows), noise_of(rows, made.shape), weights_of(full_length(rows, 12)))
+    seen = paths.draw(torch.Generator().manual_seed(0))[:, :, 0] < 2
+    assert (seen.sum(dim=1) == 3).float().mean() > 0.95
+    assert (seen[:, 4:] == seen[:, :-4]).all(dim=1).float().mean() > 0.95
+    assert len(seen[:, :4].float().argmax(dim=1).unique()) == 4
+    # So the table of how many there are is sharper than any chain's of one step could be.
+    assert paths.observed()[:, 0].mean(dim=0).max() > 0.95
+
+
+def test_steepness_is_how_much_a_drive_counts_for_being_seen_and_for_nothing_else() -> None:
+    made = without_features(head())
+    before = paths_of(made, 6)
+    with torch.no_grad():
+        made.steepness[2] += torch.tensor(2.0).log() / 3
+    after = paths_of(made, 6)
+    assert torch.equal(after._values, before._values)
+    torch.testing.assert_close(
+        into(after)[:, :, 2, 0].logit() - made.seen.bias[2], 2 * (into(before)[:, :, 2, 0].logit() - made.seen.bias[2])
+    )
+    assert torch.equal(into(after)[:, :, :2], into(before)[:, :, :2])
 
 
 # --- courses
@@ -305,7 +366,8 @@ def test_channels_that_share_their_courses_go_together() -> None:
     with torch.no_grad():
         for layer in (made.level, made.trend):
             layer.weight.zero_()
-        made.wander.weight[1] = made.wander.weight[0]
+        for layer in (made.wander, made.rhythm):
+            layer.weight[1] = layer.weight[0]
         for name in ("level", "trend"):
             getattr(made, name).bias.zero_()
         made.wave.weight.zero_()
