@@ -32,6 +32,7 @@ from common.data.schema import parse_table
 from common.data.tables import sizes_of
 from common.models.critics import MARGINALS, Adversary
 from common.models.generator import Generator
+from common.models.neural import improve
 from common.models.targets import Targets
 from common.models.training import Stretch
 from common.models.verdicts import Opening
@@ -815,9 +816,18 @@ def test_what_a_critic_behind_a_shut_gate_would_have_spent_goes_to_tables_and_em
     monkeypatch.setattr(
         "server.rounds.gate", lambda found, heads: Opening(weights[-heads:], (0.8,) * heads, (0.3,) * heads)
     )
+    lasts: list[bool] = []
+
+    def told(*args: Any, last: bool, **options: Any) -> None:
+        lasts.append(last)
+        improve(*args, last=last, **options)
+
+    monkeypatch.setattr("server.rounds.improve", told)
     assert invoke(tmp_path / "run", *TEST_MODE, study=THREE_STAGES).exit_code == 0
     spends = spends_of(tmp_path / "run")
     is_heard = any(weights)
+    # Of two steps a stage.
+    assert lasts == [False, True] * (2 if is_heard else 1)
     assert {name for name in spends if name.startswith("critic")} == {
         f"critic-{stage}-{step}" for stage in ((2, 3) if is_heard else (2,)) for step in (1, 2)
     }
