@@ -113,7 +113,7 @@ class OwnCritics:
 
         def learn(noised: np.ndarray, event: GaussianEvent) -> dict[str, np.ndarray]:
             counts = noised.reshape(-1, 2) / event.scale
-            found = verdicts_on(counts, event.noise_stddev**2 / event.scale**2, judge(critic, *fakes))
+            found = verdicts_on(counts, event.variance, judge(critic, *fakes))
             opening = gate(found, len(heads_of(critic)))
             weights = dict(zip(heads_of(critic), opening.weights, strict=True))
             _LOG.info("event=gate run=%s request=%s weights=%s", request.run, request.name, weights)

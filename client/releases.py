@@ -122,5 +122,4 @@ def _is_map(group: np.ndarray) -> bool:
 
 def _release(reply: Reply) -> Release:
     event = GaussianEvent.from_dict(dict(reply.facts["event"]))
-    variance = (event.noise_stddev**2 + 1 / 12) / event.scale**2
-    return Release(reply.arrays["counts"] / event.scale, variance, {reply.site: event})
+    return Release(reply.arrays["counts"] / event.scale, event.variance, {reply.site: event})

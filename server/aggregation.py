@@ -98,5 +98,5 @@ def add_up(
         names = [one.site for one in masks.announcements]
         total = unmasked_sum(vectors, names, cells=cells, bound=MAX_COUNT)
     scale = next(iter(events.values())).scale
-    variance = sum((event.noise_stddev**2 + 1 / 12) / event.scale**2 for event in events.values())
+    variance = sum(event.variance for event in events.values())
     return Release(total / scale, variance, events)

@@ -37,6 +37,11 @@ class GaussianEvent:
         """Squared mu as if all units took part, rounded up."""
         return budget.spend_of(squared_sensitivity=self.squared_sensitivity, noise_stddev=self.noise_stddev)
 
+    @property
+    def variance(self) -> float:
+        """Of one released value in units, by noise and by its rounding."""
+        return (self.noise_stddev**2 + 1 / 12) / self.scale**2
+
     def as_dict(self) -> dict[str, Any]:
         """For a ledger line or a message. Sampling is left out where there is none, as before there was any."""
         fields = {name: value for name, value in vars(self).items() if name != "sampling" or value != 1}

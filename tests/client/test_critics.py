@@ -138,7 +138,7 @@ def test_a_gate_opens_by_the_verdicts_of_the_site_alone(tmp_path: Path) -> None:
     generator = initialise(shape_of(home.study, sizes_of(home.bins)), seed=0)
     label_counts = releases.label_counts(home.ask("verdict"), home.bins)
     fakes = judge(critic, *draw_fakes(generator, label_counts, seed=7, device=torch.device("cpu")))
-    variance = (event.noise_stddev / event.scale) ** 2
+    variance = (event.noise_stddev**2 + 1 / 12) / event.scale**2
     expected = gate(verdicts_on(counts / event.scale, variance, fakes), 1)
     assert {name: tuple(part) for name, part in opened.items()} == vars(expected)
     assert expected.weights[0] > 0.5
