@@ -27,6 +27,8 @@ _OF_ENDS = (0.4, 0.3)
 _LARGEST = 0.98
 # What is believed of how two channels' gaps go together: the standard deviation around not at all.
 _OF_GAPS = 0.3
+# A rhythm that decides on gaps moves log odds by ten, which a few hundred steps of training could not learn otherwise.
+_LEAST_STEEPNESS = 3.0
 _LOGISTIC = np.pi**2 / 3
 """Variance of a standard logistic variable."""
 # Of the chance that a reading follows a gap or a reading, around the share of readings.
@@ -133,7 +135,7 @@ def _start_gaps(head: PathHead, correlations: np.ndarray) -> None:
     shared = np.clip(np.abs(apart).max(axis=1), _LEAST, _LARGEST)
     mixing = _root_of(apart / np.sqrt(np.outer(shared, shared)) + np.eye(channels))
     spread = np.sqrt(_LOGISTIC * shared / (1 - shared))
-    steepness = np.maximum(spread, 1.0)
+    steepness = np.maximum(spread, _LEAST_STEEPNESS)
     _set(head.steepness, np.log(steepness) / REACH)
     # What else moves the odds does so no more than before.
     own = slice(channels, 2 * channels)

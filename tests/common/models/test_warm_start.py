@@ -16,6 +16,7 @@ from common.data.units import WINDOW_WEIGHT
 from common.data.windows import Windows
 from common.models.critics import Joins, expectations
 from common.models.generator import Generator, GeneratorShape, draw_bins, initialise
+from common.models.paths import PathHead, path_noise
 from common.models.sequences import SequenceShape
 from common.models.targets import TargetBuilder, Targets
 from common.models.training import parameters_of
@@ -334,6 +335,19 @@ def test_channels_are_missing_together_as_often_as_released(share: float, stddev
     truth = missing_in(coded.windows)
     np.testing.assert_allclose(shares, truth[0], atol=0.04)
     assert together == pytest.approx(truth[1] if stddev == 1 else 0.0, abs=0.15)
+
+
+@pytest.mark.parametrize("targets", [truth_of(WORLDS[0])[0], nothing_released()], ids=["measured", "not measured"])
+def test_what_decides_on_gaps_can_move_their_odds_far_in_a_few_hundred_small_steps(targets: Targets) -> None:
+    generator = initialise(shape_of(), seed=0)
+    warm_start(generator, targets)
+    head = generator.sequence
+    assert isinstance(head, PathHead)
+    hidden, noise = torch.zeros(4, head.level.in_features), torch.zeros(4, path_noise(head.shape))
+    with torch.no_grad():
+        before = head.odds(hidden, noise)
+        head.level.bias[3:6] += 1.0
+        assert (head.odds(hidden, noise) - before > 2.5).all()
 
 
 def missing_in(windows: np.ndarray | None) -> tuple[np.ndarray, float]:
