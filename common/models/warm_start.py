@@ -8,7 +8,9 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from scipy.special import ndtri
+from scipy.stats import multivariate_normal
 from torch import Tensor, nn
 
 from common.data.queries import Family
@@ -218,14 +220,15 @@ def _missing_together(shares: np.ndarray, targets: Targets, shape: SequenceShape
 
 
 def _tetrachoric(both: float, left: float, right: float) -> float:
-    """The correlation of two normals that are low so often, alone and together. Source: Bonett and Price 2005."""
-    only_left, only_right = left - both, right - both
-    neither = 1 - left - only_right
-    both, only_left, only_right, neither = np.maximum([both, only_left, only_right, neither], _LEAST)
-    ratio = both * neither / (only_left * only_right)
-    rarer = min(left, right, 1 - left, 1 - right)
-    power = (1 - abs(left - right) / 5 - (0.5 - rarer) ** 2) / 2
-    return float(np.cos(np.pi / (1 + ratio**power)))
+    """The correlation of two standard normals that are low with these chances, alone and together."""
+
+    def excess(correlation: float) -> float:
+        chance = multivariate_normal.cdf(ndtri([left, right]), cov=[[1, correlation], [correlation, 1]])
+        return float(chance) - both
+
+    if excess(-_LARGEST) >= 0:
+        return -_LARGEST
+    return _LARGEST if excess(_LARGEST) <= 0 else float(brentq(excess, -_LARGEST, _LARGEST, xtol=1e-3))
 
 
 def _scores_of(groups: np.ndarray, scores: np.ndarray, shares: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from common.models.paths import PathHead, path_noise
 from common.models.sequences import SequenceShape
 from common.models.targets import TargetBuilder, Targets
 from common.models.training import parameters_of
-from common.models.warm_start import _correlation, _correlations, _root_of, _standard, warm_start
+from common.models.warm_start import _correlation, _correlations, _root_of, _standard, _tetrachoric, warm_start
 
 CPU = torch.device("cpu")
 STEPS, UNITS, SEEDS = 12, 10_000, range(4)
@@ -631,3 +631,19 @@ def test_correlations_that_cannot_be_have_a_root_near_them(size: int, seed: int)
     # No farther than the nearest positive semidefinite matrix that keeps its eigenvectors, and its scaling.
     lost = np.maximum(-np.linalg.eigvalsh(found), 0).sum()
     assert np.abs(root @ root.T - found).max() <= 2 * lost + 0.2
+
+
+@pytest.mark.parametrize("correlation", [-0.5, 0.0, 0.3, 0.9])
+@pytest.mark.parametrize(("left", "right"), [(0.5, 0.5), (0.1, 0.14), (0.6, 0.3)])
+def test_a_tetrachoric_correlation_is_that_of_the_normals_behind_two_events(
+    left: float, right: float, correlation: float
+) -> None:
+    first, own = np.random.default_rng(0).normal(size=(2, 400_000))
+    second = correlation * first + (1 - correlation**2) ** 0.5 * own
+    both = float(((first < ndtri(left)) & (second < ndtri(right))).mean())
+    assert _tetrachoric(both, left, right) == pytest.approx(correlation, abs=0.03)
+
+
+def test_a_tetrachoric_correlation_stays_within_what_a_path_can_hold() -> None:
+    assert _tetrachoric(0.2, 0.2, 0.2) == -_tetrachoric(0.0, 0.2, 0.2) == pytest.approx(0.98)
+    assert _tetrachoric(0.3, 0.2, 0.2) == 0.98  # more often together than alone: noise
