@@ -100,7 +100,8 @@ class Quality:
 
     frechet_ratio: Fréchet distance now over that before the first step of training, both less what noise makes of
         them; >= 0.
-    critic_accuracy: of a discriminator that tells synthetic from held-out real units, 0 to 1; 0.5 is best.
+    critic_accuracy: share of held-out real units that look more real to a discriminator than half of the synthetic
+        ones, 0 to 1; 0.5 is best.
     validation_auc: of a classifier taught by synthetic rows, on held-out units, 0 to 1.
 
     Raises:

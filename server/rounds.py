@@ -278,7 +278,7 @@ class Coordinator(Conductor[Trained]):
         release = self._measure(roster, "verdict", f"verdict-{stage + 1}", options, arrays, form)
         fakes = judge(learner.critic, *learner.fakes(self._seed(stage, 999)))
         found = verdicts_on(release.counts.reshape(heads, 2), release.variance, fakes)
-        self._state.accuracy = max(one.accuracy for one in found) if found else None
+        self._state.accuracy = max(one.telling for one in found) if found else None
         return gate(found, heads)
 
     @property

@@ -64,7 +64,7 @@ def path_noise(shape: SequenceShape) -> int:
 
 
 def rhythms_of(shape: SequenceShape) -> tuple[int, ...]:
-    """Those of a window."""
+    """Rhythms that fit in a window."""
     return tuple(steps for steps in RHYTHMS if steps <= shape.steps)
 
 
@@ -194,8 +194,8 @@ class PathHead(nn.Module):
     """Hidden features and the noise of a path -> paths.
 
     Of each channel, a value's position in a step is a sum of the unit's level, its trend, the time and the path, and
-    what features of all of them add; so are the log odds of being seen, with `steepness`, how much such a sum counts.
-    `places` are the bins' own positions.
+    what features of all of them add; so are the log odds of being seen, in which `steepness` is how much the sum
+    without features counts. `places` are the bins' own positions.
     """
 
     courses: Tensor

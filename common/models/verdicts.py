@@ -29,6 +29,14 @@ class Verdict:
     passing: float
     passed: float
 
+    @property
+    def telling(self) -> float:
+        """Share of real units that look more real than half of the fakes: .5 by guessing, 1 if told apart always.
+
+        For a head in balance, of whose verdicts never more than three quarters are right.
+        """
+        return min(max(self.passing - self.passed + 0.5, 0.0), 1.0)
+
 
 @dataclass(frozen=True)
 class Opening:

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
+from scipy.optimize import minimize_scalar
 from scipy.special import ndtri
 from scipy.stats import multivariate_normal
 from torch import Tensor, nn
@@ -154,7 +154,7 @@ def _start_seen(head: PathHead, shares: np.ndarray, features: Tensor, targets: T
     From the few cells that end in a gap: the many cells of two values hold more noise.
 
     Args:
-        head: changed in place; its courses are set.
+        head: changed in place; courses and what channels share of gaps are set.
         shares: (channels,), of steps that are seen.
         features: (rows, wide), of some latents.
         targets: released so far.
@@ -209,26 +209,27 @@ def _missing_together(shares: np.ndarray, targets: Targets, shape: SequenceShape
     lost = np.clip(1 - shares, _LEAST, 1 - _LEAST)
     for left, right in combinations(np.flatnonzero(shape.missing), 2):
         both, deviation = _block(table, (slice(last[left], last[left] + 1), slice(last[right], last[right] + 1)))
-        if not np.isfinite(deviation):
-            continue
-        alone = lost[left] * lost[right]
-        spread = np.sqrt(alone * (1 - lost[left]) * (1 - lost[right]))
-        weight = _OF_GAPS**2 / (_OF_GAPS**2 + (deviation / units / spread) ** 2)
-        share = alone + weight * (float(both[0, 0]) / units - alone)
-        found[left, right] = found[right, left] = _tetrachoric(share, lost[left], lost[right])
+        if np.isfinite(deviation):
+            share = float(both[0, 0]) / units
+            found[left, right] = found[right, left] = _tetrachoric(share, deviation / units, lost[[left, right]])
     return found
 
 
-def _tetrachoric(both: float, left: float, right: float) -> float:
-    """The correlation of two standard normals that are low with these chances, alone and together."""
+def _tetrachoric(both: float, deviation: float, chances: np.ndarray) -> float:
+    """The correlation of two normals by how often they are low together; the likeliest beside what is believed of it.
 
-    def excess(correlation: float) -> float:
-        chance = multivariate_normal.cdf(ndtri([left, right]), cov=[[1, correlation], [correlation, 1]])
-        return float(chance) - both
+    Args:
+        both: share of cases in which both are low, with noise.
+        deviation: standard deviation of that.
+        chances: (2,), that each is low.
+    """
+    quantiles = ndtri(chances)
 
-    if excess(-_LARGEST) >= 0:
-        return -_LARGEST
-    return _LARGEST if excess(_LARGEST) <= 0 else float(brentq(excess, -_LARGEST, _LARGEST, xtol=1e-3))
+    def unlikely(correlation: float) -> float:
+        chance = float(multivariate_normal.cdf(quantiles, cov=[[1, correlation], [correlation, 1]]))
+        return ((chance - both) / deviation) ** 2 + (correlation / _OF_GAPS) ** 2
+
+    return float(minimize_scalar(unlikely, bounds=(-_LARGEST, _LARGEST), method="bounded").x)
 
 
 def _scores_of(groups: np.ndarray, scores: np.ndarray, shares: np.ndarray) -> np.ndarray:

@@ -53,6 +53,22 @@ def test_accuracy_is_half_of_real_units_taken_for_real_and_of_fakes_caught() -> 
     assert [one.passed for one in found] == pytest.approx([0.25, 1.0])
 
 
+@pytest.mark.parametrize(("real", "told"), [(500.0, 0.5), (800.0, 0.8), (1000.0, 1.0), (200.0, 0.2)])
+def test_a_head_in_balance_tells_as_many_real_units_as_pass(real: float, told: float) -> None:
+    found = verdicts_on(np.array([[1000.0 - real, real]]), 1.0, np.array([[0], [1]]))
+    assert found is not None
+    assert found[0].telling == pytest.approx(told)
+    # Of all verdicts a quarter is wrong at best.
+    assert found[0].accuracy == pytest.approx((told + 0.5) / 2)
+
+
+def test_what_a_head_tells_is_a_share_even_where_other_fakes_pass_than_it_was_balanced_on() -> None:
+    for real, passed, told in ((0.0, 1, 0.0), (1000.0, 0, 1.0)):
+        found = verdicts_on(np.array([[1000.0 - real, real]]), 1.0, np.full((4, 1), passed))
+        assert found is not None
+        assert found[0].telling == told
+
+
 def test_noise_widens_the_error_and_hides_few_units() -> None:
     fakes = np.zeros((1000, 1), dtype=np.int64)
     quiet, loud = (verdicts_on(np.array([[300.0, 700.0]]), variance, fakes) for variance in (1.0, 2500.0))

@@ -273,6 +273,10 @@ def test_columns_begin_at_their_released_shares(world: World) -> None:
 @pytest.mark.parametrize("world", WORLDS, ids=str)
 def test_channels_begin_near_their_released_shares(world: World) -> None:
     truth = truth_of(world)[1]
+    for one in started(world):
+        for channel in range(3):
+            apart = np.abs(values_of(one.channels, channel) - values_of(truth.channels, channel)).sum() / 2
+            assert apart < 0.2, channel
     found = mean_of(started(world), "channels")
     for channel in range(3):
         apart = np.abs(values_of(found, channel) - values_of(truth.channels, channel)).sum() / 2
@@ -641,9 +645,21 @@ def test_a_tetrachoric_correlation_is_that_of_the_normals_behind_two_events(
     first, own = np.random.default_rng(0).normal(size=(2, 400_000))
     second = correlation * first + (1 - correlation**2) ** 0.5 * own
     both = float(((first < ndtri(left)) & (second < ndtri(right))).mean())
-    assert _tetrachoric(both, left, right) == pytest.approx(correlation, abs=0.03)
+    assert _tetrachoric(both, 1e-5, np.array([left, right])) == pytest.approx(correlation, abs=0.03)
 
 
 def test_a_tetrachoric_correlation_stays_within_what_a_path_can_hold() -> None:
-    assert _tetrachoric(0.2, 0.2, 0.2) == -_tetrachoric(0.0, 0.2, 0.2) == pytest.approx(0.98)
-    assert _tetrachoric(0.3, 0.2, 0.2) == 0.98  # more often together than alone: noise
+    rare = np.array([0.2, 0.2])
+    assert _tetrachoric(0.2, 1e-6, rare) == pytest.approx(0.98, abs=1e-3)
+    assert _tetrachoric(0.0, 1e-6, rare) < -0.8
+    assert _tetrachoric(0.3, 1e-6, rare) == pytest.approx(0.98, abs=1e-3)  # more often together than alone: noise
+
+
+@pytest.mark.parametrize("left", [1e-4, 0.01, 0.05, 0.5, 0.95, 0.9999])
+@pytest.mark.parametrize("right", [0.01, 0.05, 0.3, 0.95])
+@pytest.mark.parametrize("deviation", [0.003, 0.01, 0.03, 1.0])
+def test_noise_does_not_say_that_rare_gaps_go_together(left: float, right: float, deviation: float) -> None:
+    noise = np.random.default_rng(0).normal(scale=deviation, size=12)
+    found = [_tetrachoric(left * right + one, deviation, np.array([left, right])) for one in noise]
+    assert np.abs(found).max() < 0.75
+    assert np.abs(found).mean() < 0.3

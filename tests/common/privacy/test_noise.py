@@ -17,6 +17,7 @@ import pytest
 from scipy import stats
 
 from common.privacy import noise
+from common.privacy.events import GaussianEvent
 from common.privacy.noise import MAXIMUM_STDDEV, GaussianNoise, SeededNoise
 
 DRAWS = 10**6
@@ -32,6 +33,14 @@ def cell_chances(cells: np.ndarray, stddev: float) -> np.ndarray:
     """Chance of each whole number: a Gaussian's mass within a half of it, from the upper tail: nothing cancels."""
     nearest = np.abs(cells)
     return stats.norm.sf((nearest - 0.5) / stddev) - stats.norm.sf((nearest + 0.5) / stddev)
+
+
+@pytest.mark.parametrize("stddev", [0.5, 1.0, 5.0])
+def test_an_event_says_the_variance_of_its_noise_and_of_its_rounding_in_units(stddev: float) -> None:
+    event = GaussianEvent(
+        account="train", squared_sensitivity=12, noise_stddev=stddev, cells=1, scale=2, noise="test-seed"
+    )
+    assert (draw(stddev) / event.scale).var() == pytest.approx(event.variance, rel=0.01)
 
 
 @pytest.mark.statistical
