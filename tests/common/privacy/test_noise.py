@@ -35,7 +35,7 @@ def cell_chances(cells: np.ndarray, stddev: float) -> np.ndarray:
     return stats.norm.sf((nearest - 0.5) / stddev) - stats.norm.sf((nearest + 0.5) / stddev)
 
 
-@pytest.mark.parametrize("stddev", [0.5, 1.0, 5.0])
+@pytest.mark.parametrize("stddev", [1.0, 5.0])
 def test_an_event_says_the_variance_of_its_noise_and_of_its_rounding_in_units(stddev: float) -> None:
     event = GaussianEvent(
         account="train", squared_sensitivity=12, noise_stddev=stddev, cells=1, scale=2, noise="test-seed"
