@@ -35,7 +35,7 @@ from common.models.generator import Generator
 from common.models.neural import improve
 from common.models.targets import Targets
 from common.models.training import Stretch
-from common.models.verdicts import Opening
+from common.models.verdicts import Opening, Verdict
 from common.privacy.accountants import GdpAccountant
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Asset, Charge, Ledger, read_ledger
@@ -816,6 +816,8 @@ def test_what_a_critic_behind_a_shut_gate_would_have_spent_goes_to_tables_and_em
     monkeypatch.setattr(
         "server.rounds.gate", lambda found, heads: Opening(weights[-heads:], (0.8,) * heads, (0.3,) * heads)
     )
+    verdict = Verdict(accuracy=0.7, error=0.01, passing=0.9, passed=0.5)
+    monkeypatch.setattr("server.rounds.verdicts_on", lambda counts, variance, fakes: [verdict] * len(counts))
     lasts: list[bool] = []
 
     def told(*args: Any, last: bool, **options: Any) -> None:
@@ -828,6 +830,8 @@ def test_what_a_critic_behind_a_shut_gate_would_have_spent_goes_to_tables_and_em
     is_heard = any(weights)
     # Of two steps a stage.
     assert lasts == [False, True] * (2 if is_heard else 1)
+    # Half of the fakes pass, and nine of ten real units.
+    assert steps_of(tmp_path / "run", "noise")[-1]["inputs"]["critic_accuracy"] == pytest.approx(0.9)
     assert {name for name in spends if name.startswith("critic")} == {
         f"critic-{stage}-{step}" for stage in ((2, 3) if is_heard else (2,)) for step in (1, 2)
     }
