@@ -95,7 +95,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "releases[].stddev": "Standard deviation of the noise of one count at one site, the largest of any site, in units.",
     "quality.frechet[].stage": "The measurement before which it was known.",
     "quality.frechet[].ratio": "Fréchet distance to the releases, less their noise, over that before training; free.",
-    "quality.accuracy": "Share of held-out units that look more real to the neural critic than half of all rows.",
+    "quality.accuracy": "Share of held-out units that look more real to the neural critic than half of the fakes.",
     "quality.validation[].stage": "The measurement after which held-out units were asked.",
     "quality.validation[].auc": "How well a classifier taught by synthetic rows ranks held-out units; bought.",
     "quality.validation[].standard_error": "Of that AUC, by the noise that it was bought with.",

@@ -354,6 +354,18 @@ def test_what_decides_on_gaps_can_move_their_odds_far_in_a_few_hundred_small_ste
         assert (head.odds(hidden, noise) - before > 2.5).all()
 
 
+@torch.no_grad()
+def test_readings_are_as_frequent_as_released_whatever_features_add_to_their_odds() -> None:
+    truth, found = truth_of(WORLDS[0])[1], []
+    for seed in SEEDS:
+        generator = initialise(shape_of(), seed=seed)
+        assert isinstance(generator.sequence, PathHead)
+        generator.sequence.seen.weight += 0.1  # features are above 0 on average
+        warm_start(generator, truth_of(WORLDS[0])[0])
+        found.append(said_by(generator))
+    np.testing.assert_allclose(mean_of(tuple(found), "seen"), truth.seen, atol=0.12)
+
+
 def missing_in(windows: np.ndarray | None) -> tuple[np.ndarray, float]:
     """The share of steps that are missing in the two channels that have gaps, and the correlation of these."""
     assert windows is not None
