@@ -31,6 +31,7 @@ from common.data.encoding import make_grids
 from common.data.queries import layout_of
 from common.data.tables import sizes_of
 from common.errors import ExitCode, LedgerError, PolicyError, PrivShareError, SchemaError, SourceError
+from common.models.devices import device_named
 from common.models.neural import NeuralCritic
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import Head, Ledger
@@ -320,5 +321,8 @@ def open_site(path: Path, *, noise: NoiseSource | None = None, device: str = "cp
     """A site from its site.yaml.
 
     Other noise than the default is for tests, and every event says so; another kind of site for simulations.
+
+    Raises:
+        StudyError: the device is none of this machine.
     """
-    return site(load_site_settings(path), noise=noise or GaussianNoise(), device=torch.device(device))
+    return site(load_site_settings(path), noise=noise or GaussianNoise(), device=device_named(device))

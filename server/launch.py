@@ -158,8 +158,12 @@ def prepare(
     Raises:
         CheckpointError: the folder is of another study, or its run is published.
         OutputError: it cannot be written.
-        StudyError: the study is not the one that members approved.
+        StudyError: the study is not the one that members approved, or the device is none of this machine.
     """
+    # torch takes seconds to import, and no other command of the coordinator's needs it.
+    from common.models.devices import device_named  # noqa: PLC0415
+
+    device_named(device)
     loaded = load_study(study)
     if loaded.digest() != read_roster(home).study:
         raise StudyError(f"{study}: not the study that this coordinator's members were invited to")

@@ -6,11 +6,10 @@ ends the program, the next one goes on from the folder's last checkpoint.
 
 from pathlib import Path
 
-import torch
-
 from common.certificate import Signer
 from common.errors import ExitCode, PrivShareError
 from common.evaluation.gates import require
+from common.models.devices import device_named
 from common.study import load_study
 from common.synthesis.rows import draw_units
 from server.exchange import Credentials, Exchange
@@ -56,7 +55,7 @@ def conduct(folder: Path, exchange: Exchange, credentials: Credentials, start: S
 
 
 def _conduct(folder: Path, exchange: Exchange, credentials: Credentials, start: Start) -> None:
-    study, device = load_study(folder / "study.lock.yaml"), torch.device(start.device)
+    study, device = load_study(folder / "study.lock.yaml"), device_named(start.device)
     coordinator = Coordinator(
         study,
         folder=folder,

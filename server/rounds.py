@@ -191,11 +191,12 @@ class Coordinator(Conductor[Trained]):
 
     def _measured_share(self, share: float, stage: int) -> float:
         """Of a site's whole budget, what a measured discriminator with so much of what one-way tables leave has."""
-        own = discriminators_share(self._study) * share * self._state.stages[stage].share
-        if not own or not self._is_silenced(stage):
-            return own
+        whole, decided = discriminators_share(self._study), self._state.stages[stage].share
+        if not share or not self._is_silenced(stage):
+            return whole * share * decided
         # All measured ones together take up what the neural one would have spent, each by its part of them.
-        return own + self._neural_share(stage) * share / (1 - self._shares["neural"])
+        left = self._neural_share(stage) / whole / (1 - self._shares["neural"])
+        return whole * share * max(decided, min(decided + left, self._study.noise.max_share))
 
     def _neural_share(self, stage: int) -> float:
         """Of a site's whole budget, for the neural discriminator in a stage as long as it is heard."""
@@ -203,7 +204,8 @@ class Coordinator(Conductor[Trained]):
             # It learns from what a generator got wrong, so it begins with the second stage.
             return 0.0
         first, this = (self._state.stages[at].share for at in (0, stage))
-        return discriminators_share(self._study) * self._shares.get("neural", 0.0) * this / (1 - first)
+        later = min(this / (1 - first), self._study.noise.max_share)
+        return discriminators_share(self._study) * self._shares.get("neural", 0.0) * later
 
     def _is_silenced(self, stage: int) -> bool:
         """Whether the critic was given up in an earlier stage."""
@@ -278,7 +280,9 @@ class Coordinator(Conductor[Trained]):
         release = self._measure(roster, "verdict", f"verdict-{stage + 1}", options, arrays, form)
         fakes = judge(learner.critic, *learner.fakes(self._seed(stage, 999)))
         found = verdicts_on(release.counts.reshape(heads, 2), release.variance, fakes)
-        self._state.accuracy = max(one.telling for one in found) if found else None
+        # A head that guesses tells by chance, and of several the best one is heard.
+        told = [one.telling for one in found or () if one.telling_error <= _SURE]
+        self._state.accuracy = max(told, default=None)
         return gate(found, heads)
 
     @property
@@ -297,7 +301,8 @@ class Coordinator(Conductor[Trained]):
         # What noise hides is no reason to change anything.
         return Quality(
             frechet_ratio=learner.frechet_ratio(first, (*self._grids, *self._channels), seed=seed),
-            critic_accuracy=self._state.accuracy,
+            # Of the stage before: a critic that was given up said its last in an earlier one.
+            critic_accuracy=None if self._is_silenced(stage - 1) else self._state.accuracy,
             validation_auc=bought["auc"] if bought and (bought["standard_error"] or 1.0) <= _SURE else None,
         )
 

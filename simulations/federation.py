@@ -34,6 +34,8 @@ from server.exchange import Credentials, Exchange
 
 _FIRST_NODE = 1000
 _RUN_ID = 1
+_OF_GPU = 0.1
+"""What a site asks for of a processor of graphics: ten of them may share one."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def _run_on_ray(server_app: ServerApp, sites: list[SiteFolder], engine: Engine, 
         server_app=server_app,
         client_app=make_client_app(functools.partial(_door_of_actor, sites, engine, site)),
         num_supernodes=len(sites),
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+        # Ray hides all processors of graphics from an actor that asks for no part of one.
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0 if engine.device == "cpu" else _OF_GPU}},
     )
 
 

@@ -450,16 +450,27 @@ def _on_grid(rows: _Rows, windows: Windows, units: int) -> tuple[np.ndarray, np.
     _check_extent(last + 1, windows)
     values = np.full((units, steps, len(windows.channels)), np.nan)
     for position, (name, column) in enumerate(windows.channels.items()):
-        found = rows.channels[name][inside]
+        found, how = rows.channels[name][inside], windows.combine.get(name, "last")
         there = ~np.isnan(found)
+        if how == "mean":
+            there &= ~_repeated(owner, rows.time[inside], found)
         values[:, :, position] = _combined(
-            owner[there] * steps + at[there], found[there], units * steps, windows.combine.get(name, "last"), column
+            owner[there] * steps + at[there], found[there], units * steps, how, column
         ).reshape(units, steps)
         if not column.missing and bool(np.isnan(values[:, :, position]).any()):
             raise SchemaError(
                 f"{name}: a step has no value, and the schema says `missing: false`", ExitCode.MISSING_NOT_ALLOWED
             )
     return values, np.full(units, steps, dtype=np.int64)
+
+
+def _repeated(owner: np.ndarray, time: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Which rows say what another row of the same unit says at the same time, (rows,) bool: all of such but one."""
+    repeated = np.zeros(len(owner), dtype=bool)
+    order = np.lexsort((found, time, owner))
+    said = np.column_stack([owner, time, found])[order]
+    repeated[order[1:]] = (said[1:] == said[:-1]).all(axis=1)
+    return repeated
 
 
 def _combined(place: np.ndarray, found: np.ndarray, places: int, how: Combine, column: Column) -> np.ndarray:

@@ -37,6 +37,11 @@ class Verdict:
         """
         return min(max(self.passing - self.passed + 0.5, 0.0), 1.0)
 
+    @property
+    def telling_error(self) -> float:
+        """Standard error of `telling`, which moves twice as far as the accuracy."""
+        return 2 * self.error
+
 
 @dataclass(frozen=True)
 class Opening:

@@ -190,7 +190,8 @@ def _releases(study: Study) -> list[Item]:
         critic = initialise_critic(critic_shape_of(study, shape_of(study, sizes)), seed=0)
         steps = (stages - 1) * study.critic.steps
         cells = sum(values.size for values in critic_parameters(critic).values())
-        found.append(Item("critic", steps, "", "train", rest * neural, cells=cells, is_exact=False))
+        share = rest * neural * min(1.0, (stages - 1) * study.noise.max_share)
+        found.append(Item("critic", steps, "", "train", share, cells=cells, is_exact=False))
         if study.privacy.holdout > 0:
             heads = len(heads_of(critic))
             share = held_out_share(study)

@@ -98,6 +98,14 @@ def test_a_killed_worker_is_lost_and_a_new_one_goes_on_where_it_was(home: Home) 
     assert [charge.event.noise for charge in home.charges] == ["csprng"]
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:999", "mps"])
+def test_a_device_that_is_none_of_this_machine_is_refused_before_anything_is_answered(home: Home, device: str) -> None:
+    worker = Worker(home.folder / "site.yaml", device=device, threads=1)
+    with pytest.raises(PrivShareError, match=f"^device={device}: not a device of this machine") as refused:
+        worker.start()
+    assert refused.value.code == ExitCode.USAGE
+
+
 def test_a_worker_that_was_never_started_can_be_stopped(home: Home) -> None:
     Worker(home.folder / "site.yaml", device="cpu", threads=1).stop()
 

@@ -66,7 +66,7 @@ def test_a_folder_that_is_taken_up_keeps_its_name_and_seed_and_takes_new_waiting
     fed: Federation, folder: Path
 ) -> None:
     ready(fed, folder)
-    later = {"run": "run-2", "seed": 8, "device": "cuda", "patience": 1.0, "timeout": 2.0}
+    later = {"run": "run-2", "seed": 8, "device": "cpu", "patience": 1.0, "timeout": 2.0}
     ready(fed, folder, **later)
     assert read_start(folder).model_dump(exclude={"home", "schema_version"}) == {**later, "run": "run-1", "seed": 7}
 
@@ -95,6 +95,16 @@ def test_a_study_that_members_were_not_invited_to_is_refused_and_nothing_written
     write_yaml(fed.folder / "study.yaml", {**STUDY, "name": "another"})
     with pytest.raises(StudyError, match="not the study that this coordinator's members were invited to"):
         ready(fed, folder)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:999"])
+def test_a_device_that_is_none_of_this_machine_is_refused_and_nothing_written(
+    fed: Federation, folder: Path, device: str
+) -> None:
+    with pytest.raises(StudyError, match=f"^device={device}: not a device of this machine") as refused:
+        ready(fed, folder, device=device)
+    assert refused.value.code == ExitCode.USAGE
     assert not folder.exists()
 
 

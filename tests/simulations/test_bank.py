@@ -14,9 +14,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from common.data.schema import CategoricalColumn, check_columns, parse_table
+from common.data.windows import make_windows
 from common.study import Study, load_study
 from simulations.scenarios import bank
-from simulations.scenarios.bank import simulate_transactions
+from simulations.scenarios.bank import simulate_accounts, simulate_transactions
 
 STUDY_FILE = Path(bank.__file__).parents[1] / "studies" / "bank.yaml"
 SKEWED = ["amount", "minutes_since_last", "account_age_months", "prior_alerts"]
@@ -150,6 +151,79 @@ def test_no_account_risk_is_told_by_its_key_or_place(small: pd.DataFrame) -> Non
     rows = pd.DataFrame({"key": small["account"].map(lambda key: int(key, 16)), "place": np.arange(len(small))})
     for name in rows:
         assert 0.45 < roc_auc_score(small["risk"].eq("high"), rows[name]) < 0.55
+
+
+# --- seen by account
+
+
+@pytest.fixture(scope="module")
+def by_account() -> tuple[pd.DataFrame, pd.DataFrame]:
+    return simulate_accounts(seed=7, accounts=12_000)
+
+
+def test_accounts_are_another_view_of_the_same_transactions(
+    small: pd.DataFrame, by_account: tuple[pd.DataFrame, pd.DataFrame]
+) -> None:
+    records, series = by_account
+    assert records["account"].tolist() == small["account"].unique().tolist()
+    assert series["account"].tolist() == small["account"].tolist()
+    of_both = [
+        "amount",
+        "balance",
+        "hour",
+        "weekday",
+        "channel",
+        "transaction_type",
+        "counterparty",
+        "counterparty_region",
+    ]
+    pd.testing.assert_frame_equal(series[of_both], small[of_both])
+    first = small.groupby("account", sort=False).first().reset_index()
+    own = ["account", "bank", "account_type", "account_age_months", "prior_alerts"]
+    pd.testing.assert_frame_equal(records[own], first[own])
+    high = small.loc[small["risk"] == "high", "account"]
+    assert records["risk"].eq("high").tolist() == records["account"].isin(high).tolist()
+    assert "risk" not in series
+    for table in by_account:
+        assert table.dtypes.eq("str").all()
+        assert not table.isna().to_numpy().any()
+
+
+def test_minutes_begin_at_an_accounts_first_transaction_and_rise(
+    small: pd.DataFrame, by_account: tuple[pd.DataFrame, pd.DataFrame]
+) -> None:
+    minute = pd.to_numeric(by_account[1]["minute"])
+    since = minute.groupby(by_account[1]["account"], sort=False).diff()
+    is_first = ~by_account[1]["account"].duplicated()
+    assert minute[is_first].eq(0).all()
+    assert since[~is_first].eq(pd.to_numeric(small["minutes_since_last"])[~is_first]).all()
+    # So no two rows of an account are at one time, and the study need not say which is first.
+    assert since[~is_first].ge(bank.BOUNDS["minutes_since_last"][0]).all()
+
+
+def test_the_study_of_accounts_takes_bounds_and_categories_from_the_simulator(
+    by_account: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    study = load_study(STUDY_FILE.with_name("accounts.yaml"))
+    rules = {**study.columns, **study.channels}
+    assert set(rules) == set(bank.CATEGORIES) | set(bank.BOUNDS)
+    for name, column in rules.items():
+        if isinstance(column, CategoricalColumn):
+            assert column.values == bank.CATEGORIES[name], name
+        else:
+            assert (column.min, column.max) == bank.BOUNDS[name], name
+    assert study.windows is not None
+    assert (study.windows.length, study.windows.ties) == (bank.MOST_TRANSACTIONS, "refuse")
+    records, series = by_account
+    _, lengths = make_windows(series, study.windows, unit_key="account", units=records["account"])
+    assert lengths.tolist() == series["account"].value_counts(sort=False).tolist()
+
+
+def test_the_same_seed_gives_the_same_accounts() -> None:
+    once, again, other = (simulate_accounts(seed=seed, accounts=200) for seed in (1, 1, 2))
+    for left, right in zip(once, again, strict=True):
+        pd.testing.assert_frame_equal(left, right)
+    assert set(once[0]["account"]).isdisjoint(other[0]["account"])
 
 
 @pytest.mark.parametrize("banks", [1, 6, bank.MOST_BANKS])

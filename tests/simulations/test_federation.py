@@ -809,15 +809,20 @@ def spends_of(folder: Path) -> dict[str, Fraction]:
     return {charge.request.split("/")[1]: exact_spend([charge], "train") / Fraction(bound) for charge in charges}
 
 
+def judged(monkeypatch: pytest.MonkeyPatch, *, weight: float, error: float = 0.01) -> None:
+    """All verdicts on a critic, and how far they open its gate."""
+    monkeypatch.setattr(
+        "server.rounds.gate", lambda found, heads: Opening((weight,) * heads, (0.8,) * heads, (0.3,) * heads)
+    )
+    verdict = Verdict(accuracy=0.7, error=error, passing=0.9, passed=0.5)
+    monkeypatch.setattr("server.rounds.verdicts_on", lambda counts, variance, fakes: [verdict] * len(counts))
+
+
 @pytest.mark.parametrize("weights", [(0.0, 0.5), (0.0, 0.0)], ids=["heard", "shut"])
 def test_what_a_critic_behind_a_shut_gate_would_have_spent_goes_to_tables_and_embeddings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: tuple[float, float]
 ) -> None:
-    monkeypatch.setattr(
-        "server.rounds.gate", lambda found, heads: Opening(weights[-heads:], (0.8,) * heads, (0.3,) * heads)
-    )
-    verdict = Verdict(accuracy=0.7, error=0.01, passing=0.9, passed=0.5)
-    monkeypatch.setattr("server.rounds.verdicts_on", lambda counts, variance, fakes: [verdict] * len(counts))
+    judged(monkeypatch, weight=weights[-1])
     lasts: list[bool] = []
 
     def told(*args: Any, last: bool, **options: Any) -> None:
@@ -847,6 +852,51 @@ def test_what_a_critic_behind_a_shut_gate_would_have_spent_goes_to_tables_and_em
         {name: float(value) for name, value in expected.items()}, rel=1e-4
     )
     assert 0.999 < sum(spends.values()) <= 1
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.0], ids=["heard", "shut"])
+def test_no_measurement_spends_more_of_any_discriminators_budget_than_its_floor_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: float
+) -> None:
+    judged(monkeypatch, weight=weight)
+    study = THREE_STAGES.replace("noise: {rounds: 3}", "noise: {rounds: 3, max_share: 0.375}")
+    assert invoke(tmp_path / "run", *TEST_MODE, study=study).exit_code == 0
+    spends = spends_of(tmp_path / "run")
+    rest = 1 - spends["one_way"]
+    # By weight 1, 0.25 and 0.75. What a critic leaves that is asked no more would be .55 of the others' budgets.
+    own = {"pairs": Fraction(1, 2), "embedding": Fraction(1, 8), "critic": Fraction(3, 8)}
+    asked = {
+        (name, stage): float(
+            sum(spend for one, spend in spends.items() if one.startswith(f"{name}-{stage}")) / rest / share
+        )
+        for name, share in own.items()
+        for stage in (1, 2, 3)
+    }
+    assert max(asked.values()) <= 0.375
+    assert asked["pairs", 3] == pytest.approx(0.375, rel=1e-4)
+    assert asked["critic", 2] == pytest.approx(0.375, rel=1e-4)
+    assert asked["critic", 3] == pytest.approx(0.375 if weight else 0, rel=1e-4)
+
+
+@pytest.mark.parametrize(("error", "heard"), [(0.025, 0.9), (0.026, None)])
+def test_an_accuracy_that_noise_hides_moves_no_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float, heard: float | None
+) -> None:
+    judged(monkeypatch, weight=0.5, error=error)
+    assert invoke(tmp_path / "run", *TEST_MODE, study=THREE_STAGES).exit_code == 0
+    assert steps_of(tmp_path / "run", "noise")[-1]["inputs"]["critic_accuracy"] == (heard and pytest.approx(heard))
+
+
+def test_an_accuracy_is_heard_once_after_each_measurement_of_a_critic_and_not_when_it_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged(monkeypatch, weight=0.0)
+    study = THREE_STAGES.replace("noise: {rounds: 3}", "noise: {rounds: 6}").replace("count: 6", "count: 12")
+    assert invoke(tmp_path / "run", *TEST_MODE, study=study).exit_code == 0
+    measured = {name.split("-")[1] for name in spends_of(tmp_path / "run") if name.startswith("critic")}
+    assert measured == {"2", "3"}
+    heard = [line["inputs"]["critic_accuracy"] for line in steps_of(tmp_path / "run", "noise")]
+    assert heard == [None, None, pytest.approx(0.9), pytest.approx(0.9), None, None]
 
 
 def test_a_run_whose_critic_is_heard_is_resumed_with_the_same_ear(

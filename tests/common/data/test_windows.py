@@ -288,12 +288,16 @@ Window = list[list[Any]]
 """Steps of channels, None where nothing is."""
 
 
-def combined(found: list[Any], how: str, column: Column) -> Any:
+def combined(rows: list[tuple[Fraction, Any]], how: str, column: Column) -> Any:
+    """Of times and values, in the order of time."""
+    found = [value for _, value in rows]
     if how in ("first", "last"):
         return found[0 if how == "first" else -1]
     if how in ("min", "max"):
         return min(found) if how == "min" else max(found)
-    mean = sum(map(Fraction, found)) / len(found)
+    # What is said twice of one time counts once.
+    once = [Fraction(value) for _, value in set(rows)]
+    mean = sum(once) / len(once)
     return round(mean) if isinstance(column, IntegerColumn) else float(mean)
 
 
@@ -325,7 +329,9 @@ def grid_slowly(rows: list[Row], windows: Windows) -> tuple[set[ExitCode], Windo
     for step in range(length):
         window.append([])
         for name, column in windows.channels.items():
-            found = [row.cells[name] for place, row in kept if place == step and row.cells[name] is not None]
+            found = [
+                (row.time, row.cells[name]) for place, row in kept if place == step and row.cells[name] is not None
+            ]
             if not found and not column.missing:
                 codes.add(ExitCode.MISSING_NOT_ALLOWED)
             window[-1].append(combined(found, windows.combine.get(name, "last"), column) if found else None)
@@ -587,12 +593,16 @@ def test_values_at_one_time_of_which_the_tables_order_would_choose_are_refused(
 
 @pytest.mark.parametrize(
     ("how", "cells", "expected"),
-    [("mean", "17", 4), ("min", "17", 1), ("max", "17", 7), ("last", "77", 7), ("first", ["", "7"], 7)],
+    [
+        *(("mean", "17", 4), ("min", "17", 1), ("max", "17", 7), ("last", "77", 7), ("first", ["", "7"], 7)),
+        # Said again, a value weighs no more.
+        *(("mean", "177", 4), ("mean", "717", 4), ("mean", ["7", "", "7", "1"], 4)),
+    ],
 )
 def test_values_at_one_time_that_no_order_would_change_are_taken(how: str, cells: list[str], expected: int) -> None:
     windows = layout("grid", combine={"pulse": how})
     for ordered in (list(cells), list(cells)[::-1]):
-        assert alike(pulses(windows, ["0.5", "0.5"], ordered), [expected, NAN, NAN, NAN])
+        assert alike(pulses(windows, ["0.5"] * len(cells), ordered), [expected, NAN, NAN, NAN])
 
 
 def test_values_at_different_times_of_a_step_are_told_apart_by_time_in_any_order_of_the_table() -> None:
@@ -613,7 +623,7 @@ def test_values_at_different_times_of_a_step_are_told_apart_by_time_in_any_order
 )
 def test_a_mean_is_written_as_its_column_is(column: dict[str, Any], cells: list[str], expected: float) -> None:
     windows = layout("grid", channels={"pulse": {**column, "missing": True}}, combine={"pulse": "mean"})
-    assert pulses(windows, ["0", "0", "0"], cells)[0] == expected
+    assert pulses(windows, ["0", "0.1", "0.2"], cells)[0] == expected
 
 
 def test_a_step_holds_its_beginning_and_not_its_end() -> None:
