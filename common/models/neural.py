@@ -261,7 +261,11 @@ def real_loss(scores: Scores, labels: Tensor) -> Tensor:
 
 
 def generator_loss(scores: Scores) -> Tensor:
-    """Mean loss of a generator whose rows were scored, non-saturating; one number a head, (heads,)."""
+    """Mean loss of a generator whose rows were scored, non-saturating; one number a head, (heads,).
+
+    The classifier teaches the trunk what classes differ in, and no generator: that would favour rows whose class is
+    plain over those that are as often in doubt as real ones. Source: Gong, Xu, Li, Zhang and Batmanghelich 2019.
+    """
     return torch.stack([smooth_hinge(head).mean() for head in scores.heads()])
 
 
