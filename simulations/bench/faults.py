@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -70,6 +71,7 @@ class Fault(StrEnum):
     SITE_CUT_OFF = "site-cut-off"
     PROGRAM_KILLED = "program-killed"
     SUPERLINK_KILLED = "superlink-killed"
+    SUPERLINK_ENDED = "superlink-ended"
     DATABASE_LOST = "database-lost"
     SITE_FULL = "site-full"
     COORDINATOR_FULL = "coordinator-full"
@@ -83,7 +85,8 @@ SAID: Final[Mapping[Fault, str]] = {
     Fault.SITE_CUT_OFF: "nothing passes to and from a site for 15 s",
     Fault.PROGRAM_KILLED: "the coordinator's program killed (-9)",
     Fault.SUPERLINK_KILLED: "the SuperLink killed (-9), started 1 s later",
-    Fault.DATABASE_LOST: "the same, its database gone",
+    Fault.SUPERLINK_ENDED: "the SuperLink told to end (SIGTERM), started 1 s after it has",
+    Fault.DATABASE_LOST: "the SuperLink killed (-9), started 1 s later without its database",
     Fault.SITE_FULL: "no file of a site can grow for 15 s; then it, and the run, are started again",
     Fault.COORDINATOR_FULL: "no file of the coordinator's program can grow for 15 s",
 }
@@ -95,6 +98,8 @@ _AGAIN: Final = 1.0
 _STOPPED_FOR: Final = 20.0
 _SPOILED_FOR: Final = 15.0
 _FULL_FOR: Final = 15.0
+_STOP: Final = 60.0
+"""Seconds that the unit of the SuperLink gives it to end."""
 _ENDED: Final = 30.0
 """Seconds after which a run that a site refused has ended."""
 _LIMIT: Final = 300.0
@@ -351,12 +356,22 @@ def strike(fault: Fault, federation: Federation, wire: Wire) -> None:
             fill_disk(lambda: programs_of(federation.processes, federation.coordinator))
         case Fault.PROGRAM_KILLED:
             kill(programs_of(federation.processes, federation.coordinator))
-        case Fault.SUPERLINK_KILLED | Fault.DATABASE_LOST:
-            kill([one for name in federation.coordinator for one in tree_of(victims[name].pid)])
-            if fault == Fault.DATABASE_LOST:
-                lose(federation.database)
+        case Fault.SUPERLINK_KILLED | Fault.SUPERLINK_ENDED | Fault.DATABASE_LOST:
+            strike_superlink(fault, federation)
             time.sleep(_AGAIN)
             federation.restart()
+
+
+def strike_superlink(fault: Fault, federation: Federation) -> None:
+    """End it, in one way of several, with what an operator's units bind to it."""
+    bound = [federation.processes.processes[name] for name in federation.coordinator]
+    if fault == Fault.SUPERLINK_ENDED:
+        for process in reversed(bound):
+            end(process)
+        return
+    kill([one for process in bound for one in tree_of(process.pid)])
+    if fault == Fault.DATABASE_LOST:
+        lose(federation.database)
 
 
 def fill_disk(processes: Callable[[], Sequence[int]]) -> None:
@@ -403,6 +418,16 @@ def send(processes: Sequence[int], number: signal.Signals) -> None:
     for process in processes:
         with suppress(ProcessLookupError):
             os.kill(process, number)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """As a unit ends what it runs: told to; once it has, or has not in time, all that it started is killed."""
+    tree = tree_of(process.pid)
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP)
+    kill(tree)
+    process.wait()
 
 
 def _command_of(process: int) -> str:

@@ -77,7 +77,7 @@ class Point:
 
 POINTS: Final = (
     *(Point(Curve.SITES, sites=sites) for sites in (4, 32, 128, 1000)),
-    *(Point(Curve.SITES, sites=sites, engine="flower") for sites in (4, 32)),
+    *(Point(Curve.SITES, sites=sites, engine="flower") for sites in (4, 32, 128, 1000)),
     *(Point(Curve.UNITS, units=units) for units in (10_000, 100_000, 1_000_000)),
     *(Point(Curve.COLUMNS, units=10_000, columns=columns) for columns in (10, 50, 100, 200)),
     *(

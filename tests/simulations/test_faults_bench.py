@@ -1,5 +1,6 @@
 """What the bench of faults says of runs, and that it measures none twice."""
 
+import signal
 import subprocess
 import time
 from dataclasses import replace
@@ -12,6 +13,7 @@ from simulations.bench.faults import (
     Cell,
     Fault,
     Side,
+    end,
     fill,
     kill,
     lost_of,
@@ -141,7 +143,11 @@ class Coordinator:
 
 @pytest.mark.parametrize(
     ("fault", "found"),
-    [(Fault.SUPERLINK_KILLED, ["other", "state.db", "state.db-wal"]), (Fault.DATABASE_LOST, ["other"])],
+    [
+        (Fault.SUPERLINK_KILLED, ["other", "state.db", "state.db-wal"]),
+        (Fault.SUPERLINK_ENDED, ["other", "state.db", "state.db-wal"]),
+        (Fault.DATABASE_LOST, ["other"]),
+    ],
 )
 def test_a_superlink_is_started_again_with_its_database_or_without(
     fault: Fault, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -158,6 +164,21 @@ def test_a_process_is_killed_with_all_that_it_started() -> None:
         time.sleep(0.01)
     kill(tree)
     process.wait()
+    while any(is_there(one) for one in tree):
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("deaf", "patience", "ended_by"), [(False, 30.0, "TERM"), (True, 0.5, "KILL")])
+def test_a_process_that_is_told_to_end_ends_and_what_it_started_is_killed(
+    deaf: bool, patience: float, ended_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "_STOP", patience)
+    trap = "trap '' TERM; " if deaf else ""
+    process = subprocess.Popen(["sh", "-c", f"{trap}sh -c 'sleep 60; :' & sleep 60; :"], start_new_session=True)
+    while len(tree := tree_of(process.pid)) < 4:
+        time.sleep(0.01)
+    end(process)
+    assert process.returncode == -signal.Signals[f"SIG{ended_by}"]
     while any(is_there(one) for one in tree):
         time.sleep(0.01)
 
