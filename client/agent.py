@@ -22,7 +22,7 @@ _LIVELY = 60.0
 _STEADY = 10.0
 """Seconds that a connection lasts which was none to wait after."""
 _REFUSED_FOR = 180.0
-"""Seconds that a site goes on asking to be let in: after a crash it is refused for a minute."""
+"""Seconds that a site goes on asking to be let in: an operator, or the time service, may see to it meanwhile."""
 
 
 class Agent:

@@ -11,7 +11,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Self, TypeVar
@@ -47,6 +46,7 @@ from google.protobuf.message import DecodeError
 
 from client.keys import transport_key
 from client.policy import SiteSettings
+from client.presence import Presence
 from client.tls import tls_context
 from common.errors import ExitCode, ProtocolError, UnreachableError
 from common.wire.parcels import gather, pack_body, unpack_body
@@ -61,6 +61,9 @@ _MOST_ANSWER = 16 * 1024 * 1024
 _LONGEST_ANSWER = 300.0
 """Seconds that one answer's body may take, however steadily it comes."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 20.0
+_GONE_FOR = 3.0
+"""Seconds that a site stays away after a goodbye for a process that died. Who waits for an answer of that one must see
+meanwhile that it is gone, to ask again: it looks several times a second."""
 _BUSY = frozenset({408, 429, 502, 503, 504})
 _REFUSED = frozenset({400, 401, 404, 409})
 _NOT_RUNNING = 403
@@ -117,18 +120,24 @@ class Link:
         self._is_stopping = is_stopping
         self._spread = 0.75 + 0.5 * hashlib.sha256(self._public).digest()[0] / 255
         self._is_lost = threading.Event()
+        self._presence = Presence(settings.state)
         self._node: Node | None = None
         self._heart: threading.Thread | None = None
 
     def open(self) -> Self:
-        """Show who this is, once, and begin the heartbeat.
+        """Show who this is, once, and begin the heartbeat; before that, say goodbye for a process that could not.
+
+        Whoever calls this holds the site.
 
         Raises:
-            UnreachableError: nobody answers, or (code NOT_ADMITTED) the coordinator does not let this site in; it does
-                not for a minute after a crash.
+            UnreachableError: nobody answers, the coordinator does not let this site in yet, or (code NOT_ADMITTED) it
+                does not at all.
         """
+        if (left := self._presence.left()) is not None and self._say_goodbye(left):
+            self._is_stopping.wait(_GONE_FOR)
         request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT)
         self._node = Node(node_id=_once(self._client.ActivateNode, request).node_id)
+        self._presence.enter(self._node.node_id)
         self._heart = threading.Thread(target=self._beat, daemon=True)
         self._heart.start()
         return self
@@ -139,9 +148,20 @@ class Link:
         if self._heart is not None:
             self._heart.join()
         if self._node is not None:
-            with suppress(httpx.HTTPError, RuntimeError, ValueError):  # it notices by itself
-                self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+            self._say_goodbye(self._node.node_id)
         self._client.close()
+
+    def _say_goodbye(self, node: int) -> bool:
+        """Whether somebody heard it who took the site for connected; where nobody did, the next connection says it."""
+        try:
+            _once(self._client.DeactivateNode, DeactivateNodeRequest(node_id=node))
+        except BusyError:
+            return False
+        except (UnreachableError, RunOverError):  # it was taken for gone
+            self._presence.leave()
+            return False
+        self._presence.leave()
+        return True
 
     def pull(self) -> Parcel | None:
         """The next message, or None where there is none.
@@ -307,15 +327,15 @@ def _once(method: Callable[[_Asked], _Found], request: _Asked) -> _Found:
             raise RunOverError("run: is over") from None
         if status == _NOT_YET:
             raise UnreachableError(
-                "superlink: does not know this site before the coordinator's `privshare start`"
+                "superlink: does not let this site in before the coordinator's `privshare start`, while somebody else "
+                "is connected as this site, nor for a minute after a crash of its machine"
             ) from None
         if status in _BUSY:
             raise BusyError(f"superlink: answers with status {status}") from None
         if status not in _REFUSED:
             raise UnreachableError(f"superlink: answers with status {status}") from None
         raise UnreachableError(
-            f"superlink: does not let this site in (status {status}); it may not be admitted, be here already, have "
-            "crashed within the last minute, or its clock be wrong",
+            f"superlink: does not let this site in (status {status}); it may not be admitted, or its clock be wrong",
             ExitCode.NOT_ADMITTED,
         ) from None
     except httpx.ConnectError as error:

@@ -22,6 +22,7 @@ from flwr.proto.control_pb2 import (
     ListRunsRequest,
     RegisterNodeRequest,
     StartRunRequest,
+    StopRunRequest,
     UnregisterNodeRequest,
 )
 from flwr.supercore.control.control_http_client import ControlHttpClient
@@ -34,7 +35,7 @@ from common.study import load_study
 from server.checkpoints import write_file, write_json
 from server.journal import read_journal
 from server.provision import Roster, read_roster
-from server.run_folder import START_SCHEMA, asked, forget_outcome, read_outcome, read_start, take_back
+from server.run_folder import START_SCHEMA, asked, forget_outcome, is_held, read_outcome, read_start, take_back
 
 DEPLOY: Final = Path(__file__).parents[1] / "deploy"
 BUNDLE: Final = DEPLOY / "flower-app"
@@ -123,6 +124,15 @@ class SuperLink:
             return True
         return run not in found or found[run].status.status == "finished"
 
+    def stop(self, run: int) -> None:
+        """Have Flower take a run for over whose program is; nothing, where it knows that.
+
+        Raises:
+            UnreachableError: the SuperLink does not answer.
+        """
+        if not self.is_over(run):
+            self._call(self._client.StopRun, StopRunRequest(run_id=run))
+
     def _call(self, method: Callable[[Any], Any], request: Any) -> Any:
         try:
             return method(request)
@@ -209,7 +219,7 @@ def follow(superlink: SuperLink, folder: Path, roster: Roster, *, bundle: Path =
     """Start a run and see it through: each step as rounds.jsonl has it, and each pause, until the run has an outcome.
 
     What ran it may be lost, with the SuperLink or without, and with the SuperLink's database; then it is started again,
-    and goes on.
+    and goes on. A program that held the run's folder and does so no more is gone: Flower notices after a minute.
 
     Args:
         superlink: that knows the members.
@@ -226,7 +236,10 @@ def follow(superlink: SuperLink, folder: Path, roster: Roster, *, bundle: Path =
             _patiently(functools.partial(superlink.register, roster))
         run = _patiently(functools.partial(superlink.start, folder, bundle))
         yield {"step": "started", "time": start + 1}
+        was_held = False
         while True:
+            held = is_held(folder)
+            is_lost, was_held = was_held and not held, held
             is_over = _patiently(functools.partial(superlink.is_over, run))
             steps = _steps(folder)
             yield from steps[seen:]
@@ -235,7 +248,9 @@ def follow(superlink: SuperLink, folder: Path, roster: Roster, *, bundle: Path =
             waited = len(pauses)
             if read_outcome(folder) is not None:
                 return
-            if is_over:
+            if is_lost:
+                _patiently(functools.partial(superlink.stop, run))
+            if is_lost or is_over:
                 break
             time.sleep(_POLL)
         time.sleep(_POLL * 2 ** min(start, 6))

@@ -319,6 +319,57 @@ def test_a_superlink_that_knows_the_run_no_more_is_told_of_the_members_before_it
     assert superlink.done == ["started", f"registered {members}", "started"]
 
 
+class Unaware:
+    """A SuperLink that takes programs for alive which died holding the run's folder; the second one makes the run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.done = folder, list[str]()
+
+    def register(self, roster: Roster) -> None:
+        pass
+
+    def start(self, folder: Path, bundle: Path) -> int:
+        self.done.append("started")
+        self.program = hold(folder)
+        return len(self.done)
+
+    def is_over(self, run: int) -> bool:
+        if self.done == ["started"]:
+            self.program.__enter__()
+            self.done.append("held")
+        elif self.done[-1] == "held":
+            self.program.__exit__(None, None, None)
+            self.done.append("died")
+        elif self.done[-1] == "started":
+            write_outcome(self.folder, ExitCode.OK, "published")
+        return False
+
+    def stop(self, run: int) -> None:
+        self.done.append(f"stopped {run}")
+
+
+def test_a_program_that_held_the_run_and_does_so_no_more_is_started_again_though_flower_takes_it_for_alive(
+    fed: Federation, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready(fed, folder)
+    monkeypatch.setattr(launch.time, "sleep", lambda _: None)
+    superlink = Unaware(folder)
+    told = [step["step"] for step in launch.follow(superlink, folder, fed.roster)]  # type: ignore[arg-type]
+    assert told == ["started", "started"]
+    assert superlink.done == ["started", "held", "died", "stopped 1", "started"]
+
+
+@pytest.mark.parametrize(("finished", "asked"), [(True, 0), (False, 1)])
+def test_flower_is_told_that_a_run_is_over_where_it_does_not_know_it(
+    fed: Federation, finished: bool, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    superlink, stopped = launch.SuperLink(1, fed.home / "ca.crt"), list[int]()
+    monkeypatch.setattr(superlink, "is_over", lambda run: finished)
+    monkeypatch.setattr(superlink._client, "StopRun", lambda request: stopped.append(request.run_id))
+    superlink.stop(7)
+    assert stopped == [7] * asked
+
+
 @pytest.mark.parametrize(("status", "is_over"), [(404, True), (500, None), (503, None)])
 def test_a_run_is_over_where_the_superlink_does_not_know_it(
     fed: Federation, status: int, is_over: bool | None, monkeypatch: pytest.MonkeyPatch
