@@ -29,8 +29,9 @@ _LOG = logging.getLogger(__name__)
 _POLL = 0.2
 _PAUSE = 2.0
 """Seconds before a node that failed is asked again."""
-_SILENT = 300.0
-"""Seconds before a node that says nothing is asked again: a process that was started anew knows of no message."""
+_SILENT = 60.0
+"""Seconds before a node that says nothing is asked again, each time twice as many: a process that was started anew
+knows of no message, nor does one whose connection was reset while it took it."""
 
 
 class BoundedGrid:
@@ -118,12 +119,14 @@ class GridExchange:
         deadline = time.monotonic() + self._timeout
         # When each is asked, again too; without those that answered or failed for good.
         due = dict.fromkeys(bodies, 0.0)
+        silence = dict.fromkeys(bodies, _SILENT)
         waiting: dict[str, str] = {}
         answers: dict[str, bytes] = {}
         while due and (now := time.monotonic()) < deadline:
             for address in [address for address, when in due.items() if when <= now]:
                 waiting[self._push(address, bodies[address])] = address
-                due[address] = now + _SILENT if self._is_lasting else math.inf
+                due[address] = now + silence[address] if self._is_lasting else math.inf
+                silence[address] *= 2
             for identity, body in self._pull(list(waiting)).items():
                 address = waiting.pop(identity)
                 if body is None and self._is_lasting and address in due:

@@ -183,7 +183,7 @@ class Generator(nn.Module):
 def initialise(shape: GeneratorShape, *, seed: int) -> Generator:
     """A generator with weights drawn from a seed, without touching the global random state."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return Generator(shape)
 
 

@@ -244,7 +244,7 @@ def smooth_hinge(scores: Tensor) -> Tensor:
 def initialise_critic(shape: CriticShape, *, seed: int) -> NeuralCritic:
     """A critic with weights drawn from a seed, without touching the global random state."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return NeuralCritic(shape)
 
 

@@ -159,7 +159,7 @@ class Gan(nn.Module):
 def initialise(shape: GeneratorShape, *, seed: int) -> Gan:
     """Networks with weights drawn from a seed, without touching the global random state."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return Gan(shape)
 
 

@@ -55,15 +55,16 @@ def main(
         torch.set_num_threads(1)
         for case, windows in cases.items():
             shape = GeneratorShape((bins,) * columns, 2, 32, 256, 2, "mlp", windows)
-            run = _step_of(shape, batch)
-            step, floor = (best(one, repeats=repeats) / _STEPS for one in (run, _floor_of(run)))
+            run = step_of(shape, batch, steps=_STEPS)
+            step, floor = (best(one, repeats=repeats) / _STEPS for one in (run, floor_of(run)))
             table.add_row(
                 case, f"{1000 * step:.0f}", f"{2 * batch / step:,.0f}", f"{1000 * floor:.0f}", f"{step / floor:.1f}"
             )
     Console().print(table)
 
 
-def _step_of(shape: GeneratorShape, batch: int) -> Callable[[], object]:
+def step_of(shape: GeneratorShape, batch: int, *, steps: int) -> Callable[[], object]:
+    """So many steps of a generator with a batch of latents a class, towards random releases of all its tables."""
     channels = sum(shape.sequence.sizes) if shape.sequence else 0
     columns = np.repeat(np.arange(len(shape.sizes)), shape.sizes)
     groups = Groups(np.arange(sum(shape.sizes)), np.arange(channels), columns)
@@ -74,7 +75,7 @@ def _step_of(shape: GeneratorShape, batch: int) -> Callable[[], object]:
     }
     cluster = make_cluster(Targets(tables, np.full(shape.classes, 1000.0), groups), None, None, _CPU)
     generator = initialise(shape, seed=0)
-    return lambda: train(generator, cluster, Stretch(_STEPS, 1e-3, 1e-3, batch, 0), _CPU)
+    return lambda: train(generator, cluster, Stretch(steps, 1e-3, 1e-3, batch, 0), _CPU)
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -91,7 +92,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _floor_of(step: Callable[[], object]) -> Callable[[], None]:
+def floor_of(step: Callable[[], object]) -> Callable[[], None]:
     """The matrix products of a step and nothing else."""
     with _Products() as products:
         step()

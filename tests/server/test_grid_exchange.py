@@ -159,7 +159,7 @@ def test_a_reply_that_holds_no_body_of_ours_is_an_empty_answer_and_nobody_is_ask
 def test_a_node_that_says_nothing_is_asked_again_after_a_while(clock: Clock) -> None:
     grid = FakeGrid(clock, lambda node, number: [Reply(b"well")] * (number == 2))
     assert exchange(grid, timeout=1000).ask({"3": b"for 3"}) == {"3": b"well"}
-    assert [round(when / 300) for when in grid.times(3)] == [0, 1, 2]
+    assert [round(when / 60) for when in grid.times(3)] == [0, 1, 3]  # twice as long each time
 
 
 def test_a_silent_node_that_will_not_be_there_again_is_waited_for_and_not_asked_again(clock: Clock) -> None:
@@ -169,16 +169,16 @@ def test_a_silent_node_that_will_not_be_there_again_is_waited_for_and_not_asked_
 
 
 def test_the_answer_to_an_earlier_message_counts_and_what_comes_after_it_does_not(clock: Clock) -> None:
-    replies = [[Reply(b"first", after=301)], [Reply(b"second", after=2)]]
-    grid = FakeGrid(clock, lambda node, at: replies[at] if node == 3 else [Reply(b"of 20", after=310)] * (not at))
+    replies = [[Reply(b"first", after=61)], [Reply(b"second", after=2)]]
+    grid = FakeGrid(clock, lambda node, at: replies[at] if node == 3 else [Reply(b"of 20", after=70)] * (not at))
     assert exchange(grid, timeout=1000).ask(BODIES) == {"3": b"first", "20": b"of 20"}
     assert len(grid.times(3)) == 2
     assert grid.due == []  # it came, and was passed over
 
 
 def test_an_earlier_message_s_failure_takes_no_answer_away_and_has_nobody_asked_again(clock: Clock) -> None:
-    replies = [[Reply(None, after=304)], [Reply(b"second", after=1)]]
-    grid = FakeGrid(clock, lambda node, at: replies[at] if node == 3 else [Reply(b"of 20", after=310)] * (not at))
+    replies = [[Reply(None, after=64)], [Reply(b"second", after=1)]]
+    grid = FakeGrid(clock, lambda node, at: replies[at] if node == 3 else [Reply(b"of 20", after=70)] * (not at))
     assert exchange(grid, timeout=1000).ask(BODIES) == {"3": b"second", "20": b"of 20"}
     assert grid.due == []
     assert len(grid.times(3)) == 2

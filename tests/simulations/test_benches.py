@@ -56,6 +56,7 @@ def test_each_step_is_shown_beside_the_least_that_it_takes(finished: Path) -> No
     found = table(steps.app, finished, "--rows", 50, "--repeats", 1)
     assert [line[0] for line in found] == [
         "read and encode 96 records at a site",
+        "a generator's step with 1,000 latents",
         "50 rows on demand",
         "sign a certificate",
         "verify a release",
