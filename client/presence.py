@@ -19,8 +19,8 @@ _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 class Presence:
     """Of the site whose state is in a folder.
 
-    Guarantees: a copy of the folder, here or elsewhere, takes nobody's place, and neither does this one once the
-    machine was started anew: who wrote the file may then be alive.
+    Guarantees: a copy of the folder takes nobody's place, nor does the folder itself under another start of a machine:
+    elsewhere, who wrote the file may be alive.
     """
 
     state: Path

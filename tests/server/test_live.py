@@ -256,6 +256,13 @@ def test_a_pause_stands_when_a_run_is_started_again(fed: Federation, folder: Pat
     assert asked(folder) == "pause"
 
 
+def told_of(superlink: Any, fed: Federation, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The steps of a run that is followed to its end, without waiting."""
+    ready(fed, folder)
+    monkeypatch.setattr(launch.time, "sleep", lambda _: None)
+    return [step["step"] for step in launch.follow(superlink, folder, fed.roster)]
+
+
 class Followed:
     """A SuperLink whose program pauses, is resumed, makes a step and ends."""
 
@@ -281,10 +288,7 @@ class Followed:
 def test_whoever_follows_a_run_is_told_that_it_pauses(
     fed: Federation, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ready(fed, folder)
-    monkeypatch.setattr(launch.time, "sleep", lambda _: None)
-    told = [step["step"] for step in launch.follow(Followed(folder), folder, fed.roster)]  # type: ignore[arg-type]
-    assert told == ["started", "paused", "resumed", "one_way"]
+    assert told_of(Followed(folder), fed, folder, monkeypatch) == ["started", "paused", "resumed", "one_way"]
 
 
 class Forgetful:
@@ -309,11 +313,8 @@ class Forgetful:
 def test_a_superlink_that_knows_the_run_no_more_is_told_of_the_members_before_it_is_started_again(
     fed: Federation, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ready(fed, folder)
-    monkeypatch.setattr(launch.time, "sleep", lambda _: None)
     superlink = Forgetful(folder)
-    told = [step["step"] for step in launch.follow(superlink, folder, fed.roster)]  # type: ignore[arg-type]
-    assert told == ["started", "started"]
+    assert told_of(superlink, fed, folder, monkeypatch) == ["started", "started"]
     members = ", ".join(fed.roster.admitted)
     assert members
     assert superlink.done == ["started", f"registered {members}", "started"]
@@ -351,11 +352,8 @@ class Unaware:
 def test_a_program_that_held_the_run_and_does_so_no_more_is_started_again_though_flower_takes_it_for_alive(
     fed: Federation, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ready(fed, folder)
-    monkeypatch.setattr(launch.time, "sleep", lambda _: None)
     superlink = Unaware(folder)
-    told = [step["step"] for step in launch.follow(superlink, folder, fed.roster)]  # type: ignore[arg-type]
-    assert told == ["started", "started"]
+    assert told_of(superlink, fed, folder, monkeypatch) == ["started", "started"]
     assert superlink.done == ["started", "held", "died", "stopped 1", "started"]
 
 
