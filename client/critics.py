@@ -149,7 +149,7 @@ class OwnCritics:
 def _moments(optimiser: torch.optim.Optimizer) -> dict[str, np.ndarray]:
     """What an optimiser remembers of each parameter, by the parameter's number and the name of it."""
     return {
-        f"{number}.{name}": value.numpy().copy()
+        f"{number}.{name}": value.cpu().numpy().copy()
         for number, remembered in optimiser.state_dict()["state"].items()
         for name, value in remembered.items()
     }

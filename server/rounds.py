@@ -12,7 +12,7 @@ import numpy as np
 
 from common.data.queries import Coded, Family, layout_of
 from common.data.tables import one_way, sizes_of
-from common.errors import PolicyError
+from common.errors import ExitCode, PolicyError
 from common.models.critics import MARGINALS
 from common.models.embedding import SCALE
 from common.models.generator import Generator, draw_bins, initialise
@@ -404,7 +404,10 @@ class Coordinator(Conductor[Trained]):
             release = self._measure(roster, "monitor", name, {"share": validation_share(study, stage)}, arrays, form)
             quality = ranking_quality(next(layout.split(release.counts)), release.variance)
         except PolicyError as refused:
-            # A figure about the generator, not a part of it: the run is good without.
+            # A figure about the generator, not a part of it: the run is good without. Only a steward may decide so; a
+            # site that cannot answer now can do so later.
+            if refused.code not in (ExitCode.BUDGET_REFUSED, ExitCode.POLICY_REFUSED):
+                raise
             _LOG.warning("event=unmonitored reason=%s", refused)
             quality = None
         result = {"auc": quality[0] if quality else None, "standard_error": quality[1] if quality else None}

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -30,6 +31,7 @@ from client.vault import Vault
 from common.data.queries import catalogue
 from common.data.schema import parse_table
 from common.data.tables import sizes_of
+from common.errors import ExitCode
 from common.models.critics import MARGINALS, Adversary
 from common.models.generator import Generator
 from common.models.neural import improve
@@ -42,7 +44,7 @@ from common.privacy.ledger import Asset, Charge, Ledger, read_ledger
 from common.privacy.signatures import SigningKey
 from common.privacy.witness import MOST_WITNESSES, Attestation, Statement
 from common.study import Study, load_study
-from common.wire.messages import Reply, Request
+from common.wire.messages import Reply, Request, refusal
 from common.wire.packing import unpack_bins
 from server.learner import Learner
 from server.quality import Distance
@@ -654,6 +656,40 @@ def test_a_resumed_run_spends_nothing_twice_and_ends_as_one_that_was_not_interru
         assert path.read_bytes().startswith(before[path])
         assert path.read_bytes() == (uninterrupted / "ledger" / path.name).read_bytes()
     for name in ("synthetic.csv", "generator/generator.safetensors", "certificate.json", "rounds.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+
+
+@contextmanager
+def refusing(name: str, rule: ExitCode) -> Iterator[None]:
+    """One of the sites refuses the request of this name."""
+    handle = Site.handle
+
+    def refuse(site: Site, body: bytes) -> bytes:
+        own = site._settings.site
+        return refusal(own, rule) if (own, Request.decode(body).name) == ("site_02", name) else handle(site, body)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Site, "handle", refuse)
+        yield
+
+
+@pytest.mark.parametrize("rule", [ExitCode.BUDGET_REFUSED, ExitCode.POLICY_REFUSED])
+def test_a_run_goes_on_without_a_validation_that_a_sites_policy_refuses(tmp_path: Path, rule: ExitCode) -> None:
+    with refusing("monitor-2", rule):
+        result = invoke(tmp_path / "run", *TEST_MODE)
+    assert result.exit_code == 0, result.stderr
+    assert [len(steps_of(tmp_path / "run", name)) for name in ("monitor-1", "monitor-2")] == [1, 0]
+    assert steps_of(tmp_path / "run", "monitor_result")[1]["auc"] is None
+
+
+def test_a_site_that_cannot_answer_now_is_asked_for_its_validation_again(tmp_path: Path, uninterrupted: Path) -> None:
+    with refusing("monitor-2", ExitCode.LEDGER_INVALID):
+        result = invoke(tmp_path / "run", *TEST_MODE)
+    assert result.exit_code == ExitCode.LEDGER_INVALID
+    assert "site site_02: refused (LEDGER_INVALID)" in result.stderr
+    assert not (tmp_path / "run" / "synthetic.csv").exists()
+    assert resume(tmp_path / "run").exit_code == 0
+    for name in ("synthetic.csv", "certificate.json", "rounds.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (uninterrupted / name).read_bytes(), name
 
 
