@@ -142,7 +142,7 @@ class OwnCritics:
         counts = self._releases.label_counts(request, bins)
         try:
             return draw_fakes(generator, counts, seed=seed, device=self._device), counts
-        except RuntimeError:
+        except ValueError:
             raise PolicyError("request.arrays: a generator whose chances are no numbers") from None
 
 

@@ -35,14 +35,17 @@ class Binning:
 
     def draw_cells(self, bins: np.ndarray, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """A cell inside each bin, drawn by the released shares of the row's label class; (rows,) int64."""
-        cells = np.empty(len(bins), dtype=np.int64)
-        for label in range(self.within.shape[0]):
-            for number in range(self.n_bins):
-                rows = np.flatnonzero((bins == number) & (labels == label))
-                if len(rows):
-                    inside = np.flatnonzero(self.bin_of == number)
-                    cells[rows] = generator.choice(inside, size=len(rows), p=self.within[label, inside])
-        return cells
+        order = np.argsort(self.bin_of, kind="stable")
+        sums = np.cumsum(self.within[:, order], axis=1)
+        ends = np.column_stack([np.zeros(len(sums)), sums[:, np.cumsum(np.bincount(self.bin_of)) - 1]])
+        lower, upper = ends[labels, bins], ends[labels, bins + 1]
+        # Rounding may reach the end, where the next bin begins.
+        point = np.minimum(lower + (upper - lower) * generator.random(len(bins)), np.nextafter(upper, lower))
+        places = np.empty(len(bins), dtype=np.int64)
+        for label, own in enumerate(sums):
+            rows = np.flatnonzero(labels == label)
+            places[rows] = np.searchsorted(own, point[rows], side="right")
+        return np.asarray(order[places])
 
 
 def make_binning(histogram: Histogram, grid: Grid, *, max_bins: int) -> Binning:

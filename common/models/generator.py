@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.models.paths import PathHead, path_noise
-from common.models.sequences import Courses, SequenceShape, softmax_of_few, weights_of
+from common.models.sequences import Courses, SequenceShape, choose, softmax_of_few, weights_of
 from common.models.states import StateHead
 
 _TOKENS = 8
@@ -216,9 +216,7 @@ def draw_bins(
 def draw_records(outcome: Outcome, random: torch.Generator) -> np.ndarray:
     """One categorical draw a column, (rows, columns) int64."""
     starts = np.concatenate([[0], np.cumsum(outcome.shape.sizes)])
-    drawn = [
-        torch.multinomial(outcome.records[:, start:end], 1, generator=random)[:, 0] for start, end in pairwise(starts)
-    ]
+    drawn = [choose(outcome.records[:, start:end], random) for start, end in pairwise(starts)]
     return np.asarray(torch.stack(drawn, dim=1).cpu().numpy())
 
 

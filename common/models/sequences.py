@@ -232,7 +232,9 @@ def nested_sets(shape: SequenceShape) -> Tensor:
 def softmax_of_few(logits: Tensor) -> Tensor:
     """Softmax over the last axis, as fast where it is short."""
     size = logits.shape[-1]
-    padded = nn.functional.pad(logits, (0, max(FEWEST_SLOTS - size, 0)), value=-torch.inf)
+    if size >= FEWEST_SLOTS:
+        return logits.softmax(dim=-1)
+    padded = nn.functional.pad(logits, (0, FEWEST_SLOTS - size), value=-torch.inf)
     return padded.softmax(dim=-1)[..., :size]
 
 
@@ -266,9 +268,24 @@ def indicator(chance: Tensor, random: torch.Generator) -> Tensor:
 
 
 def choose(chance: Tensor, random: torch.Generator) -> Tensor:
-    """A categorical draw over the last axis."""
-    drawn = torch.multinomial(chance.reshape(-1, chance.shape[-1]), 1, generator=random)
-    return drawn.view(chance.shape[:-1])
+    """A categorical draw over the last axis, by inverting sums in double precision: a chance of 0 never comes.
+
+    Several times as fast as `torch.multinomial`, which draws a number for each category.
+
+    Args:
+        chance: (..., categories), in any unit.
+        random: of the draws, on the same device.
+
+    Raises:
+        ValueError: somewhere no chance is above 0, or one is no finite number.
+    """
+    sums = chance.detach().cumsum(dim=-1, dtype=torch.float64)
+    total = sums[..., -1:]
+    if not bool(((total > 0) & (total < torch.inf)).all()):
+        raise ValueError("chances: expected finite numbers, one above 0 in each row")
+    # Below 1, so that the point is below the total whichever way it is rounded.
+    point = total * torch.rand(total.shape, dtype=torch.float64, generator=random, device=chance.device)
+    return torch.searchsorted(sums, point, right=True).squeeze(-1)
 
 
 def row_of(move: Tensor, state: Tensor) -> Tensor:

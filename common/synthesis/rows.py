@@ -10,6 +10,7 @@ import torch
 
 from common.data.windows import WindowedTable, long_table
 from common.models.generator import cut_windows, draw_bins
+from common.models.sequences import choose
 from common.study import Study
 from common.synthesis.courses import draw_courses
 from common.synthesis.draws import whole_shares
@@ -170,7 +171,7 @@ class _Draft:
             chances = chances * torch.from_numpy(shares).to(chances)
         bins = self._bins.get(name)
         if bins is None:
-            bins = torch.multinomial(chances, 1, generator=self._generator)[:, 0].cpu().numpy()
+            bins = choose(chances, self._generator).cpu().numpy()
         if asked:
             return bins, values_of(asked, binning, bins, labels, self._part, random)
         return bins, grid.decode(binning.draw_cells(bins, labels, random), random)

@@ -1,6 +1,6 @@
 """Which cells are joined, from noised histograms of any kind: what holds for all of them, and the cases that matter."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -393,6 +393,22 @@ def test_cells_are_drawn_in_their_bins_by_the_shares_of_the_row_s_class() -> Non
             expected = binning.within[label] * (binning.bin_of == number)
             np.testing.assert_allclose(drawn / drawn.sum(), expected, atol=0.026)
             assert (drawn[expected == 0] == 0).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1 - 2.0**-53], ids=["lowest", "highest"])
+def test_the_outermost_number_still_draws_a_cell_of_the_bin_that_has_a_share(value: float) -> None:
+    binning = Binning(
+        np.array([0, 1, 1, 0, 1, 2, 2, 2]),
+        np.array([[0.7, 0.0, 0.1, 0.3, 0.9, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0, 0.0, 1 / 3, 1 / 3, 1 / 3]]),
+    )
+
+    class Edge:
+        def random(self, size: int) -> np.ndarray:
+            return np.full(size, value)
+
+    bins, labels = np.tile([0, 1, 2], 2), np.repeat([0, 1], 3)
+    cells = binning.draw_cells(bins, labels, cast("np.random.Generator", Edge()))
+    assert cells.tolist() == ([0, 2, 6, 0, 1, 5] if value == 0.0 else [3, 4, 6, 0, 1, 7])
 
 
 def test_a_table_of_bins_becomes_values_of_those_bins() -> None:

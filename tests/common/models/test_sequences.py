@@ -31,7 +31,7 @@ from common.data.units import WINDOW_WEIGHT
 from common.data.windows import Windows
 from common.models.generator import GeneratorShape
 from common.models.paths import PathHead, Paths
-from common.models.sequences import Courses, SequenceShape, nested_sets, straight_through, weights_of
+from common.models.sequences import Courses, SequenceShape, choose, nested_sets, straight_through, weights_of
 from common.models.states import Habits, StateHead, States
 
 Kind = Literal["paths", "states"]
@@ -809,3 +809,37 @@ def test_sets_of_bins_grow_from_the_lowest_and_from_the_highest_group() -> None:
         [0, 1, 1, 1, 1],
     ]
     assert sets[2, :, :2].int().tolist() == [[1, 0], [1, 0], [1, 1], [1, 1], [0, 0], [0, 0], [0, 1], [0, 1]]
+
+
+# --- draws
+
+
+def test_a_category_is_drawn_as_often_as_its_chance_says() -> None:
+    chances = torch.tensor([[0.1, 0.0, 0.6, 0.3], [0.0, 1e-3, 0.0, 7.0]]).repeat(50_000, 1).view(1000, 100, 4)
+    drawn = choose(chances, torch.Generator().manual_seed(0))
+    assert drawn.shape == (1000, 100)
+    assert drawn.dtype == torch.int64
+    for row in (0, 1):
+        counts = np.bincount(drawn.view(-1)[row::2].numpy(), minlength=4)
+        expected = chances.view(-1, 4)[row].double().numpy()
+        # 50,000 draws: a share has a standard deviation of at most 0.0023. False alarm below 1e-6.
+        np.testing.assert_allclose(counts / 50_000, expected / expected.sum(), atol=0.0115)
+        assert (counts[expected == 0] == 0).all()
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.0, 1), (1 - 2.0**-53, 2)], ids=["lowest", "highest"])
+def test_the_outermost_number_still_draws_a_category_that_has_a_chance(
+    monkeypatch: pytest.MonkeyPatch, value: float, expected: int
+) -> None:
+    chances = torch.rand(20_000, 4, generator=torch.Generator().manual_seed(1)) + 1e-6
+    chances[:, [0, 3]] = 0.0
+    monkeypatch.setattr(torch, "rand", lambda size, *, dtype, **_: torch.full(size, value, dtype=dtype))
+    assert (choose(chances, torch.Generator()) == expected).all()
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, 0.0])
+def test_no_category_is_drawn_of_what_are_no_chances(wrong: float) -> None:
+    chances = torch.full((5, 3), 0.2)
+    chances[3] = torch.tensor([wrong, 0.0, 0.0])
+    with pytest.raises(ValueError, match="chances"):
+        choose(chances, torch.Generator())
