@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import Context, Error, Message, MessageType, Metadata, RecordDict
@@ -14,7 +15,7 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
@@ -34,16 +35,27 @@ _SILENT = 60.0
 knows of no message, nor does one whose connection was reset while it took it."""
 
 
+@dataclass
+class _Coming:
+    """A reply that a node announced. late: the part of it that was not there when it was last looked for."""
+
+    head: Metadata
+    tree: ObjectTree
+    late: str | None = None
+
+
 class BoundedGrid:
     """The grid of a SuperLink; Flower's own takes replies of any size, and a malformed one ends the run.
 
     Guarantees: of a reply no more is pulled than a message may be; one that is larger, or malformed, is there without
-    content; a reply is to the message that the SuperLink says, whatever it says itself.
+    content; a reply is to the message that the SuperLink says, whatever it says itself; nobody waits for the parts of
+    another's reply, nor for those of a node that is gone.
     """
 
     def __init__(self, grid: HttpGrid) -> None:
         """Pulls for it; the rest it does itself."""
         self._grid = grid
+        self._coming: dict[str, _Coming] = {}
 
     def get_node_ids(self) -> Iterable[int]:
         """Of nodes that are connected."""
@@ -54,27 +66,56 @@ class BoundedGrid:
         return self._grid.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """What came in reply to messages, one after the other, so that only one is held with its parts."""
-        found = self._client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
-        for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
-            yield self._reply(metadata_from_proto(head.metadata), tree)
+        """What came whole in reply to messages, one after the other, so that only one is held with its parts."""
+        asked = set(message_ids)
+        self._coming = {identity: reply for identity, reply in self._coming.items() if identity in asked}
+        if unannounced := asked - self._coming.keys():
+            # It says once that a reply is coming.
+            found = self._client.PullMessages(PullAppMessagesRequest(message_ids=unannounced))
+            for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+                metadata = metadata_from_proto(head.metadata)
+                self._coming[metadata.reply_to_message_id] = _Coming(metadata, tree)
+        yield from self._whole()
+        if self._coming:
+            connected = set(self._grid.get_node_ids())
+            gone = {identity for identity, reply in self._coming.items() if reply.head.src_node_id not in connected}
+            yield from self._whole()  # sent before it went
+            for identity in gone & self._coming.keys():
+                yield make_message(self._coming.pop(identity).head, error=Error(ErrorCode.MESSAGE_UNAVAILABLE))
 
     @property
     def _client(self) -> RuntimeHttpClient:
         return self._grid._runtime_client  # noqa: SLF001 (no public part of it pulls an object)
 
-    def _reply(self, head: Metadata, tree: ObjectTree) -> Message:
-        node, run = self._grid.node, self._grid.run.run_id
+    def _whole(self) -> Iterator[Message]:
+        """Of the replies that are coming, those that are there."""
+        for identity, reply in list(self._coming.items()):
+            try:
+                message = self._reply(reply)
+            except ObjectUnavailableError:
+                continue
+            del self._coming[identity]
+            yield message
+
+    def _reply(self, coming: _Coming) -> Message:
+        head, node, run = coming.head, self._grid.node, self._grid.run.run_id
         pull = make_pull_object_fn_protobuf(self._client.PullObject, node, run)
+
+        def noted(name: str) -> bytes:
+            coming.late = name
+            return pull(name)
+
         try:
-            reply = gather(tree, lambda name: pull_objects([name], pull)[name])
+            if coming.late is not None:  # what is there is not pulled again before this is
+                pull(coming.late)
+            reply = gather(coming.tree, noted)
         except ObjectPullError:  # its node was cut off, and did not send it all in time
             return make_message(head, error=Error(ErrorCode.MESSAGE_UNAVAILABLE))
         except ProtocolError as fault:
             _LOG.warning("node=%d event=malformed reason=%s", head.src_node_id, fault)
             reply = make_message(head, content=RecordDict())
         self._client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=tree.object_id)
+            ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=coming.tree.object_id)
         )
         reply.metadata.__dict__["_reply_to_message_id"] = head.reply_to_message_id
         return reply

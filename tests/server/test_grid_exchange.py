@@ -13,8 +13,9 @@ from flwr.app import ArrayRecord, Error, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.proto.message_pb2 import PullObjectResponse
-from flwr.proto.runtime_pb2 import PullAppMessagesResponse
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.runtime_pb2 import GetNodesResponse, PullAppMessagesResponse
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
@@ -234,14 +235,17 @@ MIB = 1024 * 1024
 class Runtime:
     """What a SuperLink says to a program of a run.
 
-    heads: what it says of each reply. parts: by identity; empty where one has not come.
+    heads: what it says of each reply. parts: by identity; empty where one has not come. nodes: that are connected.
     """
 
+    nodes: list[int] = field(default_factory=lambda: [7])
     heads: list[Any] = field(default_factory=list)
     trees: list[Any] = field(default_factory=list)
     parts: dict[str, bytes] = field(default_factory=dict)
     confirmed: list[str] = field(default_factory=list)
     pulled: int = 0
+    asked: list[str] = field(default_factory=list)
+    announced: set[str] = field(default_factory=set)
 
     def reply(self, asked: str, content: RecordDict | Error, *, says: str | None = None) -> None:
         """Comes of node 7 to a message; `says` is what stands in its own parts."""
@@ -253,16 +257,22 @@ class Runtime:
 
     def PullMessages(self, asked: Any) -> PullAppMessagesResponse:  # noqa: N802
         assert list(asked.message_ids)
+        assert not self.announced & set(asked.message_ids)  # it would say that it knows no such message
+        self.announced |= {head.metadata.reply_to_message_id for head in self.heads}
         heads, trees, self.heads, self.trees = self.heads, self.trees, [], []
         return PullAppMessagesResponse(messages_list=heads, message_object_trees=trees)
 
     def PullObject(self, asked: Any) -> PullObjectResponse:  # noqa: N802
         assert asked.run_id == 5
+        self.asked.append(asked.object_id)
         part = self.parts.get(asked.object_id)
         self.pulled += len(part or b"")
         return PullObjectResponse(
             object_found=part is not None, object_available=bool(part), object_content=part or b""
         )
+
+    def GetNodes(self, _: Any) -> GetNodesResponse:  # noqa: N802
+        return GetNodesResponse(nodes=[NodeInfo(node_id=node) for node in self.nodes])
 
     def ConfirmMessageReceived(self, asked: Any) -> None:  # noqa: N802
         self.confirmed.append(asked.message_object_id)
@@ -277,12 +287,17 @@ def runtime() -> Runtime:
     return Runtime()
 
 
-def pull(runtime: Runtime, *waiting: str) -> Mapping[str, bytes | None]:
-    """What an exchange over a SuperLink's grid makes of what it says."""
+def reached(runtime: Runtime) -> GridExchange:
+    """An exchange over a SuperLink's grid."""
     grid = HttpGrid(token="of the run")
     grid.set_run(Run.create_empty(5))
     grid._client = runtime  # type: ignore[assignment]
-    return GridExchange(BoundedGrid(grid), nodes=1, patience=1, timeout=1, is_lasting=True)._pull(list(waiting))
+    return GridExchange(BoundedGrid(grid), nodes=1, patience=1, timeout=1, is_lasting=True)
+
+
+def pull(runtime: Runtime, *waiting: str) -> Mapping[str, bytes | None]:
+    """What an exchange makes of what a SuperLink says, once."""
+    return reached(runtime)._pull(list(waiting))
 
 
 @pytest.mark.parametrize("size", [1, 4 * MIB, 9 * MIB])
@@ -332,3 +347,73 @@ def test_a_reply_whose_parts_never_came_is_a_failure_of_its_node(runtime: Runtim
     runtime.reply("m2", pack_body(b"other"))
     del runtime.parts[runtime.trees[0].object_id]
     assert pull(runtime, "m1", "m2") == {"m1": None, "m2": b"other"}
+
+
+def hold_back(runtime: Runtime, reply: int, part: int = 0) -> Callable[[], None]:
+    """A part of a reply is still on its way, until what is returned is called."""
+    names = [one.object_id for one in iterate_object_tree(runtime.trees[reply])]
+    name = names[part]
+    content, runtime.parts[name] = runtime.parts[name], b""
+
+    def arrive() -> None:
+        runtime.parts[name] = content
+
+    return arrive
+
+
+@pytest.mark.parametrize("part", [0, 1, -1])
+def test_nobody_waits_for_the_parts_of_another_s_reply(runtime: Runtime, part: int) -> None:
+    runtime.reply("m1", pack_body(b"slow"))
+    runtime.reply("m2", pack_body(b"other"))
+    first = runtime.trees[0].object_id
+    arrive = hold_back(runtime, 0, part)
+    exchange = reached(runtime)
+    assert exchange._pull(["m1", "m2"]) == {"m2": b"other"}
+    assert exchange._pull(["m1"]) == {}
+    assert first not in runtime.confirmed
+    arrive()
+    assert exchange._pull(["m1"]) == {"m1": b"slow"}
+    assert first in runtime.confirmed
+
+
+def test_what_is_there_of_a_reply_is_not_pulled_again_before_the_rest_has_come(runtime: Runtime) -> None:
+    runtime.reply("m1", pack_body(np.random.default_rng(0).bytes(9 * MIB)))
+    hold_back(runtime, 0, -1)
+    exchange = reached(runtime)
+    exchange._pull(["m1"])
+    taken, runtime.asked = runtime.pulled, []
+    for _ in range(10):
+        assert exchange._pull(["m1"]) == {}
+    assert runtime.pulled == taken
+    assert len(set(runtime.asked)) == 1
+
+
+def test_a_reply_of_a_node_that_went_before_it_had_sent_it_all_is_a_failure(runtime: Runtime) -> None:
+    runtime.reply("m1", pack_body(b"mine"))
+    arrive = hold_back(runtime, 0)
+    exchange = reached(runtime)
+    assert exchange._pull(["m1"]) == {}
+    runtime.nodes = [8]
+    assert exchange._pull(["m1"]) == {"m1": None}
+    arrive()
+    runtime.reply("m2", pack_body(b"mine"))  # a later message's, the same
+    assert exchange._pull(["m2"]) == {"m2": b"mine"}
+
+
+def test_a_reply_that_a_node_sent_whole_before_it_went_counts(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime.reply("m1", pack_body(b"mine"))
+    arrive = hold_back(runtime, 0)
+    monkeypatch.setattr(Runtime, "GetNodes", lambda *_: (arrive(), GetNodesResponse())[1])
+    assert pull(runtime, "m1") == {"m1": b"mine"}
+
+
+def test_what_nobody_waits_for_any_more_is_forgotten(runtime: Runtime) -> None:
+    runtime.reply("m1", pack_body(b"mine"))
+    arrive = hold_back(runtime, 0)
+    exchange = reached(runtime)
+    assert exchange._pull(["m1"]) == {}
+    assert exchange._pull(["m2"]) == {}
+    arrive()
+    assert exchange._pull(["m2"]) == {}
