@@ -62,9 +62,11 @@ _LONGEST_ANSWER = 300.0
 """Seconds that one answer's body may take, however steadily it comes."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 20.0
 _GONE_FOR = 3.0
-"""Seconds that a site stays away after a goodbye for a process that died. Who waits for an answer of that one must see
-meanwhile that it is gone, to ask again: it looks several times a second."""
+"""Seconds that a site stays away after a goodbye. Who waits for an answer of a process that died, or whose message was
+lost on its way, must see meanwhile that the site is gone, to ask again: it looks several times a second."""
 _BUSY = frozenset({408, 429, 502, 503, 504})
+_TOO_SLOW = 504
+"""Of a proxy: the server behind it was told, and has not answered in time."""
 _REFUSED = frozenset({400, 401, 404, 409})
 _NOT_RUNNING = 403
 _NOT_YET = 412
@@ -73,7 +75,14 @@ _Found = TypeVar("_Found")
 
 
 class BusyError(UnreachableError):
-    """The network or the server fails for now; the same call may go through later."""
+    """The network or the server fails for now; the same call may go through later.
+
+    is_heard: whether the server may have done what was asked, and its answer be lost.
+    """
+
+    def __init__(self, message: str, *, is_heard: bool) -> None:
+        super().__init__(message)
+        self.is_heard = is_heard
 
 
 class RunOverError(ProtocolError):
@@ -133,8 +142,8 @@ class Link:
             UnreachableError: nobody answers, the coordinator does not let this site in yet, or (code NOT_ADMITTED) it
                 does not at all.
         """
-        if (left := self._presence.left()) is not None and self._say_goodbye(left):
-            self._is_stopping.wait(_GONE_FOR)
+        if (left := self._presence.left()) is not None:
+            self._say_goodbye(left)
         request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT)
         self._node = Node(node_id=_once(self._client.ActivateNode, request).node_id)
         self._presence.enter(self._node.node_id)
@@ -151,28 +160,29 @@ class Link:
             self._say_goodbye(self._node.node_id)
         self._client.close()
 
-    def _say_goodbye(self, node: int) -> bool:
-        """Whether somebody heard it who took the site for connected; where nobody did, the next connection says it."""
+    def _say_goodbye(self, node: int) -> None:
+        """Stay away for a while if somebody heard it; where nobody did, the next connection says it."""
         try:
             _once(self._client.DeactivateNode, DeactivateNodeRequest(node_id=node))
         except BusyError:
-            return False
-        except (UnreachableError, RunOverError):  # it was taken for gone
-            self._presence.leave()
-            return False
+            return
+        except (UnreachableError, RunOverError):
+            pass  # it was taken for gone
+        else:
+            self._is_stopping.wait(_GONE_FOR)
         self._presence.leave()
-        return True
 
     def pull(self) -> Parcel | None:
         """The next message, or None where there is none.
 
         Raises:
-            UnreachableError: the connection is lost.
+            UnreachableError: the connection is lost, or may have taken a message along: the server gives each out once,
+                and whoever sent it sends it again to a site that has been away.
             ProtocolError: what came is no message for a site.
         """
         if self._is_lost.is_set():
             raise UnreachableError("superlink: the connection is lost")
-        response = self._call(self._client.PullMessages, PullMessagesRequest(node=self._node))
+        response = self._call(self._client.PullMessages, PullMessagesRequest(node=self._node), is_repeatable=False)
         if not response.messages_list:
             return None
         head = message_from_proto(response.messages_list[0])
@@ -232,8 +242,13 @@ class Link:
                 break
         raise ProtocolError("message: a part of it is not there")
 
-    def _call(self, method: Callable[[_Asked], _Found], request: _Asked) -> _Found:
+    def _call(self, method: Callable[[_Asked], _Found], request: _Asked, *, is_repeatable: bool = True) -> _Found:
         """A call, repeated while the network or the server is busy, until the coordinator must have given up.
+
+        Args:
+            method: of Flower's client.
+            request: to it.
+            is_repeatable: whether a call that was heard may be made again.
 
         Raises:
             UnreachableError, RunOverError
@@ -242,8 +257,9 @@ class Link:
         for pause in pauses(self._spread):
             try:
                 return _once(method, request)
-            except BusyError:
-                if time.monotonic() > patience or self._is_stopping.wait(pause):
+            except BusyError as fault:
+                is_lost = fault.is_heard and not is_repeatable
+                if is_lost or time.monotonic() > patience or self._is_stopping.wait(pause):
                     raise
         raise AssertionError  # pauses never end
 
@@ -331,7 +347,7 @@ def _once(method: Callable[[_Asked], _Found], request: _Asked) -> _Found:
                 "is connected as this site, nor for a minute after a crash of its machine"
             ) from None
         if status in _BUSY:
-            raise BusyError(f"superlink: answers with status {status}") from None
+            raise BusyError(f"superlink: answers with status {status}", is_heard=status == _TOO_SLOW) from None
         if status not in _REFUSED:
             raise UnreachableError(f"superlink: answers with status {status}") from None
         raise UnreachableError(
@@ -339,9 +355,10 @@ def _once(method: Callable[[_Asked], _Found], request: _Asked) -> _Found:
             ExitCode.NOT_ADMITTED,
         ) from None
     except httpx.ConnectError as error:
-        raise BusyError(f"superlink: cannot be reached ({_why(error)})") from None
+        raise BusyError(f"superlink: cannot be reached ({_why(error)})", is_heard=False) from None
     except (httpx.TransportError, ssl.SSLError, OSError) as error:
-        raise BusyError(f"superlink: cannot be reached ({type(error).__name__})") from None
+        is_heard = not isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout)
+        raise BusyError(f"superlink: cannot be reached ({type(error).__name__})", is_heard=is_heard) from None
     except (httpx.RequestError, ValueError, RuntimeError, DecodeError):  # what cannot be unpacked, or leads in a circle
         raise UnreachableError("superlink: an answer that is none") from None
 

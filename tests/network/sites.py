@@ -85,6 +85,7 @@ def hurried() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(link, "_CALL_TIMEOUT", CALL)
         patch.setattr(link, "HEARTBEAT", HEARTBEAT)
+        patch.setattr(link, "_GONE_FOR", 1.0)
         patch.setattr(link, "_FIRST_PAUSE", 0.1)
         patch.setattr(link, "_LONGEST_PAUSE", 0.5)
         patch.setattr(agent, "_QUICK", 0.3)

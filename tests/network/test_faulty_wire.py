@@ -5,6 +5,7 @@ Agent bring the order to a Site with a ledger. Waits are shortened alike on both
 seconds.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 
 import pytest
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
@@ -20,6 +22,7 @@ from client.door import Door
 from client.keys import make_transport_key
 from common.wire.envelopes import Answer, Order
 from common.wire.messages import Reply
+from server import app
 from server.app import GridExchange
 from simulations.faulty_wire import End, Fault, Way, Wire, wire_to
 from tests.client.homes import COORDINATOR, IDENTITY, Home, make_home
@@ -103,11 +106,13 @@ def no_long_waits() -> Iterator[None]:
         yield
 
 
-def try_fault(home: Home, server: SuperLink, federation: Federation, fault: Fault, step: str) -> Outcome:
+def try_fault(
+    home: Home, server: SuperLink, federation: Federation, fault: Fault, step: str, *, lasts: float = LONG
+) -> Outcome:
     """One site, one order, one fault."""
     with wire_to(server.port) as wire:
         settings = settings_of(home, federation, wire.port)
-        is_armed, mender = threading.Event(), threading.Thread(target=mend, args=(wire,), daemon=True)
+        is_armed, mender = threading.Event(), threading.Thread(target=mend, args=(wire, lasts), daemon=True)
 
         def bite() -> None:
             if not is_armed.is_set():
@@ -160,10 +165,10 @@ def needed(path: str, is_full: bool) -> bool:
     return is_full or path != "pull-messages"
 
 
-def mend(wire: Wire) -> None:
-    """Some time after its fault met something."""
+def mend(wire: Wire, lasts: float) -> None:
+    """Some seconds after its fault met something."""
     wire.has_bitten.wait(PATIENCE)
-    time.sleep(LONG)
+    time.sleep(lasts)
     wire.mend()
 
 
@@ -197,3 +202,16 @@ def test_after_a_fault_of_the_wire_the_one_answer_arrives(
     assert found.charged == ["run-1/one_way"]
     assert found.draws == 1
     assert found.is_stopped
+
+
+@pytest.mark.parametrize("fault", ["reset", "cut short"])
+def test_an_order_that_the_wire_took_along_comes_again_before_anybody_wonders_about_silence(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(app, "_SILENT", math.inf)
+    home = make_home(tmp_path / "north")
+    with superlink(federation.home) as server:
+        found = try_fault(home, server, federation, FAULTS[fault], "pull-messages", lasts=0.1)
+    assert found.has_bitten
+    assert len(found.bodies) == 2
+    assert found.charged == ["run-1/one_way"]

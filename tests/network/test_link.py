@@ -10,9 +10,10 @@ from pathlib import Path
 from socket import create_connection, socket
 from types import SimpleNamespace
 
+import httpx
 import pytest
 
-from client.link import Link, Parcel, RunOverError, check_flower
+from client.link import BusyError, Link, Parcel, RunOverError, _once, check_flower
 from client.policy import SiteSettings
 from common.errors import ExitCode, UnreachableError
 from server.provision import renew_server
@@ -228,3 +229,61 @@ def test_a_release_of_flower_that_nobody_tried_is_refused() -> None:
         with pytest.raises(UnreachableError, match="not tested") as error:
             check_flower(other)
         assert error.value.code == ExitCode.FLOWER_UNTESTED
+
+
+PULL = "/v1/fleet/pull-messages"
+
+
+@pytest.mark.parametrize("status", [429, 502, 503])
+def test_a_call_that_nobody_heard_is_made_again_over_the_same_connection(federation: Federation, status: int) -> None:
+    statuses = {PULL: status}
+    with serving(federation.home, statuses=statuses) as port:
+        connected = Link(settings_of(federation, port), is_stopping=Mended(statuses)).open()
+        assert connected.pull() is None
+        connected.close()
+
+
+class Mended(threading.Event):
+    """The first wait lets the server answer again."""
+
+    def __init__(self, statuses: dict[str, int]) -> None:
+        super().__init__()
+        self._statuses = statuses
+
+    def wait(self, timeout: float | None = None) -> bool:
+        del timeout
+        self._statuses.clear()
+        return False
+
+
+def test_a_pull_that_may_have_been_heard_is_not_made_again(federation: Federation) -> None:
+    statuses = {PULL: 504}
+    with serving(federation.home, statuses=statuses) as port:
+        connected = Link(settings_of(federation, port), is_stopping=Mended(statuses)).open()
+        with pytest.raises(UnreachableError, match="504"):
+            connected.pull()
+        connected.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_heard"),
+    [
+        (httpx.ConnectError("no"), False),
+        (httpx.ConnectTimeout("no"), False),
+        (httpx.PoolTimeout("no"), False),
+        (httpx.ReadError("no"), True),
+        (httpx.ReadTimeout("no"), True),
+        (httpx.WriteError("no"), True),
+        (httpx.RemoteProtocolError("no"), True),
+        (ssl.SSLError("no"), True),
+        (ConnectionResetError("no"), True),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_call_may_have_been_heard_unless_nobody_was_reached(error: Exception, is_heard: bool) -> None:
+    def fail(_: None) -> None:
+        raise error
+
+    with pytest.raises(BusyError) as fault:
+        _once(fail, None)
+    assert fault.value.is_heard == is_heard
