@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from common.files import place_of
+
 _FILE: Final = "connected.json"
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 """What tells one start of this machine from another, where there is such a thing."""
@@ -49,7 +51,6 @@ class Presence:
     def _place(self) -> list[str | int] | None:
         """This start of this machine and this folder; None where nothing tells starts apart."""
         try:
-            folder = self.state.stat()
-            return [_BOOT.read_text(encoding="ascii").strip(), folder.st_dev, folder.st_ino]
+            return [_BOOT.read_text(encoding="ascii").strip(), *place_of(self.state)]
         except (OSError, ValueError):
             return None

@@ -39,7 +39,9 @@ class OwnReleases:
         """
         name = hashlib.sha256(request.identity.encode()).hexdigest()
         try:
-            number = len(list(self._folder.glob("*.request")))
+            # Of a reply that a crash took along, the release is in the way of its new one.
+            found = [int(path.name[:6]) for path in self._folder.glob(f"*-{name}.request")]
+            number = found[0] if found else len(list(self._folder.glob("*.request")))
             write_durably(self._folder / f"{number:06d}-{name}.reply", reply.encode())
             # Last: a release counts when its request is there.
             write_durably(self._folder / f"{number:06d}-{name}.request", request.encode())
@@ -47,10 +49,11 @@ class OwnReleases:
             raise LedgerError(f"{self._folder}: the release cannot be kept ({error.strerror})") from None
 
     def newest(self, request: Request, kind: str) -> tuple[Request, Reply] | None:
-        """Of a request's run, the newest release of a kind, with what it answered."""
+        """Of a request's run, the newest release of a kind that another request bought, with what it answered."""
         for path in sorted(self._folder.glob("*.request"), reverse=True):
             asked = Request.decode(path.read_bytes())
-            if (asked.study, asked.run, asked.kind) == (request.study, request.run, kind):
+            is_of_run = (asked.study, asked.run, asked.kind) == (request.study, request.run, kind)
+            if is_of_run and asked.identity != request.identity:
                 return asked, Reply.decode(path.with_suffix(".reply").read_bytes())
         return None
 

@@ -1,11 +1,13 @@
 """Sealed replies: what a request was answered, for ever, as bytes in the site's own folder."""
 
 import hashlib
+import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from common.errors import LedgerError
-from common.files import write_durably
+from common.files import place_of, write_durably
 
 
 class Replies:
@@ -13,7 +15,7 @@ class Replies:
 
     def __init__(self, state: Path) -> None:
         """Use the site's own folder."""
-        self._folder = state / "replies"
+        self._state, self._folder = state, state / "replies"
 
     def check(self, charged: Iterable[tuple[str, str]]) -> None:
         """Refuse a ledger that lacks a charge whose reply is here: it is an older one.
@@ -27,6 +29,37 @@ class Replies:
         known = {self._path(study, request).name for study, request in charged}
         if any(path.name not in known for path in self._folder.glob("*") if path.suffix != ".part"):
             raise LedgerError(f"{self._folder}: holds a reply that the ledger does not know; restore the newest ledger")
+
+    def begin(self, study: str, request: str, digest: str) -> None:
+        """Write down, before it is charged, that a request is answered, and that it is answered in this folder.
+
+        Raises:
+            LedgerError: the disk fails.
+        """
+        path = self._begun(study, request)
+        try:
+            write_durably(path, self._beginning(digest))
+        except OSError as error:
+            raise LedgerError(f"{path}: cannot be written ({error.strerror})") from None
+
+    def end(self, study: str, request: str) -> None:
+        """Forget that it is answered: it was, or will not be."""
+        with suppress(OSError):  # what is sealed is never answered anew, whatever is written down
+            self._begun(study, request).unlink(missing_ok=True)
+
+    def is_unfinished(self, study: str, request: str, digest: str) -> bool:
+        """Whether the answer to a request was begun here, and its reply was never written.
+
+        False in a copy of the folder: where it was copied from, the reply may be there, and have left.
+        """
+        try:
+            is_begun = self._begun(study, request).read_bytes() == self._beginning(digest)
+        except OSError:
+            return False
+        return is_begun and not self._path(study, request).exists()
+
+    def _beginning(self, digest: str) -> bytes:
+        return json.dumps({"digest": digest, "place": place_of(self._state)}).encode()
 
     def write(self, study: str, request: str, body: bytes) -> str:
         """Write a reply, whole or not at all; its SHA-256.
@@ -61,3 +94,6 @@ class Replies:
 
     def _path(self, study: str, request: str) -> Path:
         return self._folder / hashlib.sha256(f"{study}/{request}".encode()).hexdigest()
+
+    def _begun(self, study: str, request: str) -> Path:
+        return self._state / "begun" / self._path(study, request).name

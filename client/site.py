@@ -30,7 +30,7 @@ from client.witnesses import Witnesses
 from common.data.encoding import make_grids
 from common.data.queries import layout_of
 from common.data.tables import sizes_of
-from common.errors import ExitCode, LedgerError, PolicyError, PrivShareError, SchemaError, SourceError
+from common.errors import BudgetError, ExitCode, LedgerError, PolicyError, PrivShareError, SchemaError, SourceError
 from common.models.devices import device_named
 from common.models.neural import NeuralCritic
 from common.privacy.events import GaussianEvent
@@ -288,10 +288,18 @@ class Site:
             charge, seal = charged
             if charge.request_digest != digest:
                 raise PolicyError("request: another request was answered under this name")
-            return self._found(request, seal)
+            if seal is not None or not self._replies.is_unfinished(request.study, name, digest):
+                return self._found(request, seal)
         self._witnesses.require()
         mask = self._masks.of(request, digest) if self._policy.is_masked else None
-        noised, event = release()
+        self._replies.begin(request.study, name, digest)
+        if charged is not None:  # a crash fell between the charge and the reply, which nobody got
+            self._ledger.reopen(name)
+        try:
+            noised, event = release()
+        except BudgetError:
+            self._replies.end(request.study, name)
+            raise
         facts: dict[str, object] = {"event": event.as_dict(), **self._ledger_facts()}
         if mask is not None:  # what is noised and not masked goes nowhere, not even to this site's own folder
             facts["participants"] = mask.participants.digest
@@ -303,6 +311,7 @@ class Site:
                 learned = {} if lesson is None else lesson(noised, event)
                 self._releases.keep(request, Reply(self._settings.site, facts, counts | learned))
         self._ledger.seal(name, self._replies.write(request.study, name, body))
+        self._replies.end(request.study, name)
         return body
 
     def _found(self, request: Request, seal: str | None) -> bytes:
@@ -312,6 +321,7 @@ class Site:
         if seal is None:  # a crash fell between the reply and its seal; nobody was given another one
             self._replies.write(request.study, request.identity, body)  # again: its name may not be on disk
             self._ledger.seal(request.identity, digest)
+            self._replies.end(request.study, request.identity)
         elif seal != digest:
             raise LedgerError("request: the reply is not the one that was sealed")
         return body

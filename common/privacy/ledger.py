@@ -136,6 +136,16 @@ class Book:
                 "nothing was drawn"
             ) from None
 
+    def check_again(self, study: str, charge: Charge) -> None:
+        """Refuse a charge but one that stands and was not sealed.
+
+        Raises:
+            LedgerError: it was sealed or never charged, or charged for something else.
+        """
+        self.check_seal(study, charge.request)
+        if self.charges[study][charge.request] != charge:
+            raise LedgerError(f"request {charge.request}: was charged for something else")
+
     def apply(self, entry: dict[str, Any]) -> None:
         """Take up one entry, its chain and signature checked.
 
@@ -208,6 +218,7 @@ class Ledger:
         """
         self._path, self._study, self._key = path, study, key
         self._data, self._book, self._failed = b"", Book(), False
+        self._reopened: str | None = None
         try:
             make_folder(path.parent)
         except OSError as error:
@@ -234,7 +245,11 @@ class Ledger:
             LedgerError: the request was charged before, or the file is damaged or cannot be written.
         """
         with self._locked() as file:
-            self._read(file).check(self._study, charge)
+            book, reopened, self._reopened = self._read(file), self._reopened, None
+            if charge.request == reopened:
+                book.check_again(self._study, charge)
+                return
+            book.check(self._study, charge)
             self._append(
                 file,
                 {
@@ -245,6 +260,18 @@ class Ledger:
                     "event": charge.event.as_dict(),
                 },
             )
+
+    def reopen(self, request: str) -> None:
+        """Have the next call of `authorise` let noise be drawn once more for a charge of which no reply left.
+
+        That none did is for the caller to know; what was sealed may have.
+
+        Raises:
+            LedgerError: the request was sealed or never charged, or as for `authorise`.
+        """
+        with self._locked() as file:
+            self._read(file).check_seal(self._study, request)
+            self._reopened = request
 
     def seal(self, request: str, reply: str) -> None:
         """Write down that a reply, by its SHA-256, is the one that a charged request gets for ever.

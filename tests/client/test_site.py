@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import logging
+import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -417,21 +418,87 @@ def test_two_studies_of_one_asset_may_use_the_same_names(tmp_path: Path) -> None
     }
 
 
-def test_a_crash_before_the_reply_was_sealed_costs_the_spend_and_lets_nothing_out(home: Home) -> None:
-    class Crash(Forbidden):
-        def draw(self, size: int, *, noise_stddev: float, context: str) -> np.ndarray:
-            raise MemoryError
+class Crash(Forbidden):
+    """Ends what is going on when noise is to be drawn."""
 
-    asked = home.ask("one_way").encode()
+    def draw(self, size: int, *, noise_stddev: float, context: str) -> np.ndarray:
+        raise MemoryError
+
+
+def crash(home: Home, asked: bytes) -> None:
+    """Charge a request, and get no further."""
     assert refused(home.open(Crash()).handle(asked)) == "INTERNAL"  # type: ignore[arg-type]
     assert home.charged == ["run-1/one_way"]
-    again = home.open()
-    assert refused(again.handle(asked)) == "LEDGER_INVALID"
     assert home.sealed == {}
-    # The site says that it was spent, although nobody got anything for it.
-    said = Spending.from_dict(Reply.decode(again.handle(home.ask("describe").encode())).facts["spending"])
+
+
+def test_a_crash_before_the_reply_was_sealed_leaves_the_spend_standing_and_lets_nothing_out(home: Home) -> None:
+    crash(home, home.ask("one_way").encode())
+    # The site says that it was spent, although nobody has got anything for it.
+    said = Spending.from_dict(Reply.decode(home.open().handle(home.ask("describe").encode())).facts["spending"])
     (charges,) = read_ledger(home.ledger).charges.values()
     assert said.events == tuple(charge.event for charge in charges.values()) != ()
+
+
+def test_a_request_that_a_crash_left_without_a_reply_is_answered_for_what_it_was_charged(home: Home) -> None:
+    asked = home.ask("one_way").encode()
+    crash(home, asked)
+    before = home.ledger.read_bytes()
+    body = home.open().handle(asked)
+    assert refused(body) is None
+    assert home.charged == ["run-1/one_way"]
+    # A seal and nothing else was written, and from there on it is an answer like any other.
+    assert home.ledger.read_bytes().removeprefix(before).count(b"\n") == 1
+    assert list(home.sealed.values()) == [body]
+    assert home.open(forbidden()).handle(asked) == body
+
+
+def test_a_second_crash_changes_nothing(home: Home) -> None:
+    asked = home.ask("one_way").encode()
+    crash(home, asked)
+    crash(home, asked)
+    assert refused(home.open().handle(asked)) is None
+    assert home.charged == ["run-1/one_way"]
+
+
+def test_after_a_crash_another_request_under_the_name_is_refused_as_ever(home: Home) -> None:
+    crash(home, home.ask("one_way").encode())
+    other = home.ask("one_way", options={"share": 0.26}).encode()
+    assert refused(home.open(forbidden()).handle(other)) == "POLICY_REFUSED"
+
+
+def test_a_copy_of_the_folder_answers_nothing_that_was_charged_where_it_was_copied_from(home: Home) -> None:
+    asked = home.ask("one_way").encode()
+    crash(home, asked)
+    state = home.folder / "state"
+    state.rename(home.folder / "original")
+    shutil.copytree(home.folder / "original", state)
+    assert refused(home.open(forbidden()).handle(asked)) == "LEDGER_INVALID"
+    shutil.rmtree(state)
+    (home.folder / "original").rename(state)
+    assert refused(home.open().handle(asked)) is None
+
+
+def test_what_was_answered_is_not_answered_anew_where_its_reply_and_its_seal_are_gone(home: Home) -> None:
+    asked = home.ask("one_way").encode()
+    home.open().handle(asked)
+    home.ledger.write_bytes(b"".join(home.ledger.read_bytes().splitlines(keepends=True)[:-1]))
+    shutil.rmtree(home.folder / "state" / "replies")
+    assert refused(home.open(forbidden()).handle(asked)) == "LEDGER_INVALID"
+
+
+def test_a_request_beyond_the_budget_leaves_nothing_to_be_answered(home: Home) -> None:
+    site = home.open()
+    assert refused(site.handle(home.ask("one_way", options={"share": 1}).encode())) is None
+    assert refused(site.handle(home.ask("tables").encode())) == "BUDGET_REFUSED"
+    assert list((home.folder / "state" / "begun").iterdir()) == []
+
+
+def test_a_site_that_cannot_write_down_what_it_answers_spends_nothing(home: Home) -> None:
+    home.open()
+    (home.folder / "state" / "begun").write_bytes(b"")
+    assert refused(home.open(forbidden()).handle(home.ask("one_way").encode())) == "LEDGER_INVALID"
+    assert home.charged == []
 
 
 def test_a_whole_budget_may_be_spent_at_once_and_nothing_more(home: Home) -> None:

@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner, Result
 
 from client.records import parse_text, read_series_text, read_text, read_windows
+from client.replies import Replies
 from client.simulated_site import make_site_folder
 from client.site import Site
 from client.trainer import read_critic
@@ -691,6 +692,33 @@ def test_a_site_that_cannot_answer_now_is_asked_for_its_validation_again(tmp_pat
     assert resume(tmp_path / "run").exit_code == 0
     for name in ("synthetic.csv", "certificate.json", "rounds.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+
+
+class Died(BaseException):
+    """A site's process."""
+
+
+@pytest.mark.parametrize("name", ["one_way", "pairs-2", "embedding-1", "critic-2-2", "verdict-2", "monitor-2"])
+@pytest.mark.parametrize("scope", ["shared", "local"])
+def test_an_answer_that_died_with_its_site_is_paid_once_and_given_when_the_run_is_taken_up(
+    tmp_path: Path, uninterrupted: Path, own: Path, scope: str, name: str
+) -> None:
+    def die(replies: Replies, study: str, request: str, body: bytes) -> str:
+        if request.endswith(f"/{name}"):
+            raise Died
+        return write(replies, study, request, body)
+
+    study, whole = {"shared": (STUDY, uninterrupted), "local": (OWN, own)}[scope]
+    write = Replies.write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Replies, "write", die)
+        with pytest.raises(Died):
+            invoke(tmp_path / "run", *TEST_MODE, study=study)
+    assert resume(tmp_path / "run").exit_code == 0
+    for file in ("synthetic.csv", "generator/generator.safetensors", "rounds.jsonl"):
+        assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes(), file
+    for ledger in sorted((whole / "ledger").iterdir()):
+        assert read_charges(tmp_path / "run" / "ledger" / ledger.name) == read_charges(ledger)
 
 
 def test_a_resumed_run_uses_the_replies_that_were_sealed_and_draws_no_fresh_noise(tmp_path: Path) -> None:

@@ -242,6 +242,54 @@ def test_a_crash_between_charge_and_draw_leaves_the_spend_standing(path: Path) -
         release(make_ledger(path), NoNoise())
 
 
+def test_noise_is_drawn_once_more_for_a_charge_that_was_reopened_and_nothing_is_written(path: Path) -> None:
+    charge = make_charge("run/one", share=0.5)
+    make_ledger(path).authorise(charge)
+    before, ledger = path.read_bytes(), make_ledger(path)
+    ledger.reopen("run/one")
+    ledger.authorise(charge)
+    assert path.read_bytes() == before
+    with pytest.raises(LedgerError, match="charged before"):
+        ledger.authorise(charge)  # for every time that it is reopened, once
+
+
+def test_only_what_was_charged_can_be_reopened_and_nothing_that_was_sealed(path: Path) -> None:
+    ledger = make_ledger(path)
+    with pytest.raises(LedgerError, match="never charged"):
+        ledger.reopen("run/one")
+    charge = make_charge("run/one", share=0.5)
+    ledger.authorise(charge)
+    ledger.reopen("run/one")
+    ledger.seal("run/one", REPLY)
+    with pytest.raises(LedgerError, match="was sealed before"):
+        ledger.authorise(charge)
+    with pytest.raises(LedgerError, match="was sealed before"):
+        ledger.reopen("run/one")
+
+
+@pytest.mark.parametrize("changes", [{"share": 0.6}, {"share": 0.4}, {"account": "holdout"}])
+def test_a_reopened_charge_is_the_same_charge_or_refused(path: Path, changes: dict[str, Any]) -> None:
+    ledger = make_ledger(path)
+    ledger.authorise(make_charge("run/one", share=0.5))
+    before = path.read_bytes()
+    ledger.reopen("run/one")
+    with pytest.raises(LedgerError, match="for something else"):
+        ledger.authorise(make_charge("run/one", **{"share": 0.5, **changes}))
+    with pytest.raises(LedgerError, match="charged before"):
+        ledger.authorise(make_charge("run/one", share=0.5))
+    assert path.read_bytes() == before
+
+
+def test_what_is_reopened_lets_no_other_request_through_without_a_charge(path: Path) -> None:
+    ledger = make_ledger(path)
+    ledger.authorise(make_charge("run/one", share=0.5))
+    ledger.reopen("run/one")
+    ledger.authorise(make_charge("run/two", share=0.5))
+    assert charged(path) == ["run/one", "run/two"]
+    with pytest.raises(LedgerError, match="charged before"):
+        ledger.authorise(make_charge("run/one", share=0.5))
+
+
 def test_a_refused_spend_writes_nothing(path: Path) -> None:
     ledger = make_ledger(path)
     ledger.authorise(make_charge("run/one", share=0.6))
