@@ -4,6 +4,7 @@ Everything here was noised and charged before it was written, so training on it 
 """
 
 import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,23 @@ from common.wire.packing import shape_of, unpack_bins, unpack_groups
 
 
 class OwnReleases:
-    """The releases of one site, each with the request that it answered, in a folder of the site's own."""
+    """The releases of one site, each with the request that it answered, in a folder of the site's own.
 
-    def __init__(self, folder: Path, study: Study) -> None:
-        """Use a folder; it is made when the first release is kept."""
+    Guarantees: one that is not sealed counts nowhere. After a crash another draw takes its place, and what follows from
+    both tells more than was charged.
+    """
+
+    def __init__(self, folder: Path, study: Study, *, is_sealed: Callable[[str], bool]) -> None:
+        """Use a folder; it is made when the first release is kept.
+
+        Args:
+            folder: of the releases.
+            study: that they are of.
+            is_sealed: whether the reply to a request of the study, by its identity, was sealed.
+        """
         self._folder = folder
         self._study = study
+        self._is_sealed = is_sealed
 
     def keep(self, request: Request, reply: Reply) -> None:
         """Write a release down.
@@ -39,23 +51,18 @@ class OwnReleases:
         """
         name = hashlib.sha256(request.identity.encode()).hexdigest()
         try:
-            # Of a reply that a crash took along, the release is in the way of its new one.
+            # One that a crash left unsealed is overwritten.
             found = [int(path.name[:6]) for path in self._folder.glob(f"*-{name}.request")]
             number = found[0] if found else len(list(self._folder.glob("*.request")))
             write_durably(self._folder / f"{number:06d}-{name}.reply", reply.encode())
-            # Last: a release counts when its request is there.
+            # Last: without its request, a release is none.
             write_durably(self._folder / f"{number:06d}-{name}.request", request.encode())
         except OSError as error:
             raise LedgerError(f"{self._folder}: the release cannot be kept ({error.strerror})") from None
 
     def newest(self, request: Request, kind: str) -> tuple[Request, Reply] | None:
-        """Of a request's run, the newest release of a kind that another request bought, with what it answered."""
-        for path in sorted(self._folder.glob("*.request"), reverse=True):
-            asked = Request.decode(path.read_bytes())
-            is_of_run = (asked.study, asked.run, asked.kind) == (request.study, request.run, kind)
-            if is_of_run and asked.identity != request.identity:
-                return asked, Reply.decode(path.with_suffix(".reply").read_bytes())
-        return None
+        """Of a request's run, the newest release of a kind, with what it answered."""
+        return next((found for found in self._of_run(request, newest_first=True) if found[0].kind == kind), None)
 
     def label_counts(self, request: Request, bins: list[np.ndarray]) -> np.ndarray:
         """Estimated units of each class at this site, (classes,), from its own one-way tables of a request's run.
@@ -75,8 +82,7 @@ class OwnReleases:
         Raises:
             PolicyError: nothing was released in the run, or the request's groups do not fit what was.
         """
-        of_the_run = (request.study, request.run)
-        kept = [(asked, reply) for asked, reply in self._kept() if (asked.study, asked.run) == of_the_run]
+        kept = list(self._of_run(request))
         first = [_release(reply) for asked, reply in kept if asked.kind == "one_way"]
         sizes = sizes_of(bins)
         try:
@@ -90,11 +96,12 @@ class OwnReleases:
         own = self._own_bins(first[0], bins)
         return targets_from(own, shape_of(self._study, sizes), groups, measured, embeddings)
 
-    def _kept(self) -> list[tuple[Request, Reply]]:
-        paths = sorted(self._folder.glob("*.request"))
-        return [
-            (Request.decode(path.read_bytes()), Reply.decode(path.with_suffix(".reply").read_bytes())) for path in paths
-        ]
+    def _of_run(self, request: Request, *, newest_first: bool = False) -> Iterator[tuple[Request, Reply]]:
+        """The sealed releases of a request's run, each with what it answered."""
+        for path in sorted(self._folder.glob("*.request"), reverse=newest_first):
+            asked = Request.decode(path.read_bytes())
+            if (asked.study, asked.run) == (request.study, request.run) and self._is_sealed(asked.identity):
+                yield asked, Reply.decode(path.with_suffix(".reply").read_bytes())
 
     def _measured(self, asked: Request, reply: Reply, bins: list[np.ndarray]) -> Measured:
         known = catalogue(len(self._study.measured), self._study.windows)

@@ -105,7 +105,7 @@ class Site:
         self._device = device
         self._replies = Replies(settings.state)
         self._replies.check(self._ledger.charged())
-        self._releases = OwnReleases(settings.state / "releases", self._study)
+        self._releases = OwnReleases(settings.state / "releases", self._study, is_sealed=self._ledger.is_sealed)
         self._critics = OwnCritics(self._study, self._releases, device)
 
     def head(self) -> Head:

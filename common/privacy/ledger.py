@@ -290,6 +290,11 @@ class Ledger:
             charge = book.charges[self._study].get(request)
             return (charge, book.seals[self._study].get(request)) if charge else None
 
+    def is_sealed(self, request: str) -> bool:
+        """Whether the reply to a request of this study was sealed."""
+        with self._locked() as file:
+            return request in self._read(file).seals[self._study]
+
     def charged(self) -> list[tuple[str, str]]:
         """Study and request of every charge."""
         with self._locked() as file:

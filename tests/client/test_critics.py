@@ -66,6 +66,11 @@ def kept_at(home: Home, name: str) -> dict[str, np.ndarray]:
     return dict(Reply.decode(path.with_suffix(".reply").read_bytes()).arrays)
 
 
+def own_releases(home: Home) -> OwnReleases:
+    """Of a site, all of them sealed."""
+    return OwnReleases(home.folder / "state" / "releases", home.study, is_sealed=lambda _: True)
+
+
 def taught(home: Home, *steps: int, share: float = 0.1) -> Site:
     """A site whose critic took steps of a measurement, each asked for as critic-0, critic-1, ...; opened anew each."""
     assert refused(home.open().handle(home.ask("one_way", options={"share": 0.3}).encode())) is None
@@ -82,7 +87,7 @@ def test_a_critic_that_stays_learns_as_one_that_is_shared_would(tmp_path: Path, 
     taught(home, 0, 1, 0)
     shape = shape_of(home.study, sizes_of(home.bins))
     generator = initialise(shape, seed=0)
-    first = OwnReleases(home.folder / "state" / "releases", home.study).label_counts(home.ask("critic"), home.bins)
+    first = own_releases(home).label_counts(home.ask("critic"), home.bins)
     critic = initialise_critic(critic_shape_of(home.study, shape), seed=7)
     network = home.study.critic
     optimiser = critic_optimiser(critic, learning_rate=network.learning_rate)
@@ -134,7 +139,7 @@ def test_a_gate_opens_by_the_verdicts_of_the_site_alone(tmp_path: Path) -> None:
     counts = home.kept["run-1/verdict"].reshape(1, 2)
     event = home.charges[-1].event
     assert opened["passing"] == pytest.approx(counts[0, 1] / counts.sum())
-    releases = OwnReleases(home.folder / "state" / "releases", home.study)
+    releases = own_releases(home)
     generator = initialise(shape_of(home.study, sizes_of(home.bins)), seed=0)
     label_counts = releases.label_counts(home.ask("verdict"), home.bins)
     fakes = judge(critic, *draw_fakes(generator, label_counts, seed=7, device=torch.device("cpu")))

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from client.replies import Replies
 from client.site import open_site
 from common.data.encoding import make_grids
 from common.data.histograms import histogram_layout
@@ -833,6 +834,27 @@ def test_each_release_that_was_kept_counts_in_the_training(tmp_path: Path) -> No
         found.append(reply.arrays["generator.heads.weight"])
     assert not np.array_equal(found[0], found[1])
     assert not np.array_equal(found[1], found[2])
+
+
+def test_a_release_that_a_crash_left_unsealed_does_not_count_until_it_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = make_local(tmp_path / "north")
+    before = trained_at(home, release=["one_way"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Replies, "write", lambda *_: int("no reply"))
+        assert refused(home.open().handle(home.ask("tables").encode())) == "INTERNAL"
+    assert home.charged == ["run-1/one_way", "run-1/tables"]
+    # It is on disk, and another draw will take its place: what leaves meanwhile may not hang on it.
+    assert len(list((home.folder / "state" / "releases").glob("*.request"))) == 2
+    meanwhile = trained_at(home, release=[])
+    assert all(np.array_equal(before.arrays[name], array) for name, array in meanwhile.arrays.items())
+    first = home.kept
+    assert refused(home.open(SeededNoise(b"other")).handle(home.ask("tables").encode())) is None
+    assert len(list((home.folder / "state" / "releases").glob("*.request"))) == 2
+    assert not np.array_equal(first["run-1/tables"], home.kept["run-1/tables"])
+    after = trained_at(home, release=[])
+    assert any(not np.array_equal(before.arrays[name], array) for name, array in after.arrays.items())
 
 
 def test_targets_that_a_coordinator_sends_are_not_looked_at(tmp_path: Path) -> None:
