@@ -192,7 +192,8 @@ class Link:
         """Send the reply to a message.
 
         Raises:
-            UnreachableError: the connection is lost.
+            UnreachableError: the connection is lost, or may have taken along what parts of the reply are wanted: of one
+                that was taken up meanwhile, the server asks for none of them again.
             RunOverError: nobody waits for it.
         """
         if self._node is None or parcel.message.metadata.dst_node_id != self._node.node_id:
@@ -208,7 +209,7 @@ class Link:
             message_object_trees=[tree],
             clientapp_runtime_list=[0.0],
         )
-        response = self._call(self._client.PushMessages, asked)
+        response = self._call(self._client.PushMessages, asked, is_repeatable=False)
         for identity in response.objects_to_push:
             self._call(
                 self._client.PushObject,

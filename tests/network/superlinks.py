@@ -1,13 +1,13 @@
 """A SuperLink in this process: Flower's own Fleet interface, its state and its store, behind TLS on loopback.
 
-Only the program that asks is another: it speaks to the state, where Flower's own speaks to it over HTTP.
+A program that asks makes its calls in this process, where Flower's own makes them over HTTP.
 """
 
 import asyncio
+import re
 import socket
 import ssl
 import threading
-import time
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,21 +17,16 @@ from typing import Any
 
 import uvicorn
 from flwr.app import Message
-from flwr.app.message import remove_content_from_message
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, TRANSPORT_TYPE_GRPC_RERE
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, TaskType
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    iterate_object_tree,
-    no_object_id_recompute,
-)
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.run import Run
 from flwr.superlink.config_loader import load_control_authn_plugin
+from flwr.superlink.grid import HttpGrid
 from flwr.superlink.main import create_app
+from flwr.superlink.servicer.runtime import runtime_handlers
 
-_UPLOAD = 30.0
-"""Seconds that the parts of a reply may take."""
+from server.app import BoundedGrid
+
 Hook = Callable[[str, bool], None]
 """Of the path of a call that was carried out, and whether its answer holds anything: before the answer leaves."""
 
@@ -99,61 +94,45 @@ class SuperLink:
         await self._app(scope, receive, telling)
 
 
-class StateGrid:
-    """What a program of a run sees of it."""
+class Runtime:
+    """What a program of a run calls, as Flower carries it out."""
+
+    def __init__(self, superlink: SuperLink) -> None:
+        """Of its one run."""
+        self._superlink, self._task = superlink, SimpleNamespace(run_id=superlink.run)
+
+    def __getattr__(self, name: str) -> Callable[[Any], Any]:
+        """A call by its name on the wire: PullMessages, PushObject and so on."""
+        carry_out = getattr(runtime_handlers, re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower())
+
+        def call(request: Any) -> Any:
+            self._superlink.stay()
+            return carry_out(request, self._superlink.state, self._task)
+
+        return call
+
+
+class OwnNodes(BoundedGrid):
+    """A coordinator's grid on which some nodes alone are seen."""
 
     def __init__(self, superlink: SuperLink, nodes: list[int]) -> None:
-        """Of some of the nodes."""
-        self._superlink, self._state, self._nodes = superlink, superlink.state, nodes
+        """Of the SuperLink's one run."""
+        grid = HttpGrid(token="of the run")
+        grid.set_run(Run.create_empty(superlink.run))
+        grid._client = Runtime(superlink)  # type: ignore[assignment]
+        super().__init__(grid)
+        self._nodes, self._run = nodes, superlink.run
 
     def get_node_ids(self) -> list[int]:
         """Of those that are there."""
-        return [node for node in self._nodes if node in self._state.get_nodes(self._superlink.run)]
+        connected = set(super().get_node_ids())
+        return [node for node in self._nodes if node in connected]
 
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """With their objects."""
-        found = []
-        for message in messages:
-            message.metadata.__dict__["_run_id"] = self._superlink.run
-            message.metadata.__dict__["_message_id"] = message.object_id
-            with no_object_id_recompute():
-                tree, objects = get_object_tree(message), get_all_nested_objects(message)
-                contents = {name: one.deflate() for name, one in objects.items()}
-            session = self._state.start_session(self._superlink.run)
-            bare = remove_content_from_message(message)
-            # Its objects first: a site that is quick finds them all.
-            self._state.preregister_object_tree(tree, session)
-            for name, content in contents.items():
-                self._state.store_object(self._superlink.run, session, name, content)
-            self._state.store_message_ins(bare)
-            found.append(message.metadata.message_id)
-        return found
-
-    def pull_messages(self, identities: Iterable[str]) -> list[Message]:
-        """Replies that are there as a whole, and what Flower says of nodes that are gone."""
-        self._superlink.stay()
-        found: list[Message] = []
-        for identity in identities:
-            heads = self._state.get_message_res({identity}, self._superlink.run)
-            found += [head if head.has_error() else self._whole(head) for head in heads]
-        return found
-
-    def _whole(self, head: Message) -> Message:
-        name = head.metadata.message_id
-        tree = self._state.object_store.get_object_tree(name)
-        names = [one.object_id for one in iterate_object_tree(tree)]
-        contents: dict[str, bytes] = {}
-        given_up = time.monotonic() + _UPLOAD
-        while len(contents) < len(names):  # a site may be cut off in the middle of them
-            for one in names:
-                if content := self._state.get_object(self._superlink.run, one):
-                    contents[one] = content
-            assert time.monotonic() < given_up, "a part of a reply never came"  # Flower waits for three minutes
-            time.sleep(0.05)
-            self._superlink.stay()
-        message = inflate_object_from_contents(name, contents)
-        assert isinstance(message, Message)
-        return message
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Of the SuperLink's run; there are several in this process."""
+        for message in (found := list(messages)):
+            message.metadata.__dict__["_run_id"] = self._run
+        return super().push_messages(found)
 
 
 @contextmanager

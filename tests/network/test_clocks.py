@@ -27,7 +27,7 @@ from server.app import GridExchange
 from tests.client.homes import COORDINATOR, IDENTITY, TODAY, Home, make_home
 from tests.members import Federation, make_members
 from tests.network.sites import PATIENCE, CountedNoise, Serving, hurried, settings_of, wait_for
-from tests.network.superlinks import StateGrid, SuperLink, superlink
+from tests.network.superlinks import OwnNodes, SuperLink, superlink
 
 pytestmark = [
     pytest.mark.slow,
@@ -108,7 +108,7 @@ class Stand:
     def ask(self) -> bytes:
         """The site's answer to the one order."""
         exchange = GridExchange(
-            StateGrid(self.server, [self.node]),  # type: ignore[arg-type]
+            OwnNodes(self.server, [self.node]),
             nodes=1,
             patience=PATIENCE,
             timeout=PATIENCE,

@@ -28,7 +28,7 @@ from simulations.faulty_wire import End, Fault, Way, Wire, wire_to
 from tests.client.homes import COORDINATOR, IDENTITY, Home, make_home
 from tests.members import Federation, make_members
 from tests.network.sites import PATIENCE, CountedNoise, Serving, hurried, settings_of, wait_for
-from tests.network.superlinks import StateGrid, SuperLink, superlink
+from tests.network.superlinks import OwnNodes, SuperLink, superlink
 
 pytestmark = [
     pytest.mark.slow,
@@ -134,7 +134,7 @@ def try_fault(
         order = Order.of(body, study=home.study.digest(), site="north")
         envelope = order.seal(body, COORDINATOR)
         exchange = GridExchange(
-            StateGrid(server, [node]),  # type: ignore[arg-type]
+            OwnNodes(server, [node]),
             nodes=1,
             patience=PATIENCE,
             timeout=PATIENCE,
@@ -204,14 +204,17 @@ def test_after_a_fault_of_the_wire_the_one_answer_arrives(
     assert found.is_stopped
 
 
+@pytest.mark.parametrize(
+    "step", ["pull-messages", "pull-object", "confirm-message-received", "push-messages", "push-object"]
+)
 @pytest.mark.parametrize("fault", ["reset", "cut short"])
-def test_an_order_that_the_wire_took_along_comes_again_before_anybody_wonders_about_silence(
-    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+def test_what_the_wire_took_along_comes_again_before_anybody_wonders_about_silence(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, fault: str
 ) -> None:
     monkeypatch.setattr(app, "_SILENT", math.inf)
     home = make_home(tmp_path / "north")
     with superlink(federation.home) as server:
-        found = try_fault(home, server, federation, FAULTS[fault], "pull-messages", lasts=0.1)
+        found = try_fault(home, server, federation, FAULTS[fault], step, lasts=0.1)
     assert found.has_bitten
     assert len(found.bodies) == 2
     assert found.charged == ["run-1/one_way"]
