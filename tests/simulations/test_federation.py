@@ -698,8 +698,13 @@ class Died(BaseException):
     """A site's process."""
 
 
-@pytest.mark.parametrize("name", ["one_way", "pairs-2", "embedding-1", "critic-2-2", "verdict-2", "monitor-2"])
-@pytest.mark.parametrize("scope", ["shared", "local"])
+@pytest.mark.parametrize(
+    ("scope", "name"),
+    [
+        *(("shared", name) for name in ("one_way", "critic-2-2", "monitor-2")),
+        *(("local", name) for name in ("pairs-2", "critic-2-2", "verdict-2")),
+    ],
+)
 def test_an_answer_that_died_with_its_site_is_paid_once_and_given_when_the_run_is_taken_up(
     tmp_path: Path, uninterrupted: Path, own: Path, scope: str, name: str
 ) -> None:
