@@ -291,6 +291,7 @@ class Site:
             if seal is not None or not self._replies.is_unfinished(request.study, name, digest):
                 return self._found(request, seal)
         self._witnesses.require()
+        _ = self._vault  # a table that this site cannot use leaves nothing begun
         mask = self._masks.of(request, digest) if self._policy.is_masked else None
         self._replies.begin(request.study, name, digest)
         if charged is not None:  # a crash fell between the charge and the reply, which nobody got

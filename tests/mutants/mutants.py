@@ -721,6 +721,30 @@ LEDGER = (
         killed_by=(f"{_SITE}a_reply_that_is_not_the_one_that_was_sealed_is_not_given_out",),
     ),
     Mutant(
+        name="copy-answers-too",
+        twin="a copy of a site makes anew what the original is about to send: two draws for one charge",
+        file="client/replies.py",
+        old='"place": place_of(self._state)',
+        new='"place": 0',
+        killed_by=(f"{_SITE}a_copy_of_the_folder_answers_nothing_that_was_charged_where_it_was_copied_from",),
+    ),
+    Mutant(
+        name="answered-anew-after-its-seal",
+        twin="whoever cuts a ledger by its seal is sent another draw for the same charge",
+        file=_SITE_FILE,
+        old="request.study, name, body))\n        self._replies.end(request.study, name)\n",
+        new="request.study, name, body))\n",
+        killed_by=(f"{_SITE}what_was_answered_is_not_answered_anew_where_its_reply_and_its_seal_are_gone",),
+    ),
+    Mutant(
+        name="unsealed-release-trained-on",
+        twin="generators follow from a draw that is made anew later: two draws for one charge",
+        file="client/releases.py",
+        old=" and self._is_sealed(asked.identity)",
+        new="",
+        killed_by=(f"{_SITE}a_release_that_a_crash_left_unsealed_does_not_count_until_it_is_made_anew",),
+    ),
+    Mutant(
         name="reply-not-synced",
         twin="rename without fsync: after a loss of power the sealed reply is empty",
         file="common/files.py",
@@ -1001,8 +1025,22 @@ MASKS = (
         twin="what cannot be added up is paid for all the same",
         file=_SITE_FILE,
         old="        mask = self._masks.of(request, digest) if self._policy.is_masked else None\n"
-        "        noised, event = release()\n",
-        new="        noised, event = release()\n"
+        "        self._replies.begin(request.study, name, digest)\n"
+        "        if charged is not None:  # a crash fell between the charge and the reply, which nobody got\n"
+        "            self._ledger.reopen(name)\n"
+        "        try:\n"
+        "            noised, event = release()\n"
+        "        except BudgetError:\n"
+        "            self._replies.end(request.study, name)\n"
+        "            raise\n",
+        new="        self._replies.begin(request.study, name, digest)\n"
+        "        if charged is not None:  # a crash fell between the charge and the reply, which nobody got\n"
+        "            self._ledger.reopen(name)\n"
+        "        try:\n"
+        "            noised, event = release()\n"
+        "        except BudgetError:\n"
+        "            self._replies.end(request.study, name)\n"
+        "            raise\n"
         "        mask = self._masks.of(request, digest) if self._policy.is_masked else None\n",
         killed_by=(f"{_MASKS}a_request_of_no_agreed_masks_is_refused_and_spends_nothing",),
     ),
@@ -1040,7 +1078,7 @@ CERTIFICATE = (
         file="common/privacy/ledger.py",
         old="for charge in book.charges[self._study].values())\n",
         new="for charge in book.charges[self._study].values() if charge.request in book.seals[self._study])\n",
-        killed_by=(f"{_SITE}a_crash_before_the_reply_was_sealed_costs_the_spend_and_lets_nothing_out",),
+        killed_by=(f"{_SITE}a_crash_before_the_reply_was_sealed_leaves_the_spend_standing_and_lets_nothing_out",),
     ),
     Mutant(
         name="second-accountant-lenient",
