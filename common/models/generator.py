@@ -197,7 +197,7 @@ def draw_bins(
         records (rows, columns) int64; windows (rows, steps, channels) int64, -1 beyond a unit's last step, or None.
     """
     random = torch.Generator(device=device).manual_seed(seed)
-    shape = generator.shape
+    generator, shape = generator.to(device), generator.shape
     records = [np.empty((0, len(shape.sizes)), dtype=np.int64)]
     windows = []
     for begin in range(0, len(labels), chunk):

@@ -31,7 +31,7 @@ def draw_units(
         release: to draw from.
         rows: how many.
         seed: the same seed gives the same rows.
-        device: of the generator.
+        device: to draw on.
         label_counts: (classes,), shares of the label's classes, in any unit; None for those that were released.
     """
     random = np.random.default_rng(seed)
@@ -63,7 +63,7 @@ def draw_planned(
         release: that the plan was made for.
         plan: what the units are to be.
         seed: of the values; the same seed and `at_once` give the same rows.
-        device: of the generator.
+        device: to draw on.
         at_once: units a time.
 
     Raises:

@@ -113,7 +113,7 @@ def main(
             make(name, seed, methods, data=data, folder=out / name / str(seed), limit=limit)
     except PrivShareError as error:
         fail(error)
-    real, lines = cells_of(out / name, REAL), _lines(out / name, measured)
+    real, lines = list(cells_of(out / name, REAL).values()), _lines(out / name, measured)
     page.mkdir(parents=True, exist_ok=True)
     draw(name, real, lines, page / "quality-over-time.svg")
     fill(page / "quality-over-time.md", f"{table(name, real, lines)}\n\n{times(real, lines)}")
@@ -123,7 +123,7 @@ def _lines(folder: Path, measured: Mapping[str, Point]) -> dict[str, _Line]:
     """The curves of what is there, by title, each in the order of its settings."""
     lines: dict[str, _Line] = {}
     for key, point in measured.items():
-        if cells := cells_of(folder, key):
+        if cells := list(cells_of(folder, key).values()):
             line = lines.setdefault(point.curve, _Line([], []))
             line.settings.append(point.setting)
             line.cells.append(cells)

@@ -328,13 +328,14 @@ def _coarse(name: str, column: Column) -> Grid:
 
 _NOTE: Final = f"""\
 AUC of classifiers that learned from each method's rows, asked on real units that nobody had; `distance` is the mean
-total variation over all pairs of columns, numbers cut at real deciles. Mean over seeds, with the half width of its
-95 % t-interval. ε, δ and unit are the study's, one record a unit. privshare runs {_SITES} sites, each with noise of its
-own that suffices alone; peers see all rows in one place. Peers get columns as codes of the study's public cells, at
-most {_CELLS} of a number, evenly on its scale, and special values of their own: more than they would know by
-themselves. They know no windows: of physionet2012 they get the mean and the last value of each channel as columns;
-privshare makes windows, of which the same columns are taken. Processor time is that of a whole command on one thread;
-what privshare measures of its own table is in it.
+total variation over all pairs of columns, numbers cut at real deciles. Mean over seeds, with the half width of its 95
+% t-interval. The *lead* is privshare's area less the method's with the same seed, so with the same units taught and
+asked: what differs between divisions is not in it. ε, δ and unit are the study's, one record a unit. privshare runs
+{_SITES} sites, each with noise of its own that suffices alone; peers see all rows in one place. Peers get columns as
+codes of the study's public cells, at most {_CELLS} of a number, evenly on its scale, and special values of their own:
+more than they would know by themselves. They know no windows: of physionet2012 they get the mean and the last value
+of each channel as columns; privshare makes windows, of which the same columns are taken. Processor time is that of a
+whole command on one thread; what privshare measures of its own table is in it.
 """
 
 
@@ -349,22 +350,25 @@ def table_of(out: Path) -> str:
     return "\n".join(parts)
 
 
-def cells_of(folder: Path, method: str) -> list[Cell]:
-    """What a method made of the data set of a folder, seed by seed, as far as it is there."""
+def cells_of(folder: Path, method: str) -> dict[int, Cell]:
+    """What a method made of the data set of a folder, by seed, as far as it is there."""
     paths = sorted(folder.glob(f"*/{method}.json"), key=lambda path: int(path.parent.name))
-    return [Cell(**json.loads(path.read_bytes())) for path in paths]
+    return {int(path.parent.name): Cell(**json.loads(path.read_bytes())) for path in paths}
 
 
-def _section(name: str, found: Mapping[str, Sequence[Cell]]) -> str:
+def _section(name: str, found: Mapping[str, Mapping[int, Cell]]) -> str:
     titles = {REAL: "real rows", _OURS: f"**privshare**, {_SITES} sites"}
     lines = [
         f"## {name}\n",
-        "| method | seeds | boosting | logistic regression | distance | CPU s | MiB |",
-        "|---|---|---|---|---|---|---|",
+        "| method | seeds | boosting | lead | logistic regression | lead | distance | CPU s | MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for method, cells in found.items():
-        title = titles.get(method) or PEERS[method].title
-        auc = [said([cell.auc[one] for cell in cells if one in cell.auc]) for one in _CLASSIFIERS]
+    for method, by_seed in found.items():
+        title, cells = titles.get(method) or PEERS[method].title, by_seed.values()
+        auc = []
+        for one in _CLASSIFIERS:
+            auc.append(said([cell.auc[one] for cell in cells if one in cell.auc]))
+            auc.append(said(_leads(found.get(_OURS, {}), by_seed, one), sign="+") if method in PEERS else "")
         seconds = [cell.seconds for cell in cells if cell.seconds is not None]
         peaks = [cell.peak for cell in cells if cell.peak is not None]
         cost = [f"{np.mean(seconds):,.0f}" if seconds else "", f"{max(peaks) / 2**20:,.0f}" if peaks else ""]
@@ -373,13 +377,24 @@ def _section(name: str, found: Mapping[str, Sequence[Cell]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def said(values: list[float]) -> str:
-    """Mean and half width of its 95 % t-interval; nothing where there is none."""
+def _leads(ours: Mapping[int, Cell], theirs: Mapping[int, Cell], classifier: str) -> list[float]:
+    """By how much our rows teach a classifier more, for each seed that both have."""
+    areas = [(ours[seed].auc, theirs[seed].auc) for seed in ours.keys() & theirs.keys()]
+    return [own[classifier] - other[classifier] for own, other in areas if classifier in own and classifier in other]
+
+
+def said(values: list[float], *, sign: str = "-") -> str:
+    """Mean and half width of its 95 % t-interval; nothing where there is none.
+
+    Args:
+        values: of runs.
+        sign: of a mean, as in a format: `+` to have it in front of positive ones too.
+    """
     figure = over_seeds(values)
     if figure.value is None:
         return ""
     half = "" if figure.high is None else f" ± {figure.high - figure.value:.3f}"
-    return f"{figure.value:.3f}{half}"
+    return f"{figure.value:{sign}.3f}{half}"
 
 
 if __name__ == "__main__":

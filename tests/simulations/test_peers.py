@@ -160,7 +160,7 @@ def test_of_windows_the_mean_and_the_last_value_that_is_there_become_columns() -
     assert (wide.columns["GCS mean"].min, wide.columns["GCS mean"].max) == (3, 15)
 
 
-def test_the_table_says_mean_and_interval_over_seeds(places: Path) -> None:
+def test_the_table_says_mean_and_interval_over_seeds_and_how_far_behind_others_are(places: Path) -> None:
     for seed, area in enumerate((0.7, 0.8, 0.9)):
         folder = places / "out" / "toy" / str(seed)
         folder.mkdir(exist_ok=True)
@@ -171,10 +171,14 @@ def test_the_table_says_mean_and_interval_over_seeds(places: Path) -> None:
             "peak": 0,
         }
         (folder / "privshare.json").write_text(json.dumps(cell))
+        if seed:
+            behind = {"gradient_boosting": area - seed / 10, "logistic_regression": 0.6}
+            (folder / "copy.json").write_text(json.dumps({**cell, "auc": behind}))
+    table = compare.table_of(places / "out")
     # Student's t with two degrees of freedom, 4.303, times 0.1 / sqrt(3).
-    assert "| **privshare**, 4 sites | 3 | 0.800 ± 0.248 | 0.500 ± 0.000 | 0.250 ± 0.000 | 9 |" in compare.table_of(
-        places / "out"
-    )
+    assert "| **privshare**, 4 sites | 3 | 0.800 ± 0.248 |  | 0.500 ± 0.000 |  | 0.250 ± 0.000 | 9 |" in table
+    # With the two seeds of both, 0.1 and 0.2 ahead: one degree of freedom, 12.706, times 0.0707 / sqrt(2).
+    assert "| A copier | 2 | 0.700 ± 0.000 | +0.150 ± 0.635 | 0.600 ± 0.000 | -0.100 ± 0.000 |" in table
 
 
 def test_every_peer_has_a_model_and_an_environment_that_make_peers_makes() -> None:
