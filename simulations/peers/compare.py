@@ -328,8 +328,8 @@ def _coarse(name: str, column: Column) -> Grid:
 
 _NOTE: Final = f"""\
 AUC of classifiers that learned from each method's rows, asked on real units that nobody had; `distance` is the mean
-total variation over all pairs of columns, numbers cut at real deciles. Mean over seeds, with the half width of its 95
-% t-interval. The *lead* is privshare's area less the method's with the same seed, so with the same units taught and
+total variation over all pairs of columns, numbers cut at real deciles. Mean over seeds, with the half width of its
+95 % t-interval. The *lead* is privshare's area less the method's with the same seed, so with the same units taught and
 asked: what differs between divisions is not in it. ε, δ and unit are the study's, one record a unit. privshare runs
 {_SITES} sites, each with noise of its own that suffices alone; peers see all rows in one place. Peers get columns as
 codes of the study's public cells, at most {_CELLS} of a number, evenly on its scale, and special values of their own:
