@@ -1,18 +1,14 @@
 """A running site: it stays connected, hands what comes to its worker, and sends answers back, until it is stopped."""
 
-import fcntl
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 from client.health import SERVING, STOPPING, Health, Part
 from client.link import Link, Parcel, RunOverError, pauses
 from client.worker import Worker, WorkerLostError
-from common.errors import ExitCode, PolicyError, PrivShareError, ProtocolError, UnreachableError
-from common.files import make_folder
+from common.errors import ExitCode, PrivShareError, ProtocolError, UnreachableError
 
 _LOG = logging.getLogger(__name__)
 _QUICK, _IDLE = 0.25, 3.0
@@ -153,23 +149,3 @@ class Agent:
             self._worker.stop()
             self._start_worker()
             return b""
-
-
-@contextmanager
-def alone(state: Path) -> Iterator[None]:
-    """Hold a site for this process.
-
-    Raises:
-        PolicyError: another process runs it, or its folder cannot be used.
-    """
-    try:
-        make_folder(state, mode=0o700)
-        file = (state / "running").open("wb")
-    except OSError as error:
-        raise PolicyError(f"{state}: cannot be used ({error.strerror})") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PolicyError(f"{state}: another process runs this site", ExitCode.ALREADY_RUNNING) from None
-        yield

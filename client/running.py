@@ -10,9 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from client.agent import Agent, alone
+from client.agent import Agent
 from client.enrolment import check_certificate
 from client.health import Health
+from client.holding import alone
 from client.link import Link
 from client.policy import SiteSettings
 from client.worker import Worker

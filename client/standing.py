@@ -1,13 +1,12 @@
 """How a site stands, from its own files: what `status` says when nobody can be asked."""
 
-import fcntl
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from client.consent import read_withdrawal, withdrawal_path
 from client.enrolment import check_certificate
+from client.holding import is_running
 from client.keys import identity
 from client.policy import SiteSettings, load_policy
 from common.errors import PrivShareError
@@ -50,18 +49,6 @@ def standing_of(settings: SiteSettings, *, now: datetime) -> Standing:
         replies=len(replies),
         last_reply=None if newest is None else datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds"),
     )
-
-
-def is_running(state: Path) -> bool:
-    """Whether a process holds the site, as `client.agent.alone` does."""
-    try:
-        with (state / "running").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _consent(settings: SiteSettings) -> str:

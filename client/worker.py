@@ -1,21 +1,29 @@
 """The process that computes, apart from the one that talks to the network: a long step never delays a heartbeat.
 
-Between the two travel bytes alone: envelopes in, answers out.
+Between the two travel bytes alone: envelopes in, answers out. It ends with the process that talks, however that dies,
+and none begins before the last one of the site has ended.
 """
 
 import multiprocessing
+import os
 import signal
-from multiprocessing.connection import Connection
+import threading
+from contextlib import ExitStack
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import torch
 
 from client.door import Door
+from client.holding import Role, alone
+from client.policy import load_site_settings
 from client.site import open_site
 from common.errors import ExitCode, PrivShareError
 from common.privacy.noise import SeededNoise
 
 _READY = b""
+_PATIENCE = 5.0
+"""Seconds that a worker of before, whose owner is gone, has to end."""
 
 
 class WorkerLostError(Exception):
@@ -88,15 +96,21 @@ def _work(line: Connection, settings: Path, device: str, threads: int, noise_see
     """Serve until the other end is closed; its owner decides when to stop, not a signal to the whole group."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_owner, daemon=True).start()
     torch.set_num_threads(threads)
-    try:
-        site = open_site(settings, device=device)
-        if noise_seed is not None:
-            site = open_site(settings, noise=SeededNoise.of_site(site.name, noise_seed), device=device)
-    except PrivShareError as error:
-        line.send_bytes(f"{int(error.code)} {error}".encode())
-        return
-    door = Door(site)
+    with ExitStack() as held:
+        try:
+            held.enter_context(alone(load_site_settings(settings).state, Role.COMPUTE, patience=_PATIENCE))
+            site = open_site(settings, device=device)
+            if noise_seed is not None:
+                site = open_site(settings, noise=SeededNoise.of_site(site.name, noise_seed), device=device)
+        except PrivShareError as error:
+            line.send_bytes(f"{int(error.code)} {error}".encode())
+            return
+        _serve(line, Door(site))
+
+
+def _serve(line: Connection, door: Door) -> None:
     line.send_bytes(_READY)
     while True:
         try:
@@ -104,3 +118,11 @@ def _work(line: Connection, settings: Path, device: str, threads: int, noise_see
         except (EOFError, OSError):
             return
         line.send_bytes(door.answer(envelope))
+
+
+def _end_with_owner() -> None:
+    """In the middle of a step too: nobody would get what comes of it."""
+    owner = multiprocessing.parent_process()
+    assert owner is not None  # this is a worker's process
+    wait([owner.sentinel])
+    os._exit(1)

@@ -7,8 +7,8 @@ from contextlib import closing
 from typing import Final
 
 from client.doctor.checkup import Case, Check, Doubt, FaultError
+from client.holding import is_running
 from client.keys import tls_key, transport_key, unit_secret
-from client.standing import is_running
 from common.errors import ExitCode, OutputError, PolicyError, PrivShareError
 from common.privacy.ledger import read_ledger
 from common.wire.membership import split_address

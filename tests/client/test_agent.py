@@ -1,20 +1,17 @@
-"""A running site: what it keeps, what it waits for, when it gives up, and that nobody runs it twice."""
+"""A running site: what it keeps, what it waits for and when it gives up."""
 
 import itertools
 import logging
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from client import agent
-from client.agent import Agent, alone
+from client.agent import Agent
 from client.health import SERVING, STOPPING, Part
 from client.link import Parcel, RunOverError
 from client.worker import WorkerLostError
@@ -334,47 +331,3 @@ def test_a_site_that_cannot_be_opened_connects_to_nobody() -> None:
         made.run()
     assert served.script.log == []
     assert served.health.told == []
-
-
-# --- one process a site
-
-
-def test_a_site_is_held_by_one_process_alone(tmp_path: Path) -> None:
-    state = tmp_path / "a" / "state"
-    program = (
-        "import fcntl, sys\n"
-        "try:\n    file = open(sys.argv[1], 'ab'); fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
-        "except BlockingIOError:\n    print('refused')\nelse:\n    print('held', flush=True)\n    sys.stdin.read()"
-    )
-
-    def another() -> subprocess.Popen[str]:
-        """A process that tries to hold the site, and does until its input ends."""
-        command = [sys.executable, "-I", "-c", program, str(state / "running")]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    with alone(state):
-        assert state.stat().st_mode & 0o777 == 0o700
-        with pytest.raises(PolicyError, match=r"another process runs this site$") as error, alone(state):
-            pass
-        assert error.value.code == ExitCode.ALREADY_RUNNING
-        assert another().communicate()[0] == "refused\n"
-    other = another()
-    assert other.stdout is not None
-    assert other.stdout.readline() == "held\n"
-    with pytest.raises(PolicyError) as error, alone(state):
-        pass
-    assert error.value.code == ExitCode.ALREADY_RUNNING
-    other.communicate()
-    with alone(state):
-        pass
-
-
-def test_a_folder_that_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "state").write_text("a file")
-    with pytest.raises(PolicyError, match=rf"^{tmp_path / 'state'}: cannot be used \("), alone(tmp_path / "state"):
-        pass
-
-
-def test_what_goes_wrong_while_a_site_is_held_is_not_taken_for_its_folder_s_fault(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="another fault"), alone(tmp_path / "state"):
-        raise OSError("another fault")

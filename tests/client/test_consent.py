@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 from client.cli import app
 from client.consent import read_withdrawal, withdrawal_path
 from client.door import Door
+from client.holding import alone
 from client.policy import policy_digest
 from common.errors import ExitCode, PolicyError, PrivShareError
 from common.wire.envelopes import Order
@@ -121,8 +122,6 @@ def test_status_reads_the_files_of_a_site_that_nobody_can_ask(home: Home) -> Non
 
 
 def test_status_says_whether_a_process_holds_the_site(home: Home) -> None:
-    from client.agent import alone  # noqa: PLC0415 (Flower)
-
     with alone(home.folder / "state"):
         result = run(home, "status", "--json")
         assert (result.exit_code, json.loads(result.stdout)["running"]) == (0, True)

@@ -19,12 +19,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from typer.testing import CliRunner, Result
 
-from client.agent import alone
 from client.cli import app
 from client.consent import Withdrawal, withdraw
 from client.doctor.checks import CHECKS
 from client.doctor.checkup import Case, Check, Mark, Surroundings, examine, first_failure
 from client.doctor.checkup import Result as Finding
+from client.holding import alone
 from client.keys import identity
 from client.policy import policy_digest, sign_policy
 from client.presets.tables import READS

@@ -1,7 +1,9 @@
 """A site in a process of its own: the same answers, its refusals to open, and what is left when either side dies."""
 
+import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from client.door import Door
-from client.worker import Worker, WorkerLostError
+from client.worker import Worker, WorkerLostError, _end_with_owner
 from common.errors import ExitCode, PrivShareError
 from common.privacy.ledger import read_ledger
 from common.privacy.noise import SeededNoise
@@ -110,12 +112,15 @@ def test_a_worker_that_was_never_started_can_be_stopped(home: Home) -> None:
     Worker(home.folder / "site.yaml", device="cpu", threads=1).stop()
 
 
-def _own_and_die(settings: Path, said: Path) -> None:
-    """Start a worker, write down its number, and be killed."""
+def _own_and_die(settings: Path, said: Path, told: signal.Signals | None = None) -> None:
+    """Start a worker, write down its number, send it a signal, and be killed."""
     worker = Worker(settings, device="cpu", threads=1)
     worker.start()
     assert worker._process is not None
+    assert worker._process.pid is not None
     said.write_text(str(worker._process.pid))
+    if told is not None:
+        os.kill(worker._process.pid, told)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -127,13 +132,61 @@ def test_a_worker_ends_when_its_owner_dies(home: Home, tmp_path: Path) -> None:
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(owner, 0)[1]) == -signal.SIGKILL
-    worker, deadline = int(said.read_text()), time.monotonic() + 60
-    while (lives := is_running(worker)) and time.monotonic() < deadline:
+    assert ended(int(said.read_text()))
+    assert read_ledger(home.ledger).charges == {home.study.digest(): {}}
+
+
+def test_a_worker_whose_owner_is_gone_and_that_has_not_ended_yet_keeps_another_from_beginning(
+    home: Home, tmp_path: Path
+) -> None:
+    # It may be in an answer that is charged: a second worker would make the same one anew, and the first then go on.
+    said = tmp_path / "pid"
+    if (owner := os.fork()) == 0:
+        try:
+            _own_and_die(home.folder / "site.yaml", said, signal.SIGSTOP)
+        finally:
+            os._exit(1)
+    os.waitpid(owner, 0)
+    stopped = int(said.read_text())
+    another = Worker(home.folder / "site.yaml", device="cpu", threads=1)
+    try:
+        with pytest.raises(PrivShareError, match=r"another process runs this site$") as error:
+            another.start()
+        assert error.value.code == ExitCode.ALREADY_RUNNING
+        another.stop()
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    another.start()
+    assert not is_running(stopped)
+    another.stop()
+
+
+def _compute_for_ever(said: Path) -> None:
+    """A step of a worker that takes long."""
+    threading.Thread(target=_end_with_owner, daemon=True).start()
+    said.write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def test_a_worker_ends_in_the_middle_of_a_step_when_its_owner_dies(tmp_path: Path) -> None:
+    said = tmp_path / "pid"
+    if (owner := os.fork()) == 0:
+        multiprocessing.get_context("spawn").Process(target=_compute_for_ever, args=(said,)).start()
+        while not said.exists() or not said.read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(owner, 0)
+    assert ended(int(said.read_text()))
+
+
+def ended(pid: int) -> bool:
+    """Whether a process ends by itself, within a minute; it does not outlive the test."""
+    deadline = time.monotonic() + 60
+    while (lives := is_running(pid)) and time.monotonic() < deadline:
         time.sleep(0.05)
     if lives:
-        os.kill(worker, signal.SIGKILL)  # before anybody else has to find it
-    assert not lives
-    assert read_ledger(home.ledger).charges == {home.study.digest(): {}}
+        os.kill(pid, signal.SIGKILL)
+    return not lives
 
 
 def is_running(pid: int) -> bool:
