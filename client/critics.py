@@ -115,8 +115,6 @@ class OwnCritics:
             counts = noised.reshape(-1, 2) / event.scale
             found = verdicts_on(counts, event.variance, judge(critic, *fakes))
             opening = gate(found, len(heads_of(critic)))
-            weights = dict(zip(heads_of(critic), opening.weights, strict=True))
-            _LOG.info("event=gate run=%s request=%s weights=%s", request.run, request.name, weights)
             return pack(_OPENING, {name: np.array(part) for name, part in vars(opening).items()})
 
         return learn
@@ -132,6 +130,8 @@ class OwnCritics:
             return None
         opening = Opening(**{name: tuple(part.tolist()) for name, part in unpack(_OPENING, found[1].arrays).items()})
         critic = self.current(request, bins, seed=0).to(self._device)
+        weights = dict(zip(heads_of(critic), opening.weights, strict=True))
+        _LOG.info("event=gate run=%s request=%s weights=%s", request.run, request.name, weights)
         return arm(critic, opening, strength=self._study.critic.strength)
 
     def _fakes(

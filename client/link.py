@@ -65,8 +65,8 @@ _GONE_FOR = 3.0
 """Seconds that a site stays away after a goodbye. Who waits for an answer of a process that died, or whose message was
 lost on its way, must see meanwhile that the site is gone, to ask again: it looks several times a second."""
 _BUSY = frozenset({408, 429, 502, 503, 504})
-_TOO_SLOW = 504
-"""Of a proxy: the server behind it was told, and has not answered in time."""
+_MAYBE_TOLD = frozenset({502, 504})
+"""Of a proxy: the server behind it may have been told, and has not answered, or not in time."""
 _REFUSED = frozenset({400, 401, 404, 409})
 _NOT_RUNNING = 403
 _NOT_YET = 412
@@ -348,7 +348,7 @@ def _once(method: Callable[[_Asked], _Found], request: _Asked) -> _Found:
                 "is connected as this site, nor for a minute after a crash of its machine"
             ) from None
         if status in _BUSY:
-            raise BusyError(f"superlink: answers with status {status}", is_heard=status == _TOO_SLOW) from None
+            raise BusyError(f"superlink: answers with status {status}", is_heard=status in _MAYBE_TOLD) from None
         if status not in _REFUSED:
             raise UnreachableError(f"superlink: answers with status {status}") from None
         raise UnreachableError(

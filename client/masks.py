@@ -5,10 +5,10 @@ is closed or another one begins. On disk, since a site that lost its key would m
 have sealed their answers by then, and all would have to release, and pay, anew.
 
 Why that is sound: a mask is made of the key, the participants and the request by its name and digest, and the ledger
-charges a name once and never has a charged one computed again; so whichever process holds the key, each mask is used
-once. A copy of the whole folder that is resumed has an older ledger, and the witnesses refuse before anything is
-released. Should two copies make the one release each that witnesses cannot prevent, the two vectors under one mask show
-the difference of their noise, and nothing of a row.
+charges a name once and lets one answer to it be sealed; one that a crash took before that left for nobody. So whichever
+process holds the key, each mask is seen once. A copy of the whole folder that is resumed has an older ledger, and the
+witnesses refuse before anything is released. Should two copies make the one release each that witnesses cannot prevent,
+the two vectors under one mask show the difference of their noise; where a release samples its units, of samples too.
 What it costs: while the run lasts, whoever takes the file from the site can take the masks off what that site has sent
 in the run. Each vector carries the site's full noise beneath its mask, so the guarantee is not touched.
 """

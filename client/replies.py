@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.errors import LedgerError
-from common.files import place_of, write_durably
+from common.files import trace_of, write_durably
 
 
 class Replies:
@@ -31,35 +31,36 @@ class Replies:
             raise LedgerError(f"{self._folder}: holds a reply that the ledger does not know; restore the newest ledger")
 
     def begin(self, study: str, request: str, digest: str) -> None:
-        """Write down, before it is charged, that a request is answered, and that it is answered in this folder.
+        """Write down, before it is charged, that a request is answered, and what tells that file from a copy of it.
 
         Raises:
             LedgerError: the disk fails.
         """
         path = self._begun(study, request)
         try:
-            write_durably(path, self._beginning(digest))
+            write_durably(path, digest.encode())
+            write_durably(_trace(path), json.dumps(trace_of(path)).encode())
         except OSError as error:
             raise LedgerError(f"{path}: cannot be written ({error.strerror})") from None
 
     def end(self, study: str, request: str) -> None:
         """Forget that it is answered: it was, or will not be."""
         with suppress(OSError):  # what is sealed is never answered anew, whatever is written down
-            self._begun(study, request).unlink(missing_ok=True)
+            path = self._begun(study, request)
+            path.unlink(missing_ok=True)
+            _trace(path).unlink(missing_ok=True)
 
     def is_unfinished(self, study: str, request: str, digest: str) -> bool:
         """Whether the answer to a request was begun here, and its reply was never written.
 
-        False in a copy of the folder: where it was copied from, the reply may be there, and have left.
+        False in a copy of the folder, and where one was put back: the reply may have been there, and have left.
         """
+        path = self._begun(study, request)
         try:
-            is_begun = self._begun(study, request).read_bytes() == self._beginning(digest)
-        except OSError:
+            is_begun = path.read_text() == digest and json.loads(_trace(path).read_bytes()) == trace_of(path)
+        except (OSError, ValueError):
             return False
         return is_begun and not self._path(study, request).exists()
-
-    def _beginning(self, digest: str) -> bytes:
-        return json.dumps({"digest": digest, "place": place_of(self._state)}).encode()
 
     def write(self, study: str, request: str, body: bytes) -> str:
         """Write a reply, whole or not at all; its SHA-256.
@@ -97,3 +98,7 @@ class Replies:
 
     def _begun(self, study: str, request: str) -> Path:
         return self._state / "begun" / self._path(study, request).name
+
+
+def _trace(path: Path) -> Path:
+    return path.with_name(path.name + ".trace")

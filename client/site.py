@@ -1,9 +1,8 @@
 """One site: a request comes in, is checked, charged, answered and sealed. The same object in simulation and live.
 
 Order for everything that reads rows: policy -> ledger (on disk) -> noise -> mask, where the study has masks -> sealed
-reply (on disk) -> answer. A request
-that was answered before gets the same bytes again and spends nothing; one that was charged and never sealed is lost and
-is not computed a second time.
+reply (on disk) -> answer. A request that was answered before gets the same bytes again and spends nothing; one that a
+crash took between its charge and its seal, which left for nobody, is answered anew for that charge.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ import torch
 
 from client.critics import Lesson, OwnCritics
 from client.keys import identity, unit_secret
-from client.masks import Masks
+from client.masks import Mask, Masks
 from client.policy import SitePolicy, SiteSettings, load_policy, load_site_settings, policy_digest, today_utc
 from client.records import read_records
 from client.releases import OwnReleases
@@ -30,7 +29,7 @@ from client.witnesses import Witnesses
 from common.data.encoding import make_grids
 from common.data.queries import layout_of
 from common.data.tables import sizes_of
-from common.errors import BudgetError, ExitCode, LedgerError, PolicyError, PrivShareError, SchemaError, SourceError
+from common.errors import ExitCode, LedgerError, PolicyError, PrivShareError, SchemaError, SourceError
 from common.models.devices import device_named
 from common.models.neural import NeuralCritic
 from common.privacy.events import GaussianEvent
@@ -293,27 +292,34 @@ class Site:
         self._witnesses.require()
         _ = self._vault  # a table that this site cannot use leaves nothing begun
         mask = self._masks.of(request, digest) if self._policy.is_masked else None
-        self._replies.begin(request.study, name, digest)
-        if charged is not None:  # a crash fell between the charge and the reply, which nobody got
+        if charged is None:
+            self._replies.begin(request.study, name, digest)
+        else:  # a crash fell between the charge and the reply, which nobody got
             self._ledger.reopen(name)
         try:
-            noised, event = release()
-        except BudgetError:
+            body = self._answer(request, mask, *release(), lesson)
+        except LedgerError:  # of the disk: what was charged may be answered anew
+            raise
+        except Exception:  # whatever it is, it may hang on the noise: another draw would tell of this one
             self._replies.end(request.study, name)
             raise
-        facts: dict[str, object] = {"event": event.as_dict(), **self._ledger_facts()}
-        if mask is not None:  # what is noised and not masked goes nowhere, not even to this site's own folder
-            facts["participants"] = mask.participants.digest
-            body = Reply(self._settings.site, facts, {"masked": mask.hide(noised)}).encode()
-        else:
-            counts = {"counts": noised}
-            body = Reply(self._settings.site, facts, {} if self._policy.keeps(request) else counts).encode()
-            if self._policy.is_local:
-                learned = {} if lesson is None else lesson(noised, event)
-                self._releases.keep(request, Reply(self._settings.site, facts, counts | learned))
         self._ledger.seal(name, self._replies.write(request.study, name, body))
         self._replies.end(request.study, name)
         return body
+
+    def _answer(
+        self, request: Request, mask: Mask | None, noised: np.ndarray, event: GaussianEvent, lesson: Lesson | None
+    ) -> bytes:
+        """The reply that says what was released, and what this site keeps of it; not sealed yet."""
+        facts: dict[str, object] = {"event": event.as_dict(), **self._ledger_facts()}
+        if mask is not None:  # what is noised and not masked goes nowhere, not even to this site's own folder
+            facts["participants"] = mask.participants.digest
+            return Reply(self._settings.site, facts, {"masked": mask.hide(noised)}).encode()
+        counts = {"counts": noised}
+        if self._policy.is_local:
+            learned = {} if lesson is None else lesson(noised, event)
+            self._releases.keep(request, Reply(self._settings.site, facts, counts | learned))
+        return Reply(self._settings.site, facts, {} if self._policy.keeps(request) else counts).encode()
 
     def _found(self, request: Request, seal: str | None) -> bytes:
         """The reply to a request that was charged before."""

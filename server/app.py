@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Context, Error, Message, MessageType, Metadata, RecordDict
@@ -14,12 +14,14 @@ from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
 from common.errors import ProtocolError
+from common.wire.messages import MAX_BODY
 from common.wire.parcels import gather, pack_body, unpack_body
 from server.exchange import Exchange
 from server.live import conduct as conduct_live
@@ -37,11 +39,11 @@ knows of no message, nor does one whose connection was reset while it took it.""
 
 @dataclass
 class _Coming:
-    """A reply that a node announced. late: the part of it that was not there when it was last looked for."""
+    """A reply that a node announced. late: its parts from the first on that was not there when it was looked for."""
 
     head: Metadata
     tree: ObjectTree
-    late: str | None = None
+    late: list[str] = field(default_factory=list)
 
 
 class BoundedGrid:
@@ -102,12 +104,18 @@ class BoundedGrid:
         pull = make_pull_object_fn_protobuf(self._client.PullObject, node, run)
 
         def noted(name: str) -> bytes:
-            coming.late = name
-            return pull(name)
+            try:
+                return pull(name)
+            except ObjectUnavailableError:
+                names = [part.object_id for part in iterate_object_tree(coming.tree)]
+                coming.late = names[names.index(name) :]
+                raise
 
         try:
-            if coming.late is not None:  # what is there is not pulled again before this is
-                pull(coming.late)
+            found = 0
+            while coming.late and found <= MAX_BODY:  # what is there is not pulled again before the rest is
+                found += len(pull(coming.late[0]))
+                del coming.late[0]
             reply = gather(coming.tree, noted)
         except ObjectPullError:  # its node was cut off, and did not send it all in time
             return make_message(head, error=Error(ErrorCode.MESSAGE_UNAVAILABLE))
@@ -171,7 +179,7 @@ class GridExchange:
             for identity, body in self._pull(list(waiting)).items():
                 address = waiting.pop(identity)
                 if body is None and self._is_lasting and address in due:
-                    due[address] = now + _PAUSE
+                    due[address], silence[address] = now + _PAUSE, _SILENT  # it was not silent
                 elif due.pop(address, None) is not None and body is not None:
                     answers[address] = body
             if due:

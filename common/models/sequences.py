@@ -277,11 +277,11 @@ def choose(chance: Tensor, random: torch.Generator) -> Tensor:
         random: of the draws, on the same device.
 
     Raises:
-        ValueError: somewhere no chance is above 0, or one is no finite number.
+        ValueError: somewhere no chance is above 0 by more than doubles round away, or one is no finite number.
     """
     sums = chance.detach().cumsum(dim=-1, dtype=torch.float64)
     total = sums[..., -1:]
-    if not bool(((total > 0) & (total < torch.inf)).all()):
+    if not bool(((total > torch.finfo(total.dtype).tiny) & (total < torch.inf)).all()):
         raise ValueError("chances: expected finite numbers, one above 0 in each row")
     # Below 1, so that the point is below the total whichever way it is rounded.
     point = total * torch.rand(total.shape, dtype=torch.float64, generator=random, device=chance.device)

@@ -37,7 +37,7 @@ class NoiseSource(Protocol):
     kind: Literal["csprng", "test-seed"]
 
     def draw(self, size: int, *, noise_stddev: float, context: str) -> np.ndarray:
-        """`size` independent draws, int64. `context` names the message, and must not repeat."""
+        """`size` independent draws, int64. `context` names the message; for one that is made anew it is the same."""
         ...
 
     def sample(self, size: int, *, rate: float, context: str) -> np.ndarray:

@@ -35,7 +35,7 @@ from common.privacy.budget import mu_of
 from common.privacy.events import GaussianEvent
 from common.privacy.ledger import read_ledger
 from common.privacy.mechanism import MAXIMUM_EMPHASIS
-from common.privacy.noise import SeededNoise
+from common.privacy.noise import GaussianNoise, SeededNoise
 from common.privacy.spending import Spending
 from common.privacy.witness import Statement
 from common.wire.messages import KEPT, Reply, refusal
@@ -423,12 +423,13 @@ class Crash(Forbidden):
     """Ends what is going on when noise is to be drawn."""
 
     def draw(self, size: int, *, noise_stddev: float, context: str) -> np.ndarray:
-        raise MemoryError
+        raise KeyboardInterrupt
 
 
 def crash(home: Home, asked: bytes) -> None:
     """Charge a request, and get no further."""
-    assert refused(home.open(Crash()).handle(asked)) == "INTERNAL"  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        home.open(Crash()).handle(asked)  # type: ignore[arg-type]
     assert home.charged == ["run-1/one_way"]
     assert home.sealed == {}
 
@@ -478,6 +479,32 @@ def test_a_copy_of_the_folder_answers_nothing_that_was_charged_where_it_was_copi
     shutil.rmtree(state)
     (home.folder / "original").rename(state)
     assert refused(home.open().handle(asked)) is None
+
+
+def test_a_copy_that_is_put_back_in_its_place_answers_nothing_that_was_charged(home: Home, tmp_path: Path) -> None:
+    # The folder itself stays, as when a backup is restored into it; this one was made in the middle of the answer.
+    asked = home.ask("one_way").encode()
+    crash(home, asked)
+    shutil.copytree(home.folder, tmp_path / "backup")
+    assert refused(home.open().handle(asked)) is None
+    for path in home.folder.rglob("*"):
+        if path.is_file():
+            path.unlink()
+    shutil.copytree(tmp_path / "backup", home.folder, dirs_exist_ok=True)
+    assert refused(home.open(forbidden()).handle(asked)) == "LEDGER_INVALID"
+
+
+def test_a_fault_that_may_hang_on_the_noise_is_not_tried_again_with_another_draw(home: Home) -> None:
+    class Odd(GaussianNoise):
+        def draw(self, size: int, *, noise_stddev: float, context: str) -> np.ndarray:
+            super().draw(size, noise_stddev=noise_stddev, context=context)
+            raise ValueError("not a number")
+
+    asked = home.ask("one_way").encode()
+    assert refused(home.open(Odd()).handle(asked)) == "INTERNAL"
+    assert home.charged == ["run-1/one_way"]
+    assert list((home.folder / "state" / "begun").iterdir()) == []
+    assert refused(home.open(forbidden()).handle(asked)) == "LEDGER_INVALID"
 
 
 def test_what_was_answered_is_not_answered_anew_where_its_reply_and_its_seal_are_gone(home: Home) -> None:

@@ -18,6 +18,7 @@ _STUDY = "tests/common/test_study.py::test_"
 _UNITS = "tests/common/data/test_units.py::test_"
 _NEURAL = "tests/common/models/test_neural.py::test_"
 _UNEXPECTED = "tests/client/test_unexpected.py::test_"
+_WORKER = "tests/client/test_worker.py::test_"
 _SITE = "tests/client/test_site.py::test_"
 _UNPICKLED = "tests/test_architecture.py::test_a_file_unpickles_nothing_runs_no_text_and_uses_no_global_random_state"
 _DIRTY = f"{_SITE}what_is_wrong_with_a_table_stays_at_the_site_and_its_text_reaches_not_even_the_log"
@@ -724,9 +725,28 @@ LEDGER = (
         name="copy-answers-too",
         twin="a copy of a site makes anew what the original is about to send: two draws for one charge",
         file="client/replies.py",
-        old='"place": place_of(self._state)',
-        new='"place": 0',
-        killed_by=(f"{_SITE}a_copy_of_the_folder_answers_nothing_that_was_charged_where_it_was_copied_from",),
+        old=" and json.loads(_trace(path).read_bytes()) == trace_of(path)",
+        new="",
+        killed_by=(
+            f"{_SITE}a_copy_of_the_folder_answers_nothing_that_was_charged_where_it_was_copied_from",
+            f"{_SITE}a_copy_that_is_put_back_in_its_place_answers_nothing_that_was_charged",
+        ),
+    ),
+    Mutant(
+        name="other-draw-after-a-fault",
+        twin="a fault that hangs on the noise is tried again with another draw: one bit for each, and no charge",
+        file=_SITE_FILE,
+        old="another draw would tell of this one\n            self._replies.end(request.study, name)\n",
+        new="another draw would tell of this one\n",
+        killed_by=(f"{_SITE}a_fault_that_may_hang_on_the_noise_is_not_tried_again_with_another_draw",),
+    ),
+    Mutant(
+        name="two-workers",
+        twin="one whose owner was killed and a new one make one answer twice",
+        file="client/worker.py",
+        old="held.enter_context(alone(",
+        new="str(alone(",
+        killed_by=(f"{_WORKER}a_worker_whose_owner_is_gone_and_that_has_not_ended_yet_keeps_another_from_beginning",),
     ),
     Mutant(
         name="answered-anew-after-its-seal",
@@ -1025,23 +1045,20 @@ MASKS = (
         twin="what cannot be added up is paid for all the same",
         file=_SITE_FILE,
         old="        mask = self._masks.of(request, digest) if self._policy.is_masked else None\n"
-        "        self._replies.begin(request.study, name, digest)\n"
-        "        if charged is not None:  # a crash fell between the charge and the reply, which nobody got\n"
+        "        if charged is None:\n"
+        "            self._replies.begin(request.study, name, digest)\n"
+        "        else:  # a crash fell between the charge and the reply, which nobody got\n"
+        "            self._ledger.reopen(name)\n"
+        "        try:\n"
+        "            body = self._answer(request, mask, *release(), lesson)\n",
+        new="        if charged is None:\n"
+        "            self._replies.begin(request.study, name, digest)\n"
+        "        else:\n"
         "            self._ledger.reopen(name)\n"
         "        try:\n"
         "            noised, event = release()\n"
-        "        except BudgetError:\n"
-        "            self._replies.end(request.study, name)\n"
-        "            raise\n",
-        new="        self._replies.begin(request.study, name, digest)\n"
-        "        if charged is not None:  # a crash fell between the charge and the reply, which nobody got\n"
-        "            self._ledger.reopen(name)\n"
-        "        try:\n"
-        "            noised, event = release()\n"
-        "        except BudgetError:\n"
-        "            self._replies.end(request.study, name)\n"
-        "            raise\n"
-        "        mask = self._masks.of(request, digest) if self._policy.is_masked else None\n",
+        "            mask = self._masks.of(request, digest) if self._policy.is_masked else None\n"
+        "            body = self._answer(request, mask, noised, event, lesson)\n",
         killed_by=(f"{_MASKS}a_request_of_no_agreed_masks_is_refused_and_spends_nothing",),
     ),
     Mutant(

@@ -163,6 +163,12 @@ def test_a_node_that_says_nothing_is_asked_again_after_a_while(clock: Clock) -> 
     assert [round(when / 60) for when in grid.times(3)] == [0, 1, 3]  # twice as long each time
 
 
+def test_a_node_that_failed_for_a_while_and_then_says_nothing_is_asked_again_as_soon_as_any(clock: Clock) -> None:
+    grid = FakeGrid(clock, lambda node, number: [Reply(None)] * (number < 5) + [Reply(b"well")] * (number == 6))
+    assert exchange(grid, timeout=1000).ask({"3": b"for 3"}) == {"3": b"well"}
+    assert round(grid.times(3)[6] - grid.times(3)[5]) == 60
+
+
 def test_a_silent_node_that_will_not_be_there_again_is_waited_for_and_not_asked_again(clock: Clock) -> None:
     grid = FakeGrid(clock, lambda *_: [Reply(b"late", after=900)])
     assert exchange(grid, timeout=1000, is_lasting=False).ask({"3": b"for 3"}) == {"3": b"late"}
@@ -386,6 +392,20 @@ def test_what_is_there_of_a_reply_is_not_pulled_again_before_the_rest_has_come(r
         assert exchange._pull(["m1"]) == {}
     assert runtime.pulled == taken
     assert len(set(runtime.asked)) == 1
+
+
+def test_parts_that_come_one_after_the_other_are_pulled_twice_at_most(runtime: Runtime) -> None:
+    runtime.reply("m1", pack_body(np.random.default_rng(0).bytes(40 * MIB)))
+    parts, whole = dict(runtime.parts), sum(map(len, runtime.parts.values()))
+    names = [part.object_id for part in iterate_object_tree(runtime.trees[0])]
+    for name in names:
+        runtime.parts[name] = b""
+    exchange = reached(runtime)
+    for name in names:
+        assert exchange._pull(["m1"]) == {}
+        runtime.parts[name] = parts[name]
+    assert list(exchange._pull(["m1"])) == ["m1"]
+    assert runtime.pulled <= 2 * whole
 
 
 def test_a_reply_of_a_node_that_went_before_it_had_sent_it_all_is_a_failure(runtime: Runtime) -> None:
