@@ -2,15 +2,12 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Protocol
 
 from common.errors import ExitCode, PolicyError, PrivShareError, ProtocolError, TooFewSitesError, UntrustedError
 from common.privacy.signatures import SigningKey
 from common.wire.envelopes import ANY_SITE, Answer, Order, claimed_site
 from common.wire.messages import Reply, Request
-
-DECIDED: Final = frozenset({ExitCode.BUDGET_REFUSED, ExitCode.POLICY_REFUSED})
-"""Refusals that a steward decided; asking later brings another answer to any other failure alone."""
 
 
 class Exchange(Protocol):
@@ -55,7 +52,7 @@ class Answers:
         """The replies of all.
 
         Raises:
-            PrivShareError: as `of_at_least`.
+            PrivShareError: the first failure.
         """
         return self.of_at_least(len(self.replies) + len(self.failures))
 
@@ -63,11 +60,11 @@ class Answers:
         """The replies, if there are enough.
 
         Raises:
-            PrivShareError: the first failure, of those that may pass if any, or that nobody was there to fail.
+            PrivShareError: the first failure, or that nobody was there to fail.
         """
         if len(self.replies) < sites:
             if self.failures:
-                raise min(self.failures.values(), key=lambda fault: fault.code in DECIDED)
+                raise next(iter(self.failures.values()))
             raise TooFewSitesError(f"sites: {len(self.replies)} answered, {sites} are needed")
         return self.replies
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from common.data.queries import Coded, Family, layout_of
 from common.data.tables import one_way, sizes_of
-from common.errors import PolicyError
+from common.errors import ExitCode, PolicyError
 from common.models.critics import MARGINALS
 from common.models.embedding import SCALE
 from common.models.generator import Generator, draw_bins, initialise
@@ -40,7 +40,7 @@ from common.wire.packing import (
 )
 from server.aggregation import REACH, check_generator
 from server.conductor import Conductor
-from server.exchange import DECIDED, Roster
+from server.exchange import Roster
 from server.learner import Learner
 from server.noise_controller import NoisePlan, Quality, decide
 from server.plausibility import Form
@@ -406,7 +406,7 @@ class Coordinator(Conductor[Trained]):
         except PolicyError as refused:
             # A figure about the generator, not a part of it: the run is good without. Only a steward may decide so; a
             # site that cannot answer now can do so later.
-            if refused.code not in DECIDED:
+            if refused.code not in (ExitCode.BUDGET_REFUSED, ExitCode.POLICY_REFUSED):
                 raise
             _LOG.warning("event=unmonitored reason=%s", refused)
             quality = None

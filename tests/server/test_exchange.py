@@ -5,15 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from common.errors import (
-    ExitCode,
-    LedgerError,
-    PolicyError,
-    PrivShareError,
-    ProtocolError,
-    TooFewSitesError,
-    UntrustedError,
-)
+from common.errors import ExitCode, PolicyError, PrivShareError, ProtocolError, TooFewSitesError, UntrustedError
 from common.privacy.ledger import Head
 from common.privacy.signatures import SigningKey
 from common.wire.envelopes import Order, answer_to
@@ -254,14 +246,6 @@ def test_too_few_sites_are_refused_with_their_number(answers: dict[str, tuple[st
     answered = sum(body is not None for body in answers.values())
     assert str(error.value) == f"sites: {answered} answered, 2 are needed"
     assert error.value.code == ExitCode.TOO_FEW_SITES
-
-
-def test_of_several_failures_one_that_may_pass_is_told_before_what_a_steward_decided() -> None:
-    decided = [PolicyError("a", ExitCode.BUDGET_REFUSED), PolicyError("b", ExitCode.POLICY_REFUSED)]
-    passing = [LedgerError("c"), TooFewSitesError("d")]
-    for failures, expected in (([*decided, *passing], "c"), (decided, "a"), (passing, "c")):
-        with pytest.raises(PrivShareError, match=f"^{expected}$"):
-            Answers({}, dict(zip("wxyz", failures, strict=False))).whole()
 
 
 def test_a_site_that_is_not_there_at_the_roll_call_is_not_asked_later() -> None:
