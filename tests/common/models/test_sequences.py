@@ -843,3 +843,9 @@ def test_no_category_is_drawn_of_what_are_no_chances(wrong: float) -> None:
     chances[3] = torch.tensor([wrong, 0.0, 0.0])
     with pytest.raises(ValueError, match="chances"):
         choose(chances, torch.Generator())
+
+
+def test_chances_that_doubles_round_away_are_none() -> None:
+    smallest = torch.tensor([[0.0, 5e-324]], dtype=torch.float64)  # a point below it rounds up to it
+    with pytest.raises(ValueError, match="chances"):
+        choose(smallest, torch.Generator())
